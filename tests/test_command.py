@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+from torch import Tensor
+
+from probe import command
+from probe.command import TextConfig, parse_layers
+from probe.errors import InputError
+from probe.runs import Run
+from tests import toy
+
+SAMPLE = ["--dataset", "sample", "--quiet"]
+
+
+def start(argv: list[str], stop: str = "") -> subprocess.Popen[str]:
+    """The toy's command line in a process of its own, which stops in that unit."""
+    environment = os.environ | {"TOY_STOP": stop}
+    return subprocess.Popen(argv, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes() for path in (directory / "units").rglob("*.safetensors")
+    }
+
+
+def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "tests.toy", *SAMPLE, "--out", str(tmp_path / "run")]
+    with start(argv, stop="write") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "stopped\n"
+        process.kill()
+    before = contents(tmp_path / "run")
+    assert set(before) == {f"units/draw/unit={i}.safetensors" for i in range(4)} | {"units/add/unit=0.safetensors"}
+    assert len(list((tmp_path / "run").rglob("*.partial"))) == 1, "killed while it wrote"
+    written = {path: (tmp_path / "run" / path).stat().st_mtime_ns for path in before}
+
+    with start(argv) as process:
+        out, error = process.communicate()
+    assert (process.returncode, error) == (0, "")
+    assert out == f"{tmp_path / 'run' / 'report.html'}\n"
+    assert written == {path: (tmp_path / "run" / path).stat().st_mtime_ns for path in before}, "not done again"
+    assert not list((tmp_path / "run").rglob("*.partial"))
+
+    whole = toy.run(toy.Config(dataset="sample"), out=tmp_path / "whole", quiet=True)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    resumed = Run(tmp_path / "run").read_results()
+    assert resumed["sum"].values.tobytes() == whole.data["sum"].values.tobytes()
+    xr.testing.assert_equal(resumed, whole.data)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from probe.command import TextConfig, main
+try:
+    main("toy", TextConfig, None, None, ["--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+print(sorted({"torch", "transformers", "datasets", "xarray", "pandas", "numpy", "matplotlib"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("\n[]\n")
+
+
+def test_help_names_every_option_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        toy.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    options = """--model --revision --random-init --dataset --text --split --windows --window-length --layers --device
+    --dtype --seed --out --fresh --dry-run --quiet --shuffled-weights --skip-first --numbers"""
+    assert [option for option in options.split() if f"{option} " not in text] == []
+    for part in ("--random-init SEED", "--text FILE", "--out DIR", "--ranks INT,INT,...", "4,8", "How many numbers"):
+        assert part in text
+
+
+def test_options_reach_the_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--text t.txt --windows 7 --window-length 64 --layers 0,2 --random-init 3 --revision none --ranks 1,2,3"
+    assert toy.main([*options.split(), "--quiet", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'run' / 'report.html'}\n"
+    config = Run(tmp_path / "run").record["config"]
+    expected = {
+        "text": "t.txt",
+        "dataset": None,
+        "windows": 7,
+        "window_length": 64,
+        "layers": "0,2",
+        "random_init": 3,
+        "shuffled_weights": None,
+        "revision": None,
+        "ranks": [1, 2, 3],
+        "model": "smollm2-135m-instruct-q4",
+    }
+    assert expected.items() <= config.items()
+
+
+def test_without_text_or_data_set_it_is_wikitext_2() -> None:
+    assert TextConfig().dataset == "wikitext-2"
+    assert TextConfig(text=Path("t.txt")).dataset is None
+    with pytest.raises(InputError, match=r"got data set sample and file t\.txt"):
+        TextConfig(text=Path("t.txt"), dataset="sample")
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["--windows", "many"], "--windows: invalid literal for int() with base 10: 'many'"),
+        (["--windows"], "Missing value for argument '--windows'"),
+        (["--ranks", "1,x"], "--ranks: invalid literal for int() with base 10: 'x'"),
+        (["--random-init", "x"], "--random-init: invalid literal for int() with base 10: 'x'"),
+        (["--widnows", "3"], "Unrecognized options: --widnows, 3; perhaps --windows; --help lists the options"),
+        (["extra"], "Unrecognized options: extra"),
+        (["--dtype", "int8"], "invalid choice 'int8' for argument '--dtype'. Expected one of ('float32'"),
+        (["--dataset", "sample", "--text", "t.txt"], "only one text can be read"),
+        (["--model", "unknown"], "no model of that name"),
+        (["--model", "a", "--out", "/proc/none"], "the run directory must be writable"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(argv: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert toy.main(argv) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert part in said.err
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    def broken(config: toy.Config, **options: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        command.main("toy", toy.Config, broken, toy.plan, [])
+
+
+def test_dry_run_prints_the_plan_and_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert toy.main(["--dry-run", "--model", "a,b"]) == 0
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in said.splitlines() if line[:1] == "│"]
+    assert rows == 2 * [
+        ["draw", "4", "1 min 15 s", "123 MB"],
+        ["add", "4", "1 h 6 min", "2 GB"],
+        ["in all", "8", "1 h 7 min", "2 GB"],
+    ]
+    assert "toy a" in said
+    assert "toy b" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    finish = toy.draw
+
+    def draw(config: toy.Config, unit: Any, run: Run) -> Mapping[str, Tensor]:
+        if unit.key == "unit=2":
+            signal.raise_signal(number)
+        return finish(config, unit, run)
+
+    draw.__qualname__ = "draw"
+    monkeypatch.setattr(toy, "draw", draw)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    argv = [*SAMPLE, "--fresh", "--out", str(tmp_path / "a b")]
+    assert toy.main(argv) == 130
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    # --fresh would move the finished units aside
+    go_on = f"python -m probe.analyses.toy --dataset sample --quiet --out '{tmp_path / 'a b'}'"
+    assert capsys.readouterr().err == f"interrupted: finished units are kept; go on with: {go_on}\n"
+    assert sorted(path.name for path in (tmp_path / "a b" / "units" / "draw").iterdir()) == [
+        "unit=0.safetensors",
+        "unit=1.safetensors",
+    ]
+    monkeypatch.undo()
+    assert toy.main([*SAMPLE, "--out", str(tmp_path / "a b")]) == 0
+
+
+def test_the_command_to_go_on_is_the_one_that_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(config: toy.Config, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    typed = ["../venv/bin/python", "-m", "probe.analyses.toy", "--fresh", "--text", "my file.txt"]
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    monkeypatch.setattr(sys, "argv", ["__main__.py", *typed[3:]])
+    assert command.main("toy", toy.Config, interrupt, toy.plan) == 130
+    said = capsys.readouterr().err
+    assert said.endswith("go on with: ../venv/bin/python -m probe.analyses.toy --text 'my file.txt'\n")
+
+
+def test_several_models_and_revisions_make_one_run_each_and_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compared: list[tuple[list[Any], Path]] = []
+    monkeypatch.setattr("probe.report.write_comparison", lambda results, path: compared.append((results, path)))
+    models = ["--model", "org/a, b", "--revision", "step1,step2"]
+    assert toy.main([*SAMPLE, *models, "--out", str(tmp_path)]) == 0
+    names = ["org-a-step1", "org-a-step2", "b-step1", "b-step2"]
+    pages = [str(tmp_path / name / "report.html") for name in names]
+    assert capsys.readouterr().out.splitlines() == [*pages, str(tmp_path / "comparison.html")]
+    ((results, path),) = compared
+    assert [result.directory for result in results] == [tmp_path / name for name in names]
+    assert path == tmp_path / "comparison.html"
+    configs = [json.loads((tmp_path / name / "config.json").read_text())["config"] for name in names]
+    assert [(config["model"], config["revision"]) for config in configs] == [
+        ("org/a", "step1"),
+        ("org/a", "step2"),
+        ("b", "step1"),
+        ("b", "step2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [("all", [0, 1, 2, 3]), ("0,3", [0, 3]), ("3, 1,3", [1, 3]), ("2", [2])], ids=str
+)
+def test_layers_are_all_or_a_comma_list(text: str, layers: list[int]) -> None:
+    assert parse_layers(text, 4) == layers
+    assert TextConfig(layers=text).layer_indices(4) == layers
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("4", "between 0 and 3.*got 4"), ("-1,2", "got -1"), ("0-3", "like 0,5,10"), ("", "like 0,5,10")],
+)
+def test_layers_that_are_not_there(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_layers(text, 4)
+
+
+def test_a_configuration_of_another_shape_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Config(command.Config):
+        """No model, no text."""
+
+        arms: tuple[str, ...] = ("full", "none")
+
+    seen = []
+
+    def run(config: Config, **options: Any) -> toy.Result:
+        seen.append((config.arms, options))
+        raise InputError("that is enough")
+
+    assert command.main("causes", Config, run, toy.plan, ["--arms", "none", "--fresh"]) == 2
+    assert seen == [(("none",), {"out": None, "fresh": True, "quiet": False})]
