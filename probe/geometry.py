@@ -1,0 +1,259 @@
+"""Angles, shares, subspaces and controls of vectors: tensors in, numbers out.
+
+The last dimension is the width ``d`` of the vectors, every dimension before it is batch. Nothing here knows a model. A
+measure that a zero vector does not have (its cosine, its share) is NaN, never a number that could enter a mean unseen.
+
+For a tokenwise part ``û`` and a residual ``r = u − û`` the cosine of (u, û) is at least ``sqrt(1 − (‖r‖/‖u‖)²)``,
+whatever ``r`` is: alignment and angles follow from the error (`aligned_cosine_from_error`), only projections carry
+information.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from probe.errors import InputError
+
+__all__ = [
+    "aligned_cosine_from_error",
+    "angle",
+    "cosine",
+    "covariance_matched",
+    "dominant_subspace",
+    "explained_variance",
+    "outlier_coordinates",
+    "principal_angles",
+    "procrustes_linearity",
+    "random_directions",
+    "relative_error",
+    "subspace_share",
+]
+
+
+def cosine(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+    """Cosine of the angle between vectors, ``a·b / (‖a‖ ‖b‖)``.
+
+    Args:
+        a: Vectors, (..., d).
+        b: Vectors of the same shape.
+
+    Returns:
+        Values in [−1, 1], (...); NaN where a vector is zero.
+    """
+    return (_unit(a) * _unit(b)).sum(-1).clamp(-1, 1)
+
+
+def angle(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+    """Angle between vectors in degrees, ``2 atan2(‖â − b̂‖, ‖â + b̂‖)`` of the unit vectors.
+
+    Unlike the arc cosine, it keeps its digits for nearly parallel vectors (Kahan, *How Futile are Mindless Assessments
+    of Roundoff in Floating-Point Computation?*, 2006, "Mangled Angles").
+
+    Args:
+        a: Vectors, (..., d).
+        b: Vectors of the same shape.
+
+    Returns:
+        Degrees in [0, 180], (...); NaN where a vector is zero.
+    """
+    a, b = _unit(a), _unit(b)
+    half = torch.atan2(vector_norm(a - b, dim=-1), vector_norm(a + b, dim=-1))
+    return torch.rad2deg(2 * half)
+
+
+def relative_error(y: Float[Tensor, "*batch d"], y_hat: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+    """Size of the residual relative to the target, ``‖y − ŷ‖ / ‖y‖``.
+
+    Args:
+        y: Targets, (..., d).
+        y_hat: Predictions of the same shape.
+
+    Returns:
+        Values ≥ 0, (...); infinite or NaN where the target is zero.
+    """
+    error: Tensor = vector_norm(y - y_hat, dim=-1) / vector_norm(y, dim=-1)
+    return error
+
+
+def explained_variance(y: Float[Tensor, "*batch n d"], y_hat: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
+    """Share of the variance of n targets that predictions explain, ``1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖²``.
+
+    Args:
+        y: Targets, (..., n, d).
+        y_hat: Predictions of the same shape.
+
+    Returns:
+        Values ≤ 1, (...); below 0 where the mean of the targets would have been the better prediction.
+    """
+    y64 = y.double()
+    residual = (y64 - y_hat.double()).square().sum((-2, -1))
+    total = (y64 - y64.mean(-2, keepdim=True)).square().sum((-2, -1))
+    return (1 - residual / total).to(y.dtype)
+
+
+def aligned_cosine_from_error(relative_error: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """The least cosine of (y, ŷ) that an error e leaves, ``sqrt(1 − e²)``, whatever the residual's direction.
+
+    In-sample least squares reaches it exactly (pooled); for a residual of any other kind the cosine lies above. A
+    measured alignment near this line is fixed by the error.
+
+    Args:
+        relative_error: ``‖y − ŷ‖ / ‖y‖``, (...).
+
+    Returns:
+        Values in [0, 1], (...); 0 from e = 1 on, where the error alone promises no alignment.
+    """
+    return (1 - relative_error.square()).clamp(min=0).sqrt()
+
+
+def dominant_subspace(
+    x: Float[Tensor, "*batch n d"], rank: int, *, centred: bool = True
+) -> Float[Tensor, "*batch d k"]:
+    """Top right singular vectors of n vectors: the directions that hold most of their energy.
+
+    From the d × d Gram matrix in float64: O(n d² + d³). Signs are arbitrary; where singular values coincide, so are the
+    vectors, and only the subspace means something.
+
+    Args:
+        x: Vectors in rows, (..., n, d).
+        rank: Number of directions k, 1 ≤ k ≤ min(n, d).
+        centred: Subtract the mean of the n vectors first. Without it, the first direction of a residual stream is
+            often one outlier coordinate.
+
+    Returns:
+        Orthonormal columns by falling singular value, (..., d, k).
+
+    Raises:
+        InputError: The rank is not in 1 … min(n, d).
+    """
+    most = min(x.shape[-2:])
+    if not 1 <= rank <= most:
+        raise InputError(f"rank must lie in 1 … min(n, d) = {most}, got {rank}: ask for another or give more vectors")
+    rows = x.double()
+    if centred:
+        rows = rows - rows.mean(-2, keepdim=True)
+    directions: Tensor = torch.linalg.eigh(rows.mT @ rows).eigenvectors  # eigenvalues rise
+    return directions[..., -rank:].flip(-1).to(x.dtype)
+
+
+def subspace_share(x: Float[Tensor, "*batch d"], basis: Float[Tensor, "d k"]) -> Float[Tensor, "*batch"]:
+    """Share of a vector's energy inside a subspace, ``‖Vᵀx‖² / ‖x‖²``; k/d for a random subspace.
+
+    Args:
+        x: Vectors, (..., d).
+        basis: Orthonormal columns V, (d, k).
+
+    Returns:
+        Values in [0, 1], (...); NaN where the vector is zero.
+    """
+    return (_unit(x) @ basis).square().sum(-1).clamp(max=1)
+
+
+def principal_angles(a: Float[Tensor, "*batch d k"], b: Float[Tensor, "*batch d m"]) -> Float[Tensor, "*batch angles"]:
+    """Principal angles between two column spaces, in degrees.
+
+    Large angles from the cosines (singular values of ``QₐᵀQ_b``), small ones from the sines (of ``Q_b − QₐQₐᵀQ_b``),
+    where the arc cosine would lose half the digits (Björck & Golub, *Mathematics of Computation* 27, 1973).
+
+    Args:
+        a: Columns that span the first subspace, of full rank, (..., d, k).
+        b: Columns that span the second, of full rank, (..., d, m).
+
+    Returns:
+        min(k, m) rising angles in [0, 90], (..., min(k, m)).
+    """
+    wide, narrow = (a, b) if a.shape[-1] >= b.shape[-1] else (b, a)
+    wide, narrow = torch.linalg.qr(wide).Q, torch.linalg.qr(narrow).Q
+    overlap = wide.mT @ narrow
+    cosines = torch.linalg.svdvals(overlap).clamp(max=1)
+    sines = torch.linalg.svdvals(narrow - wide @ overlap).flip(-1).clamp(max=1)
+    return torch.rad2deg(torch.where(cosines.square() > 0.5, sines.arcsin(), cosines.arccos()))
+
+
+def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[Tensor, " d"]:
+    """Coordinates whose scale exceeds a multiple of the median scale.
+
+    The scale is the root mean square over the n vectors, so that a coordinate counts by its offset as well as by its
+    spread: outlier coordinates of language models have both.
+
+    Args:
+        x: Vectors in rows, (n, d).
+        factor: How many times the median scale.
+
+    Returns:
+        True at outlier coordinates, (d,).
+    """
+    scale = x.double().square().mean(-2).sqrt()
+    return scale > factor * scale.median()
+
+
+def procrustes_linearity(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> float:
+    """How linear the map from x to y is in sample, ``1 − min_A ‖X̃A − Ỹ‖_F²`` with both centred and of unit norm.
+
+    Razzhigaev et al., *Your Transformer is Secretly Linear*, arXiv 2405.12250. In spite of its name, A is an
+    unrestricted least-squares map; as it is judged on the sample it was fitted to, the score is inflated unless n is at
+    least about 10 d.
+
+    Args:
+        x: States, (n, d).
+        y: Next states (or updates) of the same tokens, (n, e).
+
+    Returns:
+        A score in [0, 1]: 1 for an affine map.
+    """
+    x64, y64 = x.double(), y.double()
+    x64, y64 = x64 - x64.mean(0), y64 - y64.mean(0)
+    left, singular, _ = torch.linalg.svd(x64, full_matrices=False)
+    kept = left[:, singular > singular[0] * max(x.shape) * torch.finfo(torch.float64).eps]
+    return float((kept.mT @ (y64 / y64.norm())).square().sum())
+
+
+def random_directions(
+    norms: Float[Tensor, "*batch"], d: int, generator: torch.Generator, draws: int = 1
+) -> Float[Tensor, "draws *batch d"]:
+    """Vectors of given norms in directions drawn evenly from the sphere, ``r′ = ‖r‖ · g / ‖g‖``.
+
+    Args:
+        norms: The norm ‖r‖ of each vector, (...).
+        d: Width.
+        generator: Source of the normal variates g, on the device of the norms.
+        draws: Number of independent draws a vector.
+
+    Returns:
+        Vectors, (draws, ..., d).
+    """
+    normal = torch.randn(draws, *norms.shape, d, generator=generator, dtype=norms.dtype, device=norms.device)
+    return norms[..., None] * _unit(normal)
+
+
+def covariance_matched(
+    residual_covariance: Float[Tensor, "d d"],
+    norms: Float[Tensor, "*batch"],
+    generator: torch.Generator,
+    draws: int = 1,
+) -> Float[Tensor, "draws *batch d"]:
+    """Vectors of given norms with the residuals' own covariance, ``r′ = ‖r‖ · Σ^½g / ‖Σ^½g‖``.
+
+    Args:
+        residual_covariance: Covariance Σ of the residuals, symmetric, (d, d).
+        norms: The norm ‖r‖ of each vector, (...).
+        generator: Source of the normal variates g, on the device of the norms.
+        draws: Number of independent draws a vector.
+
+    Returns:
+        Vectors, (draws, ..., d).
+    """
+    values, vectors = torch.linalg.eigh(residual_covariance.double())
+    root = ((vectors * values.clamp(min=0).sqrt()) @ vectors.mT).to(norms.dtype)  # Σ^½
+    d = len(residual_covariance)
+    normal = torch.randn(draws, *norms.shape, d, generator=generator, dtype=norms.dtype, device=norms.device)
+    return norms[..., None] * _unit(normal @ root)
+
+
+def _unit(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    """Vectors scaled to length 1; NaN for a zero vector."""
+    unit: Tensor = x / vector_norm(x, dim=-1, keepdim=True)
+    return unit
