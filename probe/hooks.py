@@ -1,0 +1,128 @@
+"""Forward hooks that look and change nothing.
+
+A *site* is a tensor of the forward pass: the first input or output of some module. Hooks live in context managers and
+are gone when these end, an exception included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A tensor of the forward pass: the input or the output of one module.
+
+    Attributes:
+        name: its TransformerLens name.
+        module: the module to hook.
+        side: whether the module's first input or its (first) output is meant.
+        layer: the block's index, None outside the blocks.
+        block: the block around a tensor that is (windows · positions, width) there; its input has the shape to fold
+            back to. None: the tensor is (windows, positions, width) already.
+    """
+
+    name: str
+    module: nn.Module
+    side: Side
+    layer: int | None = None
+    block: nn.Module | None = None
+
+
+def first_tensor(output: Tensor | tuple[Any, ...]) -> Tensor:
+    """Give a block's hidden state: transformers 5 blocks return a tensor, older ones a tuple that begins with it.
+
+    Args:
+        output: what a block or an attention module returned.
+
+    Returns:
+        The hidden state.
+    """
+    return output if isinstance(output, Tensor) else cast("Tensor", output[0])
+
+
+def with_first_tensor(output: Tensor | tuple[Any, ...], state: Tensor) -> Tensor | tuple[Any, ...]:
+    """Put another hidden state into a block's output and leave its form, tensor or tuple, as it was.
+
+    Args:
+        output: what a block returned.
+        state: the hidden state to put in.
+
+    Returns:
+        The output to go on with.
+    """
+    return state if isinstance(output, Tensor) else (state, *output[1:])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while: evaluation mode inside, every sub-module's own mode again afterwards.
+
+    Args:
+        module: the module, which may belong to the user.
+
+    Yields:
+        None: the module is in evaluation mode.
+    """
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
+def hooked(sites: Iterable[Site], receive: Callable[[Site, Tensor], None]) -> Iterator[None]:
+    """Call a function with each site's tensor whenever the site's module runs.
+
+    Args:
+        sites: what to look at.
+        receive: gets the site and its tensor (windows, positions, width), detached but not copied: the model's own.
+
+    Yields:
+        None: the hooks are in place.
+    """
+    with ExitStack() as stack:
+        for site in sites:
+            _register(stack, site, receive)
+        yield
+
+
+def _register(stack: ExitStack, site: Site, receive: Callable[[Site, Tensor], None]) -> None:
+    shape: list[torch.Size] = []
+
+    def take(tensor: Tensor) -> None:
+        receive(site, tensor.detach().view(shape[-1]) if site.block is not None else tensor.detach())
+
+    def before_block(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        shape[:] = [_first_input(arguments, named).shape]
+
+    def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        take(_first_input(arguments, named))
+
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        take(first_tensor(output))
+
+    if site.block is not None:
+        stack.enter_context(site.block.register_forward_pre_hook(before_block, with_kwargs=True))
+    if site.side == "input":
+        stack.enter_context(site.module.register_forward_pre_hook(before, with_kwargs=True))
+    else:
+        stack.enter_context(site.module.register_forward_hook(after))
+
+
+def _first_input(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    first = arguments[0] if arguments else named["hidden_states"]
+    assert isinstance(first, Tensor)
+    return first

@@ -1,0 +1,273 @@
+"""States of the residual stream, captured with forward hooks.
+
+A hook copies a tensor aside and changes nothing: the hooked pass equals the plain one to the bit. Hooks live in context
+managers and are gone when these end, an exception included. A capture runs the module without its head.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from probe.errors import InputError
+from probe.hooks import Site, hooked
+from probe.model import LanguageModel
+
+_INDEX = "stream.json"
+
+
+@runtime_checkable
+class TokenWindows(Protocol):
+    """Anything that holds token windows, as `probe.load_windows` returns."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """Token ids, int64 (windows, positions)."""
+
+
+@contextmanager
+def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep a copy of each site's tensor whenever its module runs, in a whole pass or in a call of a single block.
+
+    Args:
+        model: the model.
+        sites: names of sites.
+
+    Yields:
+        A dict that is empty at first and holds, by site name, the latest copy (windows, positions, d_model), detached.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(site: Site, tensor: Tensor) -> None:
+        seen[site.name] = tensor.clone()
+
+    with hooked([model.site(name) for name in sites], keep):
+        yield seen
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualStream:
+    """Captured states by site: `stream["blocks.3.hook_resid_pre"]` is (windows, positions, d_model).
+
+    Attributes:
+        sites: the names, in the order of the forward pass.
+        shape: windows, positions, d_model.
+        dtype: of the states.
+        directory: where the shards are, None for a stream in memory.
+    """
+
+    sites: tuple[str, ...]
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    directory: Path | None
+    _states: Mapping[str, Tensor]
+    _starts: tuple[int, ...]
+
+    def __getitem__(self, site: str) -> Float[Tensor, "window position d_model"]:
+        """Give the states at a site; a stream on disk reads that site only, and anew at every call.
+
+        Args:
+            site: one of `sites`.
+
+        Returns:
+            The states.
+
+        Raises:
+            InputError: the site was not captured.
+        """
+        self._require(site)
+        if self.directory is None:
+            return self._states[site]
+        states = torch.empty(self.shape, dtype=self.dtype)
+        for windows, part in self.parts(site):
+            states[windows] = part
+        return states
+
+    def parts(self, site: str) -> Iterator[tuple[slice, Float[Tensor, "part position d_model"]]]:
+        """Go through a site's states in the pieces in which they were captured, one in memory at a time.
+
+        Args:
+            site: one of `sites`.
+
+        Yields:
+            Which windows, and their states.
+        """
+        self._require(site)
+        ends = (*self._starts[1:], self.shape[0])
+        for number, (start, end) in enumerate(zip(self._starts, ends, strict=True)):
+            windows = slice(start, end)
+            if self.directory is None:
+                yield windows, self._states[site][windows]
+            else:
+                with safe_open(_shard(self.directory, number), framework="pt") as shard:
+                    yield windows, shard.get_tensor(site)
+
+    def _require(self, site: str) -> None:
+        if site not in self.sites:
+            raise InputError(
+                f"a site must have been captured to be read, and {site!r} was not; captured: {', '.join(self.sites)}"
+            )
+
+    @classmethod
+    def open(cls, directory: Path | str) -> ResidualStream:
+        """Open a stream that `capture(..., out=directory)` has written.
+
+        Args:
+            directory: the folder.
+
+        Returns:
+            The stream; its states stay on disk until they are asked for.
+
+        Raises:
+            InputError: the folder holds no finished stream.
+        """
+        index = Path(directory) / _INDEX
+        if not index.is_file():
+            raise InputError(
+                f"a captured stream's folder must hold {_INDEX}, and {directory} does not; capture it again"
+            )
+        saved = json.loads(index.read_text(encoding="utf-8"))
+        windows, positions, width = saved["shape"]
+        dtype = getattr(torch, saved["dtype"])
+        return cls(
+            tuple(saved["sites"]), (windows, positions, width), dtype, Path(directory), {}, tuple(saved["starts"])
+        )
+
+
+def capture(
+    model: LanguageModel,
+    windows: TokenWindows | Int[Tensor, "window position"],
+    *,
+    sites: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 8,
+    dtype: Literal["float32", "model"] = "float32",
+    out: Path | str | None = None,
+    quiet: bool = True,
+) -> ResidualStream:
+    """Run token windows through a model and keep the states at chosen sites.
+
+    The cost is one forward pass without the head; the memory is windows · positions · d_model numbers a site, or with
+    `out` that of one batch, whatever the number of windows.
+
+    Args:
+        model: the model.
+        windows: windows of equal length, or their tokens, int64 (windows, positions).
+        sites: full names ("blocks.3.hook_mlp_out", "ln_final.hook_in"), or a block's short names ("hook_mlp_out") to be
+            taken at every one of `layers`. By default `hook_resid_pre` at each layer, and `hook_resid_post` of the
+            deepest: the states at all depths.
+        layers: the layers of short names, all by default.
+        batch_size: windows a pass.
+        dtype: of the states kept: "float32", or the "model"'s own.
+        out: a folder to stream them to in shards of one batch (safetensors); it must not hold a stream yet.
+        quiet: show no progress bar on standard error.
+
+    Returns:
+        The states, on the CPU.
+
+    Raises:
+        InputError: no such site or layer, windows too long, a state that is not finite, or a folder of no use.
+    """
+    if batch_size < 1:
+        raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}")
+    tokens = windows if isinstance(windows, Tensor) else windows.tokens
+    names = _site_names(model, sites, layers)
+    found = [model.site(name) for name in names]
+    if model.max_positions is not None and tokens.shape[1] > model.max_positions:
+        raise InputError(
+            f"a window must fit the model's {model.max_positions} positions, got {tokens.shape[1]}; use shorter ones"
+        )
+    kept = torch.float32 if dtype == "float32" else model.dtype
+    shape = (tokens.shape[0], tokens.shape[1], model.d_model)
+    directory = None if out is None else _new_folder(Path(out))
+    starts = tuple(range(0, shape[0], batch_size))
+    states = {} if directory is not None else {name: torch.empty(shape, dtype=kept) for name in names}
+    with torch.no_grad():
+        for number, start in enumerate(tqdm(starts, desc="capture", unit="batch", disable=quiet)):
+            batch = tokens[start : start + batch_size]
+            target = (
+                {name: states[name][start : start + batch_size] for name in names}
+                if directory is None
+                else {name: torch.empty((*batch.shape, model.d_model), dtype=kept) for name in names}
+            )
+            with hooked(found, _Filler(target, start)):
+                model.final_states(batch)
+            if directory is not None:
+                _save(target, _shard(directory, number))
+    if directory is not None:
+        index = {"sites": names, "shape": shape, "dtype": str(kept).removeprefix("torch."), "starts": starts}
+        (directory / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+    return ResidualStream(names, shape, kept, directory, states, starts)
+
+
+@dataclass(frozen=True)
+class _Filler:
+    """Copies a site's tensor into its place, and refuses states that are not finite at the first site that has them."""
+
+    target: Mapping[str, Tensor]
+    first_window: int
+
+    def __call__(self, site: Site, tensor: Tensor) -> None:
+        self.target[site.name].copy_(tensor)
+        # A sum is finite whenever all terms are, or overflows: only then is every entry looked at.
+        if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not (finite := torch.isfinite(tensor)).all():
+            window = self.first_window + int((~finite).flatten(1).any(1).nonzero()[0])
+            where = "behind the last layer" if site.layer is None else f"at layer {site.layer}"
+            raise InputError(
+                f"states must be finite, and {site.name} ({where}) is NaN or infinite in window {window}; load the "
+                "model with dtype float32, or leave that window out"
+            )
+
+
+def _site_names(model: LanguageModel, sites: Sequence[str] | None, layers: Sequence[int] | None) -> tuple[str, ...]:
+    chosen = range(model.n_layers) if layers is None else layers
+    if outside := [layer for layer in chosen if not 0 <= layer < model.n_layers]:
+        raise InputError(f"layers must lie in 0 … {model.n_layers - 1} for {model.name}, got {outside[0]}")
+    if not chosen:
+        raise InputError("layers must name at least one layer, got none; leave it out for all")
+    if sites is None:
+        wanted = [*(f"blocks.{layer}.hook_resid_pre" for layer in chosen), f"blocks.{max(chosen)}.hook_resid_post"]
+    else:
+        wanted = [
+            name
+            for site in sites
+            for name in ([site] if "." in site else [f"blocks.{layer}.{site}" for layer in chosen])
+        ]
+    for name in wanted:
+        model.site(name)
+    order = {name: place for place, name in enumerate(model.sites)}
+    return tuple(sorted(set(wanted), key=order.__getitem__))
+
+
+def _shard(directory: Path, number: int) -> Path:
+    return directory / f"shard-{number:05d}.safetensors"
+
+
+def _new_folder(directory: Path) -> Path:
+    if directory.exists() and any(directory.iterdir()):
+        raise InputError(f"a stream needs an empty folder, and {directory} is not empty; name another")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"a stream needs a folder to write to, and {directory} cannot be made ({error.strerror})"
+        ) from error
+    return directory
+
+
+def _save(states: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(states, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"a stream needs a folder with room for it, and {path} cannot be written ({error})") from error
