@@ -1,0 +1,192 @@
+"""Run on with one block's output replaced, and what the model's output does.
+
+Two modes. *One position*: the stream that leaves block l is replaced at one position, and the outcome is read there
+(`one_position`, by `probe.replay`: exact, and about as costly as the remaining blocks on that position alone), or at
+it and every later position (`one_position_later`: whole sequences). *All positions*: it is replaced at all counted
+positions of a window at once (`all_positions`), which mixes the errors that earlier tokens hand on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from probe.model import LanguageModel
+from probe.replay import Context
+
+OUTCOMES = ("kl", "loss_change", "logit_distance", "logit_cosine", "top1")
+"""What can be read of an output, float32:
+
+- `kl`: KL(p_original ‖ p_replaced) in nats
+- `loss_change`: change of the next token's loss, log p_original − log p_replaced, in nats; NaN without a next token
+- `logit_distance`: ‖z_replaced − z_original‖₂
+- `logit_cosine`: cosine of the two logit vectors
+- `top1`: 1 where the most probable token is the same, else 0
+"""
+
+
+def kl_divergence(
+    log_p: Float[Tensor, "*batch vocab"], log_q: Float[Tensor, "*batch vocab"]
+) -> Float[Tensor, "*batch"]:
+    """Kullback-Leibler divergence KL(p ‖ q) = Σ p (log p − log q), in nats, from float32 log-probabilities.
+
+    Args:
+        log_p: log-probabilities of the reference distribution.
+        log_q: log-probabilities of the other distribution.
+
+    Returns:
+        The divergence; rounding below zero is clamped to zero.
+    """
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0.0)
+
+
+def compare_outputs(
+    model: LanguageModel,
+    original: Float[Tensor, "row d_model"],
+    replaced: Float[Tensor, "variant row d_model"],
+    next_tokens: Int[Tensor, " row"],
+    *,
+    measures: Sequence[str] = OUTCOMES,
+    rows_at_once: int = 256,
+) -> dict[str, Float[Tensor, "variant row"]]:
+    """What the output does when the stream that enters the final norm changes from `original` to `replaced`.
+
+    Args:
+        model: the model whose final norm and head turn states into logits.
+        original: states entering the final norm.
+        replaced: the same rows in several variants.
+        next_tokens: the token that follows each row in the text; negative where none does.
+        measures: which of `OUTCOMES` to read.
+        rows_at_once: rows whose logits are held at a time; memory is about 5 · rows · vocabulary · 4 bytes.
+
+    Returns:
+        Each measure, (variant, row), on the CPU.
+    """
+    found = {name: torch.empty(replaced.shape[:2]) for name in measures}
+    for start in range(0, len(original), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        logits = model.unembed(original[rows]).float()
+        for variant, states in enumerate(replaced[:, rows]):
+            changed = model.unembed(states).float()
+            for name, values in _outcomes(logits, changed, next_tokens[rows], measures).items():
+                found[name][variant, rows] = values.cpu()
+    return found
+
+
+def _outcomes(logits: Tensor, changed: Tensor, next_tokens: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:
+    found = {}
+    log_p, log_q = logits.log_softmax(-1), changed.log_softmax(-1)
+    if "kl" in measures:
+        found["kl"] = kl_divergence(log_p, log_q)
+    if "loss_change" in measures:
+        picked = next_tokens.clamp_min(0)[:, None]
+        change = (log_p.gather(1, picked) - log_q.gather(1, picked))[:, 0]
+        found["loss_change"] = change.masked_fill(next_tokens < 0, torch.nan)
+    if "logit_distance" in measures:
+        found["logit_distance"] = (changed - logits).norm(dim=-1)
+    if "logit_cosine" in measures:
+        found["logit_cosine"] = torch.cosine_similarity(changed, logits, dim=-1)
+    if "top1" in measures:
+        found["top1"] = (changed.argmax(-1) == logits.argmax(-1)).float()
+    return found
+
+
+def following_tokens(tokens: Int[Tensor, "window position"]) -> Int[Tensor, "window position"]:
+    """The token after each position; −1 at a window's last position."""
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
+
+
+@torch.no_grad()
+def one_position(
+    context: Context,
+    layer: int,
+    states: Float[Tensor, "window variant chosen d_model"],
+    *,
+    measures: Sequence[str] = OUTCOMES,
+) -> dict[str, Float[Tensor, "variant window chosen"]]:
+    """Replaces the output of block `layer` at one position at a time and reads the outcome at that position.
+
+    Args:
+        context: the recorded windows with their chosen positions.
+        layer: the block whose output is replaced.
+        states: what to put in its place, for each chosen position, in several variants.
+        measures: which of `OUTCOMES` to read.
+
+    Returns:
+        Each measure, (variant, window, chosen).
+    """
+    return _at_chosen(context, context.run_on(layer + 1, states), measures)
+
+
+@torch.no_grad()
+def one_position_later(
+    context: Context, layer: int, states: Float[Tensor, "window variant chosen d_model"]
+) -> Float[Tensor, "variant window chosen"]:
+    """Like `one_position`, but the KL divergence is summed over the position and all later ones of its window.
+
+    Args:
+        context: the recorded windows with their chosen positions.
+        layer: the block whose output is replaced.
+        states: what to put in its place.
+
+    Returns:
+        Σ_{s ≥ t} KL_s in nats, for each variant and chosen position.
+    """
+    windows, variants, chosen, _ = states.shape
+    total = torch.empty((variants, windows, chosen))
+    last = context.states[-1]
+    for window in range(windows):
+        for column, position in enumerate(context.positions[window].tolist()):
+            sequences = context.states[layer + 1][window].repeat(variants, 1, 1)
+            sequences[:, position] = states[window, :, column]
+            rows = torch.full((variants,), window, device=sequences.device)
+            after = context.run_sequence(layer + 1, sequences, rows)[:, position:]
+            following = following_tokens(context.tokens[window : window + 1])[0, position:]
+            found = compare_outputs(context.model, last[window, position:], after, following, measures=("kl",))
+            total[:, window, column] = found["kl"].sum(-1)
+    return total
+
+
+@torch.no_grad()
+def all_positions(
+    context: Context,
+    layer: int,
+    states: Float[Tensor, "window variant position d_model"],
+    counted: Bool[Tensor, "window position"],
+    *,
+    measures: Sequence[str] = OUTCOMES,
+) -> dict[str, Float[Tensor, "variant window chosen"]]:
+    """Replaces the output of block `layer` at all counted positions at once and reads the outcome at the chosen ones.
+
+    Args:
+        context: the recorded windows with their chosen positions.
+        layer: the block whose output is replaced.
+        states: what to put in its place, for every position, in several variants.
+        counted: which positions are replaced; the others keep the original state.
+        measures: which of `OUTCOMES` to read.
+
+    Returns:
+        Each measure, (variant, window, chosen).
+    """
+    windows, variants, _, width = states.shape
+    kept = context.states[layer + 1][:, None]
+    mixed = torch.where(counted[:, None, :, None], states, kept).flatten(0, 1)
+    rows = torch.arange(windows, device=mixed.device).repeat_interleave(variants)
+    after = context.run_sequence(layer + 1, mixed, rows).unflatten(0, (windows, variants))
+    columns = context.positions[:, None, :, None].expand(-1, variants, -1, width)
+    return _at_chosen(context, after.gather(2, columns), measures)
+
+
+def _at_chosen(
+    context: Context, after: Float[Tensor, "window variant chosen d_model"], measures: Sequence[str]
+) -> dict[str, Float[Tensor, "variant window chosen"]]:
+    """The measures at the chosen positions for the given states entering the final norm."""
+    windows, variants, chosen, width = after.shape
+    replaced = after.transpose(0, 1).reshape(variants, windows * chosen, width)
+    original = context.state(context.model.n_layers).flatten(0, 1)
+    following = following_tokens(context.tokens).gather(1, context.positions).flatten()
+    found = compare_outputs(context.model, original, replaced, following, measures=measures)
+    return {name: values.reshape(variants, windows, chosen) for name, values in found.items()}
