@@ -1,0 +1,309 @@
+"""One affine map for all tokens: baselines, ridge regression from sufficient statistics, and its reduced-rank optimum.
+
+All are affine: x and y are centred by their means, ``ŷ = ȳ + (x − x̄) W``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.errors import InputError
+from probe.maps.base import Map, Validation, check_pair, row_blocks
+
+# Relative to the mean eigenvalue of the covariance, which a few outlier coordinates raise far above the median one:
+# small values must be within reach.
+RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+
+AnyLinear = TypeVar("AnyLinear", bound="LinearMap")
+
+
+class SufficientStatistics:
+    """All that ridge regression needs of pairs (x, y), from one pass over any number of tokens.
+
+    O(d² + d e) memory. Means and centred sums of products in float64, merged by the pairwise update of Chan, Golub &
+    LeVeque (*The American Statistician* 37, 1983), so that large means cost no digits.
+
+    Args:
+        d: Width of x.
+        e: Width of y.
+        device: Where the sums live and the products are computed.
+
+    Attributes:
+        count: Number of tokens n.
+        mean_x: x̄, (d,).
+        mean_y: ȳ, (e,).
+        xx: Σ (x − x̄)(x − x̄)ᵀ, (d, d).
+        xy: Σ (x − x̄)(y − ȳ)ᵀ, (d, e).
+        yy: Σ (y − ȳ)² of each coordinate, (e,).
+    """
+
+    def __init__(self, d: int, e: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.mean_x, self.mean_y = (torch.zeros(width, dtype=torch.float64, device=device) for width in (d, e))
+        self.xx, self.xy = (torch.zeros(d, width, dtype=torch.float64, device=device) for width in (d, e))
+        self.yy = torch.zeros(e, dtype=torch.float64, device=device)
+
+    def update(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> SufficientStatistics:
+        """Take in more tokens: one more block of a stream.
+
+        Args:
+            x: States, (n, d), any float dtype.
+            y: Targets, (n, e).
+
+        Returns:
+            The statistics themselves.
+
+        Raises:
+            InputError: Shapes do not agree, or a value is not finite.
+        """
+        check_pair(x, y, widths=(len(self.mean_x), len(self.mean_y)))
+        for start, states in row_blocks(x, elements=2**21):
+            x64 = states.to(self.xx)
+            y64 = y[start : start + len(states)].to(self.xy)
+            mean_x, mean_y = x64.mean(0), y64.mean(0)
+            self._shift_means(len(states), mean_x, mean_y)
+            x64, y64 = x64 - mean_x, y64 - mean_y  # never in place: they may be the caller's own
+            self.xx.addmm_(x64.T, x64)
+            self.xy.addmm_(x64.T, y64)
+            self.yy += y64.square().sum(0)
+        return self
+
+    def merge(self, other: SufficientStatistics) -> SufficientStatistics:
+        """Take in the tokens of other statistics.
+
+        Args:
+            other: Statistics of other tokens, of the same widths.
+
+        Returns:
+            The statistics themselves, as if they had seen both.
+
+        Raises:
+            InputError: The widths differ.
+        """
+        if other.xy.shape != self.xy.shape:
+            raise InputError(f"statistics must share their widths, got {tuple(self.xy.shape)}, {tuple(other.xy.shape)}")
+        if other.count:
+            self._shift_means(other.count, other.mean_x, other.mean_y)
+            self.xx += other.xx
+            self.xy += other.xy
+            self.yy += other.yy
+        return self
+
+    def _shift_means(self, count: int, mean_x: Tensor, mean_y: Tensor) -> None:
+        """Move to the means of both parts and add what lies between them to the sums of products."""
+        total = self.count + count
+        gap_x, gap_y = mean_x - self.mean_x, mean_y - self.mean_y
+        weight = self.count * count / total
+        self.xx.addr_(gap_x, gap_x, alpha=weight)
+        self.xy.addr_(gap_x, gap_y, alpha=weight)
+        self.yy.addcmul_(gap_y, gap_y, value=weight)
+        self.mean_x += gap_x * (count / total)
+        self.mean_y += gap_y * (count / total)
+        self.count = total
+
+
+@dataclass(eq=False)
+class ZeroMap(Map):
+    """Predicts no update at all, ``ŷ = 0``: relative error 1 by definition."""
+
+    def _fit(self, x: Tensor, y: Tensor, groups: Tensor | None, validation: Validation | None) -> None:
+        """Nothing beyond the widths is needed."""
+
+    def _predict(self, x: Tensor, groups: Tensor | None) -> Tensor:
+        return x.new_zeros(len(x), self.d_out_)
+
+
+@dataclass(eq=False)
+class MeanMap(Map):
+    """Predicts the mean of the fitted targets, ``ŷ = ȳ``.
+
+    Attributes:
+        mean_y_: ȳ, (e,).
+    """
+
+    mean_y_: Tensor = field(init=False, repr=False)
+
+    def _fit(self, x: Tensor, y: Tensor, groups: Tensor | None, validation: Validation | None) -> None:
+        self.mean_y_ = y.mean(0, dtype=torch.float64)
+
+    def _predict(self, x: Tensor, groups: Tensor | None) -> Tensor:
+        return self.mean_y_.to(x).repeat(len(x), 1)
+
+
+@dataclass(eq=False)
+class DiagonalMap(Map):
+    """A scale and an offset for each coordinate by least squares, ``ŷ_j = ȳ_j + (x_j − x̄_j) w_j``; needs e = d.
+
+    Attributes:
+        mean_x_: x̄, (d,).
+        mean_y_: ȳ, (d,).
+        weight_: w, (d,); 0 where a coordinate does not vary.
+    """
+
+    mean_x_: Tensor = field(init=False, repr=False)
+    mean_y_: Tensor = field(init=False, repr=False)
+    weight_: Tensor = field(init=False, repr=False)
+
+    def _fit(self, x: Tensor, y: Tensor, groups: Tensor | None, validation: Validation | None) -> None:
+        if self.d_in_ != self.d_out_:
+            raise InputError(f"a diagonal map needs x and y of one width, got {self.d_in_} and {self.d_out_}")
+        self.mean_x_, self.mean_y_ = x.mean(0, dtype=torch.float64), y.mean(0, dtype=torch.float64)
+        squares, products = torch.zeros_like(self.mean_x_), torch.zeros_like(self.mean_x_)
+        for start, states in row_blocks(x):
+            x64 = states.double() - self.mean_x_
+            squares += x64.square().sum(0)
+            products += (x64 * (y[start : start + len(states)].double() - self.mean_y_)).sum(0)
+        constant = squares <= len(x) * (torch.finfo(torch.float64).eps * self.mean_x_) ** 2
+        self.weight_ = torch.where(constant, 0.0, products / squares)
+
+    def _predict(self, x: Tensor, groups: Tensor | None) -> Tensor:
+        return self.mean_y_.to(x) + (x - self.mean_x_.to(x)) * self.weight_.to(x)
+
+
+@dataclass(eq=False)
+class LinearMap(Map):
+    """One affine map for all tokens by ridge regression, ``W = (XᵀX + λI)⁻¹ XᵀY`` with x and y centred.
+
+    ``λ = ridge · mean eigenvalue of XᵀX``, so that the option means the same for any number of tokens and any scale.
+    One eigendecomposition of XᵀX serves all values of λ: O(n d (d + e) + d³) time, O(d² + d e) memory.
+
+    Args:
+        ridge: Relative strength of the penalty; 0 is least squares (of least norm where x is rank deficient). None
+            chooses among `RIDGES`: by the squared error on validation pairs, or without them by generalised
+            cross-validation, ``n RSS / (n − tr H)²`` (Golub, Heath & Wahba, *Technometrics* 21, 1979).
+
+    Attributes:
+        weight_: W, (d, e), float64.
+        mean_x_: x̄, (d,).
+        mean_y_: ȳ, (e,).
+        ridge_: The relative strength that was used.
+        penalty_: λ itself, what other libraries call alpha.
+    """
+
+    ridge: float | None = field(default=None, kw_only=True)
+    weight_: Tensor = field(init=False, repr=False)
+    mean_x_: Tensor = field(init=False, repr=False)
+    mean_y_: Tensor = field(init=False, repr=False)
+    ridge_: float = field(init=False, repr=False)
+    penalty_: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.ridge is not None and self.ridge < 0:
+            raise InputError(f"ridge must be at least 0, or None to choose it, got {self.ridge}")
+
+    def fit_statistics(
+        self: AnyLinear, statistics: SufficientStatistics, *, validation: Validation | None = None
+    ) -> AnyLinear:
+        """Fit from sums that were gathered in one pass over any number of tokens.
+
+        Args:
+            statistics: What `SufficientStatistics.update` has gathered.
+            validation: Pairs (x, y) to choose the ridge by, as for `fit`.
+
+        Returns:
+            The map itself.
+
+        Raises:
+            InputError: The statistics hold fewer than two tokens, or the validation pairs do not fit them.
+        """
+        if statistics.count < 2:
+            raise InputError(
+                f"a linear map needs at least 2 tokens, the statistics hold {statistics.count}: update them"
+            )
+        d, e = statistics.xy.shape
+        if validation is not None:
+            check_pair(*validation, widths=(d, e))
+        self.d_in_, self.d_out_ = d, e
+        self.mean_x_, self.mean_y_ = statistics.mean_x.clone(), statistics.mean_y.clone()
+        normal = _NormalEquations(statistics)
+        self.ridge_ = self._choose(normal, validation) if self.ridge is None else self.ridge
+        self.penalty_ = self.ridge_ * normal.mean_eigenvalue
+        self.weight_ = self._solve(normal, self.penalty_)
+        return self
+
+    def _fit(self, x: Tensor, y: Tensor, groups: Tensor | None, validation: Validation | None) -> None:
+        statistics = SufficientStatistics(self.d_in_, self.d_out_, x.device).update(x, y)
+        self.fit_statistics(statistics, validation=validation)
+
+    def _predict(self, x: Tensor, groups: Tensor | None) -> Tensor:
+        return self.mean_y_.to(x) + (x - self.mean_x_.to(x)) @ self.weight_.to(x)
+
+    def _solve(self, normal: _NormalEquations, penalty: float) -> Tensor:
+        """Coefficients for one penalty."""
+        return normal.coefficients(penalty)
+
+    def _choose(self, normal: _NormalEquations, validation: Validation | None) -> float:
+        """The best of `RIDGES`."""
+        if validation is None:
+            criterion = [normal.cross_validation(ridge * normal.mean_eigenvalue) for ridge in RIDGES]
+        else:
+            x, y = validation[0].to(self.mean_x_) - self.mean_x_, validation[1].to(self.mean_y_) - self.mean_y_
+            weights = (self._solve(normal, ridge * normal.mean_eigenvalue) for ridge in RIDGES)
+            criterion = [float((y - x @ weight).square().sum()) for weight in weights]
+        return RIDGES[criterion.index(min(criterion))]
+
+
+@dataclass(eq=False)
+class ReducedRankMap(LinearMap):
+    """The best affine map whose matrix has at most rank r, by the ridge objective ``‖Y − XW‖² + λ‖W‖²``.
+
+    The full ridge solution projected on the top-r eigenvectors V of ``YᵀX (XᵀX + λI)⁻¹ XᵀY``: ``W_r = W V Vᵀ``. For
+    λ = 0 these are the directions of the fitted values (Izenman, *Journal of Multivariate Analysis* 5, 1975); with a
+    ridge Mukherjee & Zhu, *Statistical Analysis and Data Mining* 4, 2011. Neither is the truncated SVD of W.
+
+    Args:
+        rank: Largest rank r of the matrix; from min(d, e) on, this is `LinearMap`.
+        ridge: As for `LinearMap`; validation pairs judge maps of this rank, cross-validation the full map.
+    """
+
+    rank: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank < 1:
+            raise InputError(f"rank must be at least 1, got {self.rank}")
+
+    def _solve(self, normal: _NormalEquations, penalty: float) -> Tensor:
+        directions: Tensor = torch.linalg.eigh(normal.explained(penalty)).eigenvectors[:, -self.rank :]
+        return normal.coefficients(penalty) @ directions @ directions.T
+
+
+class _NormalEquations:
+    """``XᵀX = V diag(s²) Vᵀ`` and ``Z = VᵀXᵀY``: ridge solutions for every penalty without another factorisation."""
+
+    def __init__(self, statistics: SufficientStatistics) -> None:
+        squares, vectors = torch.linalg.eigh(statistics.xx)
+        # Below this, eigenvalues are rounding of the largest: directions in which x does not vary.
+        kept = squares > squares[-1].clamp(min=0) * len(squares) * torch.finfo(torch.float64).eps
+        self.count = statistics.count
+        self.mean_eigenvalue = float(statistics.xx.diagonal().mean())
+        self.squares, self.vectors = squares[kept], vectors[:, kept]
+        self.targets = self.vectors.T @ statistics.xy
+        self.fitted = self.targets.square().sum(1) / self.squares  # energy of y along each left singular vector of x
+        self.total = float(statistics.yy.sum())
+
+    def coefficients(self, penalty: float) -> Tensor:
+        """``(XᵀX + λI)⁻¹ XᵀY``, (d, e)."""
+        coefficients: Tensor = self.vectors @ (self.targets / (self.squares + penalty)[:, None])
+        return coefficients
+
+    def explained(self, penalty: float) -> Tensor:
+        """``YᵀX (XᵀX + λI)⁻¹ XᵀY``, (e, e)."""
+        explained: Tensor = self.targets.T @ (self.targets / (self.squares + penalty)[:, None])
+        return explained
+
+    def cross_validation(self, penalty: float) -> float:
+        """``n RSS / (n − tr H)²``; infinite where no degree of freedom is left."""
+        shrinkage = self.squares / (self.squares + penalty)
+        freedom = self.count - 1 - float(shrinkage.sum())  # the mean is one fitted parameter
+        if freedom < 0.5:
+            return float("inf")
+        # Least squares leaves the first part, shrinkage adds the second: both are sums of squares, nothing cancels.
+        unexplained = max(self.total - float(self.fitted.sum()), 0.0)
+        shrunk = float(((1 - shrinkage).square() * self.fitted).sum())
+        return self.count * (unexplained + shrunk) / freedom**2
