@@ -1,0 +1,293 @@
+"""A paper's sentence, the statistic that tests it, and a verdict that is computed.
+
+A claim has one or more statistics θ, each with a threshold, and deciding contrasts Δ = θ − θ(control), each with a
+margin. All intervals come from the same resamples of the claim's unit. `judge` reads them in this order:
+
+1. a precondition fails (too few documents or seeds, an arm that did not learn): **inconclusive**;
+2. the whole interval of a θ lies short of its threshold: **not supported**;
+3. an interval of a θ contains its threshold, or is missing: **inconclusive**;
+4. the interval of a deciding Δ contains or lies below its margin, or θ is fixed by an identity: **mechanical**
+   (true, but the control does it too);
+5. a deciding Δ is missing, or a side condition does not hold: **inconclusive**;
+6. otherwise **supported**.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+from probe.errors import InputError
+from probe.inference import Interval
+
+Verdict: TypeAlias = Literal["supported", "mechanical", "not supported", "inconclusive"]
+Place: TypeAlias = Literal["beyond", "short", "astride", "missing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One row of ``claims.json``.
+
+    Attributes:
+        id: for example "updates.alignment".
+        statement: what the paper says, in one sentence.
+        source: paper and place, or "ours".
+        statistic: how θ is computed, in words.
+        estimate: θ of the whole sample; NaN if it could not be computed.
+        ci_low: lower end of the 95 % interval of θ.
+        ci_high: upper end.
+        threshold: θ₀.
+        unit: what was resampled: "documents", "seeds", "blocks", "models".
+        n_units: how many of them.
+        null: the null line: name, estimate, ci_low, ci_high.
+        controls: every contrast and every value shown beside: name, role, estimate, ci_low, ci_high, threshold.
+        verdict: "supported", "mechanical", "not supported" or "inconclusive".
+        reason: why, with the numbers and the control that decided.
+    """
+
+    id: str
+    statement: str
+    source: str
+    statistic: str
+    estimate: float
+    ci_low: float
+    ci_high: float
+    threshold: float
+    unit: str
+    n_units: int
+    null: dict[str, Any]
+    controls: list[dict[str, Any]]
+    verdict: Verdict
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The claim as JSON can hold it: a number that is not finite becomes None."""
+        plain = _jsonable(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Claim:
+        """The claim that `to_dict` wrote; None becomes NaN again.
+
+        Args:
+            values: one object of ``claims.json``.
+
+        Returns:
+            The claim.
+
+        Raises:
+            InputError: if fields are missing or unknown.
+        """
+        expected = {entry.name for entry in fields(cls)}
+        if set(values) != expected:
+            odd = ", ".join(sorted(set(values) ^ expected))
+            raise InputError(f"a claim has exactly its {len(expected)} fields; missing or unknown: {odd}")
+        read: dict[str, Any] = dict(values)
+        for number in ("estimate", "ci_low", "ci_high", "threshold"):
+            read[number] = math.nan if values[number] is None else values[number]
+        return cls(**read)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What is claimed and by whom, apart from any data."""
+
+    id: str
+    statement: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """An interval that must lie beyond a bound: a θ and its threshold, or a contrast Δ and its margin.
+
+    Attributes:
+        name: for a contrast the control's name, as the reason prints it.
+        interval: of θ or Δ; NaN or None where it could not be computed.
+        bound: threshold or margin.
+        direction: "above": the interval must lie above the bound; "below": below it.
+    """
+
+    name: str
+    interval: Interval | None
+    bound: float
+    direction: Literal["above", "below"] = "above"
+
+    @property
+    def place(self) -> Place:
+        """Where the whole interval lies; an end on the bound counts as astride."""
+        ends = self._ends()
+        if not all(map(math.isfinite, ends)):
+            return "missing"
+        low, high = ends if self.direction == "above" else (-ends[1], -ends[0])
+        bound = self.bound if self.direction == "above" else -self.bound
+        if low > bound:
+            return "beyond"
+        return "short" if high < bound else "astride"
+
+    def __str__(self) -> str:
+        return f"{self.name} {_numbers(self.interval)}"
+
+    def _ends(self) -> tuple[float, float]:
+        return (math.nan, math.nan) if self.interval is None else (float(self.interval.low), float(self.interval.high))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that must hold, and the words for the case that it does not."""
+
+    holds: bool
+    otherwise: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that decides one claim.
+
+    Attributes:
+        parts: the statistics θ, the headline first; all must lie beyond their thresholds.
+        contrasts: the deciding contrasts Δ.
+        preconditions: without one of these nothing is decided.
+        conditions: without one of these the claim is not supported, but not refuted either.
+        fixed_by: the identity that fixes θ whatever the model does; θ beyond its threshold is then mechanical.
+    """
+
+    parts: Sequence[Criterion]
+    contrasts: Sequence[Criterion] = ()
+    preconditions: Sequence[Condition] = ()
+    conditions: Sequence[Condition] = ()
+    fixed_by: str | None = None
+
+
+def judge(evidence: Evidence) -> tuple[Verdict, str]:
+    """The verdict and its reason, by the order given at the head of this module.
+
+    Args:
+        evidence: statistics, contrasts and conditions of one claim.
+
+    Returns:
+        Verdict and a reason that names the numbers and the control.
+    """
+    parts, contrasts = evidence.parts, evidence.contrasts
+    failed = [condition.otherwise for condition in evidence.preconditions if not condition.holds]
+    if failed:
+        return "inconclusive", "; ".join(failed)
+    short = [f"{part} lies wholly short of {part.bound:.3g}" for part in parts if part.place == "short"]
+    if short:
+        return "not supported", "; ".join(short)
+    unclear = [f"{part} has no interval" for part in parts if part.place == "missing"]
+    unclear += [f"{part} contains {part.bound:.3g}" for part in parts if part.place == "astride"]
+    if unclear:
+        return "inconclusive", "; ".join(unclear)
+    beyond = "; ".join(f"{part} is beyond {part.bound:.3g}" for part in parts)
+    if evidence.fixed_by is not None:
+        return "mechanical", f"{beyond}, but {evidence.fixed_by}"
+    level = [contrast for contrast in contrasts if contrast.place in {"short", "astride"}]
+    if level:
+        return "mechanical", f"{beyond}, but so it is under a control: " + "; ".join(
+            f"{contrast} does not clear {contrast.bound:.3g}" for contrast in level
+        )
+    open_ends = [f"{contrast} could not be computed" for contrast in contrasts if contrast.place == "missing"]
+    open_ends += [condition.otherwise for condition in evidence.conditions if not condition.holds]
+    if open_ends:
+        return "inconclusive", f"{beyond}, but " + "; ".join(open_ends)
+    cleared = "; ".join(f"{contrast} clears {contrast.bound:.3g}" for contrast in contrasts)
+    return "supported", f"{beyond}; {cleared}" if cleared else beyond
+
+
+def decide(
+    sentence: Sentence,
+    evidence: Evidence,
+    *,
+    statistic: str,
+    unit: str,
+    null: Mapping[str, Any],
+    shown: Mapping[str, Interval] | None = None,
+) -> Claim:
+    """The whole claim: verdict, headline numbers, and every control with its numbers.
+
+    Args:
+        sentence: what is claimed.
+        evidence: what decides it; the first part gives estimate, interval and threshold.
+        statistic: how θ is computed, in words.
+        unit: what was resampled.
+        null: the null line (`line` makes one of an interval).
+        shown: values printed beside, which decide nothing.
+
+    Returns:
+        The claim.
+    """
+    verdict, reason = judge(evidence)
+    headline = evidence.parts[0]
+    interval = headline.interval or Interval(math.nan, math.nan, math.nan, 0, "none")
+    controls = [
+        line(criterion.name, criterion.interval) | {"role": role, "threshold": criterion.bound}
+        for role, criteria in (("also decides", evidence.parts[1:]), ("deciding contrast", evidence.contrasts))
+        for criterion in criteria
+    ]
+    controls += [line(name, value) | {"role": "shown", "threshold": None} for name, value in (shown or {}).items()]
+    return Claim(
+        id=sentence.id,
+        statement=sentence.statement,
+        source=sentence.source,
+        statistic=statistic,
+        estimate=float(interval.estimate),
+        ci_low=float(interval.low),
+        ci_high=float(interval.high),
+        threshold=headline.bound,
+        unit=unit,
+        n_units=interval.n_units,
+        null=dict(null),
+        controls=controls,
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def line(name: str, interval: Interval | None) -> dict[str, Any]:
+    """A named value with its interval, as it stands in a claim's ``null`` and ``controls``.
+
+    Args:
+        name: what the value is.
+        interval: its estimate and ends; None where there is none.
+
+    Returns:
+        name, estimate, ci_low, ci_high; None for a number that is not finite.
+    """
+    values = (None, None, None) if interval is None else (interval.estimate, interval.low, interval.high)
+    keys = ("estimate", "ci_low", "ci_high")
+    return {"name": name} | {key: _jsonable(value) for key, value in zip(keys, values, strict=True)}
+
+
+def enough_units(n_units: int, needed: int, unit: str) -> Condition:
+    """The precondition that enough documents or seeds were resampled.
+
+    Args:
+        n_units: how many there are.
+        needed: how many it takes.
+        unit: their name in the plural.
+
+    Returns:
+        The condition.
+    """
+    return Condition(n_units >= needed, f"only {n_units} {unit}: {needed} are needed for a verdict")
+
+
+def _numbers(interval: Interval | None) -> str:
+    if interval is None:
+        return "—"
+    return f"{interval.estimate:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain Python values; a number that is not finite becomes None, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(entry) for entry in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -1,0 +1,328 @@
+"""A run as one self-contained HTML page, and a page that compares runs.
+
+The page holds all it needs: figures as data URIs (PNG or SVG, whichever is smaller), plotly.js once, the numbers of
+the interactive charts as JSON. Its Content-Security-Policy forbids the network and runs no script but the page's own,
+by hash. Whatever comes from outside (titles, tokens, names, options) is escaped: by the templates in HTML, by
+`script_json` inside script elements, and by `hover_text` where plotly would read tags.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import math
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import matplotlib.figure
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from probe import plots
+from probe.claims import Claim
+from probe.runs import write_file
+
+DPI = 200
+# verdict -> the sign that stands before its name, so that colour is not alone
+SIGNS = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
+
+SETTINGS = {
+    "config": "Configuration",
+    "fingerprint": "What it ran on",
+    "versions": "Versions",
+    "provenance": "When and where",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a report.
+
+    Attributes:
+        name: File name without suffix, and anchor on the page.
+        title: Heading.
+        caption: What is shown: model, text, documents, tokens, the null line.
+        draw: Makes the matplotlib figure; called once a report, inside `plots.page_style()`.
+        interactive: Makes the plotly figure, if there is one. Its sliders and dropdowns become HTML controls.
+        table: Makes a table of the figure's numbers, if there is one.
+        alt: What the picture shows, for who cannot see it; default title.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], matplotlib.figure.Figure]
+    interactive: Callable[[], go.Figure] | None = None
+    table: Callable[[], pd.DataFrame] | None = None
+    alt: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found.
+
+    Attributes:
+        data: The Dataset; `attrs["provenance"]` holds the run's record as JSON.
+        claims: The claims, in the order in which they are read.
+        directory: The run directory.
+        title: Heading of the report.
+        notes: Sentences that stand at its head.
+        figures: Its figures.
+    """
+
+    data: xr.Dataset
+    claims: Sequence[Claim]
+    directory: Path
+    title: str
+    notes: Sequence[str] = ()
+    figures: Sequence[Figure] = field(default=(), repr=False)
+
+    def write_report(self) -> Path:
+        """Draw the figures and write the page.
+
+        Returns:
+            Path of `report.html`; beside it `figures/NAME.png` and `figures/NAME.svg`.
+
+        Raises:
+            InputError: If the directory cannot be written or the disk is full.
+        """
+        shown = [_shown(figure, self.directory / "figures") for figure in self.figures]
+        interactive = any(figure["spec"] for figure in shown)
+        path = self.directory / "report.html"
+        write_file(path, _page("report.html", self._head() | {"figures": shown}, interactive=interactive))
+        return path
+
+    def _head(self) -> dict[str, Any]:
+        """What report, comparison and notebook summary say about a run."""
+        record = json.loads(self.data.attrs.get("provenance") or "{}")
+        return {
+            "title": self.title,
+            "notes": self.notes,
+            "attrs": self.data.attrs,
+            "facts": _facts(self.data),
+            "claims": self.claims,
+            "counts": Counter(claim.verdict for claim in self.claims),
+            "command": record.get("provenance", {}).get("command"),
+            "settings": [(words, _flat(record[name])) for name, words in SETTINGS.items() if record.get(name)],
+            "directory": str(self.directory),
+        }
+
+    def _repr_html_(self) -> str:
+        """The summary that Jupyter shows: model, text, claims with verdicts."""
+        return _environment().get_template("summary.html").render(self._head())
+
+
+def write_comparison(results: Sequence[Result], path: Path | str, across: Sequence[Claim] = ()) -> Path:
+    """Write one page with the claims of several runs side by side and links to their reports.
+
+    Args:
+        results: Runs of one analysis.
+        path: The page's file.
+        across: Claims that are decided by all runs together.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    path = Path(path)
+    ids = dict.fromkeys(claim.id for result in results for claim in result.claims)
+    by_id = [{claim.id: claim for claim in result.claims} for result in results]
+    rows = [(next(claims[name] for claims in by_id if name in claims), [c.get(name) for c in by_id]) for name in ids]
+    runs = [result._head() | {"link": _link(result.directory / "report.html", path)} for result in results]
+    content = {"title": "Runs side by side", "runs": runs, "rows": rows, "across": across}
+    write_file(path, _page("comparison.html", content, interactive=False))
+    return path
+
+
+def interval_text(estimate: float | None, low: float | None, high: float | None) -> str:
+    """An estimate with its interval, with as many decimals as give the interval's width two digits.
+
+    Args:
+        estimate: A number; None and NaN are written as a dash.
+        low: Lower end; without two finite ends the estimate stands alone.
+        high: Upper end.
+
+    Returns:
+        For example "0.617 [0.601, 0.632]".
+    """
+    if estimate is None or low is None or high is None or not 0 < high - low < math.inf:
+        return _number(estimate)
+    decimals = max(0, 1 - math.floor(math.log10(high - low)))
+    first, second, third = (f"{value:.{decimals}f}".replace("-", "−") for value in (estimate, low, high))
+    return f"{first} [{second}, {third}]"
+
+
+def script_json(text: str) -> Markup:
+    """JSON made safe to stand inside a script element: nothing in it can close the element or open a comment.
+
+    Args:
+        text: JSON.
+
+    Returns:
+        The same JSON with `<`, `>`, `&` and the two line separators of Unicode written as escapes.
+    """
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def hover_text(text: str, limit: int = 80) -> str:
+    """User text for a plotly label: shows invisible characters, and holds nothing that plotly reads as a tag.
+
+    Args:
+        text: A token, its context or a title.
+        limit: Longest result in characters, before escaping; the end of the text is kept.
+
+    Returns:
+        The text with line ends as ↵, control and format characters as codes, and `&`, `<`, `>` escaped.
+    """
+    cut = text if len(text) <= limit else f"…{text[1 - limit :]}"
+    return html.escape("".join(map(_visible, cut)), quote=False)
+
+
+def _visible(character: str) -> str:
+    if character == "\n":
+        return "↵"
+    invisible = unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+    return f"\\u{ord(character):04x}" if invisible else character
+
+
+def _shown(figure: Figure, folder: Path) -> dict[str, Any]:
+    """Draws a figure to its two files and returns what the template needs."""
+    with plots.page_style():
+        drawn = figure.draw()
+        drawn.draw_without_rendering()
+        drawn.set_layout_engine("none")  # laid out once, not once a format
+        pictures = {suffix: _picture(drawn, suffix) for suffix in ("png", "svg")}
+    for suffix, content in pictures.items():
+        write_file(folder / f"{figure.name}.{suffix}", content)
+    suffix = min(pictures, key=lambda name: len(pictures[name]))
+    kind = {"png": "image/png", "svg": "image/svg+xml"}[suffix]
+    spec = figure.interactive().to_json() if figure.interactive else ""
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "caption": figure.caption,
+        "alt": figure.alt or figure.title,
+        "source": f"data:{kind};base64,{base64.b64encode(pictures[suffix]).decode()}",
+        "spec": script_json(spec),
+        "table": figure.table() if figure.table else None,
+    }
+
+
+def _picture(figure: matplotlib.figure.Figure, suffix: str) -> bytes:
+    file = io.BytesIO()
+    # without a date, equal data give equal files
+    figure.savefig(file, format=suffix, dpi=DPI, metadata={"Date": None} if suffix == "svg" else None)
+    return file.getvalue()
+
+
+def _page(template: str, content: Mapping[str, Any], *, interactive: bool) -> str:
+    scripts = [_resource("page.js")]
+    if interactive:
+        scripts.insert(0, get_plotlyjs())
+    # a browser reads line ends as \n, and the hash is of what it reads
+    scripts = [script.replace("\r\n", "\n").replace("\r", "\n") for script in scripts]
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    policy = "; ".join([
+        "default-src 'none'",
+        "script-src " + " ".join(f"'sha256-{value}'" for value in hashes),
+        "style-src 'unsafe-inline'",
+        "img-src data: blob:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ])
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            content,
+            policy=policy,
+            style=Markup(_resource("page.css")),
+            scripts=[Markup(script) for script in scripts],
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("probe", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    environment.filters["interval"] = _interval
+    environment.filters["plain"] = _plain
+    environment.globals["signs"] = SIGNS
+    return environment
+
+
+def _resource(name: str) -> str:
+    return (resources.files("probe") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _number(value: object) -> str:
+    """A number to three digits; a dash where there is none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    return f"{value:.3g}".replace("-", "−") if isinstance(value, float) else str(value)
+
+
+def _interval(entry: Claim | Mapping[str, Any]) -> str:
+    """Estimate and interval of a claim, or of a null line or control in it."""
+    values = asdict(entry) if isinstance(entry, Claim) else entry
+    return interval_text(*(values.get(name) for name in ("estimate", "ci_low", "ci_high")))
+
+
+def _plain(value: object) -> str:
+    """A configuration value in words."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested mappings under dotted names."""
+    return [
+        leaf
+        for name, value in tree.items()
+        for leaf in (_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)])
+    ]
+
+
+def _facts(data: xr.Dataset) -> list[tuple[str, str]]:
+    """The run in a few words, from what the Dataset holds."""
+    attrs = data.attrs
+    model = f"{attrs.get('model', 'unnamed')}" + (f" ({attrs['description']})" if attrs.get("description") else "")
+    named = [("Model", model), ("Architecture", attrs.get("architecture")), ("Text", attrs.get("text"))]
+    sizes = [("Blocks", "layer"), ("Scored tokens", "query")]
+    counts = [(label, f"{data.sizes[name]:,}") for label, name in sizes if name in data.sizes]
+    documents, fitted = attrs.get("n_documents_scored"), attrs.get("n_fit_tokens")
+    counts += [("Scored documents", f"{int(documents):,}")] if documents is not None else []
+    counts += [("Tokens for fitting", f"{int(fitted):,}")] if fitted is not None else []
+    return [(label, str(value)) for label, value in named if value] + counts
+
+
+def _link(target: Path, page: Path) -> str:
+    """Relative address of a file, as a page beside it would write it."""
+    return quote(Path(os.path.relpath(target.resolve(), page.resolve().parent)).as_posix())
