@@ -20,7 +20,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED) ## the layer updates of the default model on the sample text, as a report
 	$(PYTHON) -m probe.analyses.tokenwise --dataset sample --windows 64 --window-length 128 --queries-per-window 8 \
 	    --classes mean,linear,local,mlp --replaced linear,local,mlp --mlp-width 256 --mlp-steps 150 \
-	    --replacement one --draws 1 --no-sweep --no-floor --fit-windows 192 --out runs/demo
+	    --neighbours 128 --rank 32 --replacement one --draws 1 --no-sweep --no-floor --fit-windows 128 --out runs/demo
 
 test: $(INSTALLED) chromium ## all tests but the long studies
 	$(PYTHON) -m pytest

@@ -153,6 +153,8 @@ def main(
     run: Callable[..., Any],
     plan: Callable[[_Config], Plan],
     argv: Sequence[str] | None = None,
+    *,
+    across: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
 ) -> int:
     """The command line of one analysis.
 
@@ -165,6 +167,7 @@ def main(
         run: `run(config, *, out, fresh, quiet)`, which returns a `Result`.
         plan: `plan(config)`, what a run would do.
         argv: Arguments; those of this process by default.
+        across: Claims that are read from several results together, for the page that compares them.
 
     Returns:
         Exit status: 0, 2 or 130.
@@ -178,7 +181,7 @@ def main(
                 for each in configs:
                     _print_plan(plan(each), _title(analysis, each))
             else:
-                _run_all(analysis, configs, options, run)
+                _run_all(analysis, configs, options, run, across)
     except InputError as error:
         _say(f"error: {error}")
         return WRONG_INPUT
@@ -188,7 +191,13 @@ def main(
     return DONE
 
 
-def _run_all(analysis: str, configs: Sequence[Config], options: RunOptions, run: Callable[..., Any]) -> None:
+def _run_all(
+    analysis: str,
+    configs: Sequence[Config],
+    options: RunOptions,
+    run: Callable[..., Any],
+    across: Callable[[Sequence[Any]], Sequence[Any]] | None,
+) -> None:
     results = []
     for config in configs:
         out = options.out
@@ -201,7 +210,7 @@ def _run_all(analysis: str, configs: Sequence[Config], options: RunOptions, run:
 
         key = hashlib.sha256(repr(configs).encode()).hexdigest()[:8]
         page = options.out / "comparison.html" if options.out else Path("runs", analysis, f"comparison-{key}.html")
-        write_comparison(results, page)
+        write_comparison(results, page, across(results) if across else ())
         _write(page)
 
 

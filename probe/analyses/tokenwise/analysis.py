@@ -1,0 +1,131 @@
+"""Runs the stages of the layer-update analysis one after the other, and says beforehand what they would take."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from probe import engine
+from probe.analyses.tokenwise import claims, dataset, figures, fits, work
+from probe.analyses.tokenwise.config import FITS, Config
+from probe.engine import Plan, StagePlan
+from probe.errors import InputError
+from probe.maps import MLPMap
+from probe.report import Result
+from probe.runs import open_run
+
+STAGES = {
+    "states": work.states_unit,
+    "queries": work.queries_unit,
+    "fit": fits.fit_unit,
+    "replace": work.replace_unit,
+}
+DESCRIPTIONS = {
+    "states": "states of fitting text",
+    "queries": "states of scored text",
+    "fit": "fits by layer",
+    "replace": "replacements",
+}
+
+
+def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
+    """See `probe.analyses.tokenwise.run`."""
+    _check(config)
+    model = work.model_of(config)
+    units = work.units(config)
+    fingerprint = {
+        "weights": model.weight_hash,
+        "text": work.windows_of(config, "scored").sha256,
+        "attention": model.attention,
+    }
+    with open_run("tokenwise", config, fingerprint, out=out, fresh=fresh) as opened:
+        for stage, function in STAGES.items():
+            engine.work(function, units[stage], config, opened, description=DESCRIPTIONS[stage], quiet=quiet)
+        opened.write_results(dataset.assemble(config, opened))
+        data = opened.read_results()
+        judged = claims.claims(data, config)
+        opened.write_claims(judged)
+        drawn = figures.figures(data, config)
+        return Result(data, judged, opened.directory, _title(config), _notes(config), drawn)
+
+
+def plan(config: Config) -> Plan:
+    """See `probe.analyses.tokenwise.plan`."""
+    _check(config)
+    model, units = work.model_of(config), work.units(config)
+    rate = _flops_per_second()
+    parameters = sum(p.numel() for block in model.blocks for p in block.parameters())
+    head = model.n_vocab * model.d_model
+    layers, length, width = len(work.layers_of(config)), config.window_length, model.d_model
+    fitting = sum(work.windows_of(config, part).n_windows for part in ("fit", "validation")) * length
+    scored = work.windows_of(config, "scored").n_windows
+    queries = work.query_positions(config).numel()
+    forward = 2 * (parameters + head)
+    bank = min(config.bank_tokens, fitting // 2)
+    local = 2 * bank * width + 40 * config.neighbours**3 + 8 * config.rank * config.neighbours * width
+    local_fits = sum(fit.startswith("local") for fit in config.classes) * (2 + config.floor) + 3 * config.sweep
+    mlps = sum(fit in ("mlp", "mlp_random") for fit in config.classes)
+    mlp = 6 * MLPMap.batch_size * config.mlp_steps * width * (2 * config.mlp_width + width)
+    variants = len(config.replaced) + len(fits.CONTROLS) * config.draws
+    seconds = {
+        "states": fitting * forward / rate,
+        "queries": 2 * scored * length * forward / rate,
+        "fit": layers * (local_fits * queries * local + mlps * mlp + 10 * fitting * width**2) / rate,
+        "replace": layers * queries * variants * (parameters + 3 * head) / rate,
+    }
+    tokens = work.BATCH * length
+    memory = {
+        "states": 4 * tokens * (width * (layers + 1) + 2 * model.n_vocab),
+        "queries": 4 * tokens * (3 * width * (model.n_layers + 1) + 2 * model.n_vocab),
+        "fit": 4 * width * (4 * fitting + 6 * queries * (len(config.classes) + variants)),
+        "replace": 4 * tokens * 3 * width * (model.n_layers + 1) + 16 * 256 * model.n_vocab,
+    }
+    return Plan([StagePlan(stage, len(units[stage]), seconds[stage], memory[stage]) for stage in STAGES])
+
+
+def _flops_per_second() -> float:
+    """What this machine's matrix products reach now: the estimates of time rest on it."""
+    a = torch.randn(768, 768, generator=torch.Generator().manual_seed(0))
+    a @ a
+    start = time.perf_counter()
+    for _ in range(5):
+        a @ a
+    return 5 * 2 * 768**3 / (time.perf_counter() - start) / 2  # real work reaches about half of it
+
+
+def _check(config: Config) -> None:
+    """Refuses options that contradict each other, before any work is done."""
+    unknown = [fit for fit in (*config.classes, *config.replaced) if fit not in FITS]
+    if unknown:
+        raise InputError(f"classes must be among {', '.join(FITS)}: got {unknown[0]!r}; mend --classes or --replaced")
+    empty = [name for name in ("classes", "replaced") if not getattr(config, name)]
+    if empty:
+        raise InputError(f"--{empty[0]} must name at least one class: got none; choose among {', '.join(FITS)}")
+    missing = [fit for fit in config.replaced if fit not in config.classes]
+    if missing and config.replacement != "none":
+        raise InputError(
+            f"only fitted classes can replace a block's output: {missing[0]!r} is in --replaced but not in --classes; "
+            "add it there, or leave it out here"
+        )
+    small = {"--windows": config.windows, "--fit-windows": config.fit_windows, "--draws": config.draws}
+    small |= {"--queries-per-window": config.queries_per_window, "--mlp-width": config.mlp_width}
+    small |= {"--neighbours": config.neighbours, "--rank": config.rank, "--mlp-steps": config.mlp_steps}
+    for option, value in small.items():
+        if value < 1:
+            raise InputError(f"{option} must be at least 1: got {value}; give a positive number")
+
+
+def _title(config: Config) -> str:
+    return f"Layer updates of {config.model}"
+
+
+def _notes(config: Config) -> list[str]:
+    notes = []
+    if config.text is None and config.dataset == "sample":
+        notes.append(
+            "A demonstration on a small text: 45 short articles that ship with probe. For numbers to quote, run it on "
+            "WikiText (--dataset wikitext-2) or on a text of your own (--text FILE)."
+        )
+    return notes

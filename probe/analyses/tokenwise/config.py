@@ -1,0 +1,77 @@
+"""What a layer-update run is made of: the Python API's argument, the command line and `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from probe.analyses.tokenwise.thresholds import Thresholds
+from probe.command import TextConfig
+
+FITS = (
+    "zero",
+    "mean",
+    "diagonal",
+    "linear",
+    "low_rank",
+    "local",
+    "local_diagonal",
+    "local_orthogonal",
+    "mlp",
+    "mlp_random",
+    "alone",
+    "mlp_alone",
+)
+"""The classes of tokenwise maps, baselines first and the functions that the architecture itself holds last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TextConfig):
+    """How much of every block's update is a function of the token's own state alone, and what is the rest?
+
+    Maps are fitted on windows of one set of documents and scored on windows of others. The documents for fitting fall
+    into two halves: the first fits the maps, the second an independent fit that cuts the regimes.
+    """
+
+    classes: tuple[str, ...] = FITS
+    """Classes of tokenwise maps, a comma list; mlp starts at the ridge optimum, mlp_random at random."""
+    fit_windows: int = 256
+    """Windows for fitting, both halves together (there may be fewer in the text)."""
+    queries_per_window: int = 8
+    """Positions scored in each scored window."""
+    control_queries_per_window: int = 2
+    """How many of them enter the sweep, the floor and the fits to permuted updates."""
+    bank_tokens: int = 20_000
+    """Tokens of one half among which the local classes look for neighbours."""
+    neighbours: int = 256
+    """k of the local classes."""
+    rank: int = 64
+    """r of the local and of the low-rank class."""
+    mlp_width: int = 512
+    """Hidden units of the MLP classes."""
+    mlp_steps: int = 600
+    """Optimiser steps of the MLP classes."""
+    sweep: bool = True
+    """Sweep k and r of the local class, and compare two disjoint banks."""
+    sweep_neighbours: tuple[int, ...] = (32, 64, 128, 256)
+    """Values of k in the sweep."""
+    sweep_ranks: tuple[int, ...] = (4, 8, 16, 32, 64)
+    """Values of r in the sweep."""
+    floor: bool = True
+    """Fit the classes to the block run on the token alone, too: the error that no context explains."""
+    replacement: Literal["none", "one", "both"] = "both"
+    """Replace the block's output at one position, or also at all counted positions at once (on a subsample)."""
+    replaced: tuple[str, ...] = ("mean", "linear", "local", "mlp")
+    """Classes whose output replaces the block's."""
+    all_windows: int = 4
+    """Windows in which all positions are replaced at once, and one query of each is followed to later positions."""
+    draws: int = 4
+    """Draws of the random controls of the replacement."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """Thresholds and margins of the claims."""
+
+    @property
+    def deciding(self) -> str:
+        """The fit around which the controls of the replacement are built, and whose error cuts the layers' regimes."""
+        candidates = self.classes if self.replacement == "none" else self.replaced
+        return next(fit for fit in ("local", "linear", *candidates) if fit in candidates)

@@ -1,0 +1,192 @@
+"""The finished units of a layer-update run as one `xarray.Dataset`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from probe.analyses.tokenwise import fits, work
+from probe.analyses.tokenwise.config import Config
+from probe.engine import Unit
+from probe.runs import Run
+
+CONTEXT_CHARACTERS = 60
+
+# variable -> (dimensions, unit, long name); `layer` leads wherever it stands
+_FITTED = {
+    "relative_error": (("fit", "target", "layer", "query"), "1", "‖r‖ / ‖target‖"),
+    "cos_update_fit": (("fit", "target", "layer", "query"), "1", "cosine of target and fit"),
+    "cos_update_residual": (("fit", "target", "layer", "query"), "1", "cosine of target and residual"),
+    "cos_fit_residual": (("fit", "target", "layer", "query"), "1", "cosine of fit and residual"),
+    "explained_variance": (("fit", "layer"), "1", "1 − Σ‖r‖² / Σ‖u − ū‖²"),
+    "update_norm": (("layer", "query"), "1", "‖u‖"),
+    "state_norm": (("layer", "query"), "1", "‖h‖"),
+    "share": (("fit", "centring", "vector", "k", "layer", "query"), "1", "share in the dominant tokenwise subspace"),
+    "share_of_update": (("centring", "k", "layer", "query"), "1", "share of u in the dominant subspace of u"),
+    "n_outliers": (("layer",), "1", "outlier coordinates left out of the subspace"),
+    "residual_attention_cosine": (("fit", "layer", "query"), "1", "cosine of residual and attention write"),
+    "residual_attention_share": (("fit", "layer", "query"), "1", "share of r explained by the attention write"),
+    "residual_offposition_cosine": (("fit", "layer", "query"), "1", "cosine of residual and off-position write"),
+    "residual_offposition_share": (("fit", "layer", "query"), "1", "share of r explained by the off-position write"),
+    "cos_permuted": (("fit", "layer", "query"), "1", "cosine of u and a fit to permuted updates"),
+    "relative_error_permuted": (("fit", "layer", "query"), "1", "‖r‖ / ‖u‖ of a fit to permuted updates"),
+    "error_independent": (("layer", "query"), "1", "‖r‖ / ‖u‖ of a linear fit on the other half"),
+    "floor": (("fit", "layer", "query"), "1", "‖r‖ / ‖u‖ on the block run on the token alone"),
+    "sweep_error": (("neighbours", "rank", "layer", "query"), "1", "‖r‖ / ‖u‖ of the local class"),
+    "sweep_error_in_sample": (("neighbours", "rank", "layer"), "1", "median ‖r‖ / ‖u‖ with the query in the bank"),
+    "instability": (("neighbours", "layer", "query"), "1", "‖û_A − û_B‖ / ‖u‖ of two disjoint banks"),
+    "mlp_flat": (("fit", "layer"), "1", "validation curve flat at the end"),
+}
+_REPLACED = {
+    "kl": ("nat", "KL(p ‖ p replaced), one position"),
+    "loss_change": ("nat", "change of the next token's loss"),
+    "logit_distance": ("1", "‖z replaced − z‖"),
+    "logit_cosine": ("1", "cosine of the logits"),
+    "top1": ("1", "same most probable token"),
+    "kl_all": ("nat", "KL(p ‖ p replaced), all counted positions replaced"),
+    "kl_later": ("nat", "KL summed over this and later positions"),
+}
+
+
+def assemble(config: Config, run: Run) -> xr.Dataset:
+    """Joins the finished units of a run.
+
+    Args:
+        config: the run's configuration.
+        run: its directory.
+
+    Returns:
+        The Dataset; which variables it holds depends on the configuration.
+    """
+    units = work.units(config)
+    data = xr.Dataset(coords=_coordinates(config))
+    some = {"cos_permuted": fits.permuted_fits(config), "relative_error_permuted": fits.permuted_fits(config)}
+    some |= {"floor": fits.floor_fits(config), "share": fits.share_fits(config)}
+    layers = [run.load(unit.stage, unit.key, None) for unit in units["fit"]]
+    for name, (dims, unit, long_name) in _FITTED.items():
+        if name in layers[0]:
+            stacked = np.stack([layer[name].numpy() for layer in layers], axis=dims.index("layer"))
+            array = xr.DataArray(stacked, dims=dims, attrs={"units": unit, "long_name": long_name})
+            data[name] = _over_fits(array, some[name], data) if name in some else array
+    if units["replace"]:
+        _add_replacements(data, config, run, units["replace"])
+    queries = work.gather(run, units["queries"], ["entropy", "loss"])
+    data["entropy"] = ("query", queries["entropy"].numpy(), {"units": "nat", "long_name": "entropy of the output"})
+    data["loss"] = ("query", queries["loss"].numpy(), {"units": "nat", "long_name": "loss of the next token"})
+    fitted = torch.cat([run.load(unit.stage, unit.key, ["token"])["token"] for unit in units["states"]])
+    data["frequency"] = (
+        "query",
+        _log_frequency(config, fitted),
+        {"long_name": "log count in the fitting text, plus 1"},
+    )
+    _add_regimes(data, config)
+    data.attrs |= _attributes(config, n_fit_tokens=len(fitted))
+    return data
+
+
+def _coordinates(config: Config) -> dict[str, object]:
+    windows, positions = work.windows_of(config, "scored"), work.query_positions(config)
+    n_windows, chosen = positions.shape
+    window = torch.arange(n_windows).repeat_interleave(chosen)
+    position = positions.flatten()
+    document = windows.document[window]
+    decode = work.model_of(config).tokenizer.decode
+    tokens, contexts = [], []
+    for w, p in zip(window.tolist(), position.tolist(), strict=True):
+        tokens.append(decode([int(windows.tokens[w, p])]))
+        contexts.append(decode(windows.tokens[w, max(0, p - CONTEXT_CHARACTERS) : p].tolist())[-CONTEXT_CHARACTERS:])
+    coordinates: dict[str, object] = {
+        "layer": work.layers_of(config),
+        "fit": list(work.classes_of(config)),
+        "target": ["update", "state"],
+        "centring": list(fits.CENTRINGS),
+        "vector": list(fits.VECTORS),
+        "k": list(fits.SUBSPACE_SIZES),
+        "control": list(fits.CONTROLS),
+        "window": ("query", window.numpy()),
+        "position": ("query", position.numpy()),
+        "document": ("query", document.numpy()),
+        "title": ("query", [windows.titles[d] for d in document.tolist()]),
+        "token": ("query", tokens),
+        "context": ("query", contexts),
+    }
+    if config.sweep:
+        neighbours, ranks = fits.sweep_grid(config)
+        coordinates |= {"neighbours": neighbours, "rank": ranks}
+    return coordinates
+
+
+def _add_replacements(data: xr.Dataset, config: Config, run: Run, units: list[Unit]) -> None:
+    parts = [run.load(unit.stage, unit.key, None) for unit in units]
+    for name, (unit, long_name) in _REPLACED.items():
+        if name in parts[0]:
+            values = torch.cat([part[name] for part in parts], dim=-1).transpose(0, 1)
+            attrs = {"units": unit, "long_name": long_name}
+            array = xr.DataArray(values.numpy(), dims=("fit", "layer", "query"), attrs=attrs)
+            data[name] = _over_fits(array, config.replaced, data)
+    control = torch.cat([part["kl_control"] for part in parts], dim=-1).permute(1, 2, 0, 3)
+    long_name = "KL(p ‖ p replaced) for a residual of equal norm"
+    data["kl_control"] = (
+        ("control", "draw", "layer", "query"),
+        control.numpy(),
+        {"units": "nat", "long_name": long_name},
+    )
+
+
+def _over_fits(array: xr.DataArray, fits_of_array: Sequence[str], data: xr.Dataset) -> xr.DataArray:
+    """The array over all fits of the run: NaN where a fit has none."""
+    return array.assign_coords(fit=list(fits_of_array)).reindex(fit=data["fit"], copy=False)
+
+
+def _log_frequency(config: Config, fitted: Tensor) -> np.ndarray:
+    counts = torch.bincount(fitted, minlength=work.model_of(config).n_vocab)
+    windows, positions = work.windows_of(config, "scored"), work.query_positions(config)
+    return torch.log1p(counts[windows.tokens.gather(1, positions)].double()).flatten().numpy()
+
+
+def _add_regimes(data: xr.Dataset, config: Config) -> None:
+    """Terciles of the error: by an independent fit, by the deciding fit itself, and of the layers' means."""
+    own = data["relative_error"].sel(fit=config.deciding, target="update")
+    data["regime"] = _terciles(data["error_independent"], "query")
+    data["regime_own"] = _terciles(own, "query")
+    data["regime_layer"] = _terciles(own.mean("query"), "layer")
+
+
+def _terciles(values: xr.DataArray, dim: str) -> xr.DataArray:
+    """0, 1, 2 for the low, middle and high third along a dimension."""
+    cuts = values.quantile([1 / 3, 2 / 3], dim=dim)
+    return (values > cuts.isel(quantile=0, drop=True)).astype("int8") + (
+        values > cuts.isel(quantile=1, drop=True)
+    ).astype("int8")
+
+
+def _attributes(config: Config, *, n_fit_tokens: int) -> dict[str, object]:
+    model, scored, fit = work.model_of(config), work.windows_of(config, "scored"), work.windows_of(config, "fit")
+    return {
+        "analysis": "tokenwise",
+        "model": model.name,
+        "description": model.description,
+        "architecture": model.architecture,
+        "kind": _kind(config),
+        "d_model": model.d_model,
+        "text": scored.name,
+        "demonstration": int(config.text is None and config.dataset == "sample"),
+        "deciding_fit": config.deciding,
+        "n_fit_windows": fit.n_windows,
+        "n_fit_tokens": n_fit_tokens,
+        "n_fit_documents": fit.n_documents,
+        "n_scored_windows": scored.n_windows,
+        "n_documents_scored": scored.n_documents,
+        "window_length": scored.window_length,
+    }
+
+
+def _kind(config: Config) -> str:
+    """What a claim across architectures counts this run as; controls decide nothing there."""
+    if config.random_init is not None or config.shuffled_weights is not None:
+        return "control"
+    return "state-space" if work.model_of(config).recurrent else "transformer"

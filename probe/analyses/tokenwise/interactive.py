@@ -1,0 +1,161 @@
+"""The chart in which a reader finds the tokens behind a correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from jaxtyping import Int
+
+from probe.inference import spearman
+from probe.plots.style import FIT_STYLES, KL_FLOOR, Floats, fits_present, tick_text
+from probe.report import hover_text
+
+SYMBOLS = {"linear": "square", "mlp": "cross", "mlp_random": "x", "mean": "star"}
+HOVER = (
+    "<b>%{customdata[0]}</b><br>after %{customdata[1]}<br>in %{customdata[2]}<br>"
+    "block %{meta}, {class}<br>relative error %{x:.3g}<br>KL %{y:.3g} nats<extra></extra>"
+)
+MAX_TOKENS = 2_500  # their labels are as large as their points
+LINE = 34  # characters: what fits on a narrow screen
+
+
+def scatter_fits(data: xr.Dataset) -> list[str]:
+    """The classes whose tokens the chart shows, of those that replaced a block's output.
+
+    Args:
+        data: The analysis's Dataset.
+
+    Returns:
+        Names of classes.
+    """
+    return fits_present(data, "kl", ("local", "linear", "mlp", "mlp_random"))[:3] or fits_present(data, "kl")[:1]
+
+
+def scatter_queries(data: xr.Dataset, max_points: int) -> Int[np.ndarray, " kept"]:
+    """Which scored tokens are drawn, so that the chart holds no more than a number of points over all layers.
+
+    Args:
+        data: The analysis's Dataset.
+        max_points: Over all layers and classes.
+
+    Returns:
+        Rows, ascending; all of them where they fit, else a seeded sample.
+    """
+    queries, curves = data.sizes["query"], data.sizes["layer"] * max(1, len(scatter_fits(data)))
+    kept = min(queries, MAX_TOKENS, max(1, max_points // curves))
+    return np.sort(np.random.default_rng(0).choice(queries, size=kept, replace=False))
+
+
+def scatter(data: xr.Dataset, max_points: int) -> go.Figure:
+    """Relative error against KL, a point a token: a slider for the block, a dropdown for the class.
+
+    Args:
+        data: The analysis's Dataset with `relative_error`, `kl`, and the coordinates token, context and title.
+        max_points: Over all layers and classes.
+
+    Returns:
+        The figure; hovering shows the token, the text before it, its article and its values.
+    """
+    rows, fits, layers = scatter_queries(data, max_points), scatter_fits(data), data["layer"].values.tolist()
+    points = [_points(data, fit) for fit in fits]  # (layer, query) each
+    labels = _labels(data, rows)
+    rho = {FIT_STYLES[fit].label: np.asarray(spearman(*pair)) for fit, pair in zip(fits, points, strict=True)}
+    titles = ["<br>".join(f"ρ = {by[n]:.2f}, {label}" for label, by in rho.items()) for n in range(len(layers))]
+    figure = go.Figure(layout=_layout(points))
+    for number, (fit, (error, kl)) in enumerate(zip(fits, points, strict=True)):
+        figure.add_scatter(
+            x=_rounded(error[0, rows]),
+            y=_rounded(kl[0, rows]),
+            customdata=labels,
+            meta=str(layers[0]),
+            mode="markers",
+            name=FIT_STYLES[fit].label,
+            marker={"color": FIT_STYLES[fit].color, "symbol": SYMBOLS.get(fit, "circle"), "size": 5, "opacity": 0.55},
+            hovertemplate=HOVER.replace("{class}", FIT_STYLES[fit].label),
+            visible=number == _first(data, fits),
+        )
+    steps = [
+        {
+            "method": "update",
+            "label": str(layer),
+            "args": [
+                {
+                    "x": [_rounded(error[place, rows]) for error, _ in points],
+                    "y": [_rounded(kl[place, rows]) for _, kl in points],
+                    "meta": str(layer),
+                },
+                {"title.text": titles[place]},
+            ],
+        }
+        for place, layer in enumerate(layers)
+    ]
+    figure.update_layout(
+        title_text=titles[0],
+        sliders=[{"active": 0, "steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}],
+        updatemenus=[
+            {"name": "class", "active": _first(data, fits), "buttons": _buttons(fits), "x": 1, "xanchor": "right"}
+        ],
+    )
+    return figure
+
+
+def _points(data: xr.Dataset, fit: str) -> tuple[Floats, Floats]:
+    error = data["relative_error"].sel(fit=fit, target="update").transpose("layer", "query").values
+    kl = data["kl"].sel(fit=fit).transpose("layer", "query").values
+    return np.asarray(error, dtype=np.float64), np.maximum(np.asarray(kl, dtype=np.float64), KL_FLOOR)
+
+
+def _labels(data: xr.Dataset, rows: Int[np.ndarray, " kept"]) -> list[list[str]]:
+    """Token, the text before it on two lines, and its article, as plotly may show them."""
+    texts = ([str(text) for text in data[name].values[rows]] for name in ("token", "context", "title"))
+    return [
+        [
+            hover_text(token, LINE),
+            "<br>".join(hover_text(half, LINE) for half in (context[:-LINE], context[-LINE:]) if half),
+            hover_text(title, LINE),
+        ]
+        for token, context, title in zip(*texts, strict=True)
+    ]
+
+
+def _rounded(values: Floats) -> list[float | None]:
+    """Four digits: what a screen can show, and a quarter of the bytes."""
+    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _first(data: xr.Dataset, fits: Sequence[str]) -> int:
+    decides = data.attrs.get("deciding_fit", "local")
+    return fits.index(decides) if decides in fits else 0
+
+
+def _buttons(fits: Sequence[str]) -> list[dict[str, object]]:
+    one = [[name == fit for name in fits] for fit in fits]
+    shown = [*zip((FIT_STYLES[fit].label for fit in fits), one, strict=True), ("all classes", [True] * len(fits))]
+    return [{"method": "update", "label": label, "args": [{"visible": visible}, {}]} for label, visible in shown]
+
+
+def _layout(points: Sequence[tuple[Floats, Floats]]) -> dict[str, object]:
+    """Both axes logarithmic, with one range for all blocks, so that the slider compares them."""
+
+    def axis(values: Floats, title: str) -> dict[str, object]:
+        logs = np.log10(values[np.isfinite(values) & (values > 0)])
+        low, high = float(logs.min()), float(logs.max())
+        pad = 0.05 * (high - low) + 0.02
+        dense = (1, 2, 5) if high - low < 2.5 else (1,)
+        ticks = [m * 10.0**e for e in range(int(np.floor(low)), int(np.ceil(high)) + 1) for m in dense]
+        shown = {"tickvals": ticks, "ticktext": [tick_text(tick) for tick in ticks]}
+        return {"type": "log", "title": {"text": title}, "range": [low - pad, high + pad], **shown}
+
+    return {
+        "template": "plotly_white",
+        "xaxis": axis(np.concatenate([error.ravel() for error, _ in points]), "relative error ‖r‖ / ‖u‖"),
+        "yaxis": axis(np.concatenate([kl.ravel() for _, kl in points]), "KL (nats), one position replaced"),
+        "title": {"font": {"size": 12}, "x": 0, "xanchor": "left", "yref": "container", "y": 0.97, "yanchor": "top"},
+        "margin": {"l": 60, "r": 10, "t": 70, "b": 50},
+        "hoverlabel": {"align": "left"},
+        "showlegend": True,
+        "legend": {"orientation": "h", "y": -0.18},
+    }
