@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-def cosine(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
     """Cosine of the angle between vectors, ``a·b / (‖a‖ ‖b‖)``.
 
     Args:
@@ -46,7 +46,7 @@ def cosine(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[
     return (_unit(a) * _unit(b)).sum(-1).clamp(-1, 1)
 
 
-def angle(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+def angle(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
     """Angle between vectors in degrees, ``2 atan2(‖â − b̂‖, ‖â + b̂‖)`` of the unit vectors.
 
     Unlike the arc cosine, it keeps its digits for nearly parallel vectors (Kahan, *How Futile are Mindless Assessments
@@ -64,7 +64,7 @@ def angle(a: Float[Tensor, "*batch d"], b: Float[Tensor, "*batch d"]) -> Float[T
     return torch.rad2deg(2 * half)
 
 
-def relative_error(y: Float[Tensor, "*batch d"], y_hat: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+def relative_error(y: Float[Tensor, "*#batch d"], y_hat: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
     """Size of the residual relative to the target, ``‖y − ŷ‖ / ‖y‖``.
 
     Args:

@@ -56,13 +56,12 @@ class Trial:
 
     tests: str
     mutant: Mutant | None = None
-    folder: tempfile.TemporaryDirectory[str] = field(default_factory=lambda: tempfile.TemporaryDirectory("", "mutant-"))
-    started: float = 0.0
-    outcome: Outcome | None = None
+    outcome: Outcome | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Plants the mutant and forks the tests; an unusable fragment is an outcome already."""
         self.started = time.monotonic()
+        self.folder = tempfile.TemporaryDirectory(prefix="mutant-")
         copy = Path(self.folder.name)
         for name in COPIED:
             if (ROOT / name).is_dir():
@@ -84,6 +83,7 @@ class Trial:
         seconds = time.monotonic() - self.started
         if self.process.is_alive():
             self.process.kill()
+            self.process.join()
             self.outcome = Outcome("killed", seconds, f"ran past {TIME_LIMIT:.0f} s")
         elif self.outcome is None:
             status = self.process.exitcode

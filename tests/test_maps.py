@@ -635,6 +635,11 @@ def test_input_is_left_as_it_was(dtype: torch.dtype) -> None:
         assert torch.equal(y, draw(40, 3, seed=1, dtype=dtype))
 
 
+def test_no_queries_give_no_predictions() -> None:
+    for fit in EVERY:
+        assert fit.fit(draw(40, 3), draw(40, 3, seed=1)).predict(draw(0, 3)).shape == (0, 3)
+
+
 def label(fit: maps.Map) -> str:
     return f"{type(fit).__name__}-{getattr(fit, 'kind', getattr(fit, 'ridge', ''))}"
 

@@ -82,15 +82,8 @@ def test_every_variable_is_there_and_finite(result):
     layers, queries = data.sizes["layer"], data.sizes["query"]
     assert (layers, data.sizes["fit"], data.sizes["draw"]) == (2, len(tokenwise.FITS), 2)
     assert queries % 4 == 0
-    for name in (
-        "relative_error",
-        "share_of_update",
-        "error_independent",
-        "kl_control",
-        "entropy",
-        "instability",
-        "sweep_error",
-    ):
+    whole = ["relative_error", "share_of_update", "error_independent", "kl_control", "entropy", "sweep_error_in_sample"]
+    for name in whole:
         assert np.isfinite(data[name]).all(), name
     for name in ("kl", "loss_change", "logit_distance", "logit_cosine", "top1", "kl_all"):
         values = data[name].sel(fit=["mean", "linear", "local", "mlp"])
@@ -109,7 +102,8 @@ def test_identities_between_variables(result):
     e, cos_r = update["relative_error"], update["cos_update_residual"]
     fit_over_update = np.sqrt(1 + e**2 - 2 * e * cos_r)
     np.testing.assert_allclose(update["cos_update_fit"] * fit_over_update + e * cos_r, np.ones(e.shape), atol=2e-4)
-    assert (update["cos_update_fit"] >= np.sqrt(np.clip(1 - e**2, 0, 1)) - 1e-4).all()  # fixed by the error
+    fixed_by_error = np.sqrt(np.clip(1 - e**2, 0, 1))
+    assert ((update["cos_update_fit"] >= fixed_by_error - 1e-4) | (e > 1)).all()
     state = data["relative_error"].sel(target="state")
     next_norm = e * data["update_norm"] / state.drop_sel(fit="zero")
     assert (next_norm <= data["state_norm"] + data["update_norm"] + 1e-2).all()
@@ -146,7 +140,9 @@ def test_without_attention_the_block_itself_is_the_map(folder, text):
     assert data["kl"].sel(fit="mean").median() > 1e-4
     # the block on the token alone is the block: nothing is left for context to explain
     floor, error = data["floor"].sel(fit="mean"), data["relative_error"].sel(fit="mean", target="update")
-    np.testing.assert_allclose(floor, error, rtol=0.2, atol=0.05)
+    measured = np.isfinite(floor)
+    assert measured.sum() == floor.size / 2
+    np.testing.assert_allclose(floor.values[measured], error.values[measured], rtol=0.2, atol=0.05)
 
 
 def test_state_space_models_run_unchanged(folder, text):
@@ -246,11 +242,6 @@ def test_wrong_options_are_refused_before_any_work(folder, text, changes, messag
     with pytest.raises(InputError, match=message):
         tokenwise.run(_config(_saved(folder, "llama"), text, **changes), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
-
-
-def test_help_needs_no_torch():
-    code = "import sys, probe.analyses.tokenwise, probe.command; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_plan_names_every_stage(folder, text):

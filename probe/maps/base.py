@@ -213,7 +213,7 @@ def working_dtype(x: Tensor) -> torch.dtype:
 def row_blocks(values: Tensor, *, elements: int = 2**22) -> Iterator[tuple[int, Tensor]]:
     """Consecutive rows with at most so many elements at a time, each with the index of its first row."""
     rows = max(1, elements // max(1, values.shape[1]))
-    for start in range(0, len(values), rows):
+    for start in range(0, max(1, len(values)), rows):
         yield start, values[start : start + rows]
 
 

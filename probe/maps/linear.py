@@ -63,11 +63,12 @@ class SufficientStatistics:
         """
         check_pair(x, y, widths=(len(self.mean_x), len(self.mean_y)))
         for start, states in row_blocks(x, elements=2**21):
-            x64 = states.to(self.xx)
-            y64 = y[start : start + len(states)].to(self.xy)
+            x64 = states.to(self.xx, copy=True)
+            y64 = y[start : start + len(states)].to(self.xy, copy=True)
             mean_x, mean_y = x64.mean(0), y64.mean(0)
             self._shift_means(len(states), mean_x, mean_y)
-            x64, y64 = x64 - mean_x, y64 - mean_y  # never in place: they may be the caller's own
+            x64 -= mean_x
+            y64 -= mean_y
             self.xx.addmm_(x64.T, x64)
             self.xy.addmm_(x64.T, y64)
             self.yy += y64.square().sum(0)

@@ -217,7 +217,7 @@ class LocalMap(Map):
             if self.groups_ is None:
                 raise InputError("queries came with groups, but the map was fitted without: give groups to fit as well")
             names, counts = self.groups_.unique(return_counts=True)
-            place = torch.searchsorted(names, groups).clamp(max=len(names) - 1)
+            place = torch.searchsorted(names, groups.contiguous()).clamp(max=len(names) - 1)
             left -= torch.where(names[place] == groups, counts[place], 0)
         if len(left) and int(left.min()) < k:
             raise InputError(
@@ -229,7 +229,7 @@ class LocalMap(Map):
         """Blocks of queries whose working arrays keep to the budget, all workers together."""
         floats = k * (4 * (self.d_in_ + self.d_out_) + 4 * k)
         size = max(1, self.memory_budget // (8 * floats * workers))
-        for start in range(0, queries, size):
+        for start in range(0, max(1, queries), size):
             yield slice(start, start + size)
 
 

@@ -29,9 +29,7 @@ _FITTED = {
     "share_of_update": (("centring", "k", "layer", "query"), "1", "share of u in the dominant subspace of u"),
     "n_outliers": (("layer",), "1", "outlier coordinates left out of the subspace"),
     "residual_attention_cosine": (("fit", "layer", "query"), "1", "cosine of residual and attention write"),
-    "residual_attention_share": (("fit", "layer", "query"), "1", "share of r explained by the attention write"),
     "residual_offposition_cosine": (("fit", "layer", "query"), "1", "cosine of residual and off-position write"),
-    "residual_offposition_share": (("fit", "layer", "query"), "1", "share of r explained by the off-position write"),
     "cos_permuted": (("fit", "layer", "query"), "1", "cosine of u and a fit to permuted updates"),
     "relative_error_permuted": (("fit", "layer", "query"), "1", "‖r‖ / ‖u‖ of a fit to permuted updates"),
     "error_independent": (("layer", "query"), "1", "‖r‖ / ‖u‖ of a linear fit on the other half"),
@@ -83,6 +81,11 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
         _log_frequency(config, fitted),
         {"long_name": "log count in the fitting text, plus 1"},
     )
+    for write in ("attention", "offposition"):
+        if f"residual_{write}_cosine" in data:
+            long_name = f"share of ‖r‖² along the {write} write"
+            share = (data[f"residual_{write}_cosine"] ** 2).assign_attrs(units="1", long_name=long_name)
+            data[f"residual_{write}_share"] = share
     _add_regimes(data, config)
     data.attrs |= _attributes(config, n_fit_tokens=len(fitted))
     return data

@@ -30,6 +30,7 @@ FLOOR_FITS = ("mean", "diagonal", "linear", "low_rank", "local")
 SHARE_FITS = ("mean", "linear", "low_rank", "local", "mlp", "mlp_random")
 IN_SAMPLE_TOKENS = 128
 LOCAL_MEMORY = 2**30  # bytes
+VALIDATION_TOKENS = 2048  # they choose ridges and stop MLPs: many times per fit
 BASIS_TOKENS = 256  # training tokens whose fitted updates span the dominant tokenwise subspace
 
 Predictor = Callable[[Tensor, Tensor], Tensor]
@@ -60,7 +61,7 @@ def fit_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """Fits one layer's maps on the first half of the fitting documents and measures them at the scored positions."""
     layer = unit.arguments["layer"]
     first, second = _halves(_fitting_tokens(config, run, layer, "fit"))
-    validation = _fitting_tokens(config, run, layer, "validation")
+    validation = _fitting_tokens(config, run, layer, "validation").sample(VALIDATION_TOKENS, config.seed)
     queries, writes = _query_tokens(config, run, layer)
     bank = first.sample(config.bank_tokens, config.seed)
     predictors = {fit: _predictor(fit, config, layer, first, bank, validation) for fit in work.classes_of(config)}
@@ -223,12 +224,8 @@ def _shares(
 
 
 def _overlaps(residual: Float[Tensor, "fit query d"], writes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The residual against what the block's mixing wrote: cosine, and the share 1 − ‖r − w‖²/‖r‖² that it explains."""
-    found = {}
-    for name, write in writes.items():
-        found[f"residual_{name}_cosine"] = geometry.cosine(residual, write)
-        found[f"residual_{name}_share"] = 1 - geometry.relative_error(residual, write) ** 2
-    return found
+    """Cosine of the residual with what the block's mixing wrote, and with the part that came from other positions."""
+    return {f"residual_{name}_cosine": geometry.cosine(residual, write) for name, write in writes.items()}
 
 
 def _permuted(config: Config, layer: int, tokens: Tokens, bank: Tokens, queries: Tokens) -> dict[str, Tensor]:

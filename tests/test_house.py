@@ -1,0 +1,112 @@
+"""The plan of the house: a room imports only from rooms below it, and no public name hides a module."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import probe
+
+ROOT = Path(probe.__file__).parent
+
+# floor by floor, from the ground up; rooms on one floor may use each other where the design says so
+FLOORS = [
+    ("errors", "shipped", "geometry", "inference"),
+    ("hub", "layouts", "hooks"),
+    ("adapters", "sources", "text", "huggingface"),
+    ("model",),
+    ("stream",),
+    ("replay",),
+    ("patching",),
+    ("maps",),
+    ("claims",),
+    ("runs", "engine"),
+    ("plots",),
+    ("report", "command"),
+    ("analyses",),
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def _room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imported_rooms(path):
+    """Rooms that a file imports when it runs; imports for type checkers alone do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
+        for node in ast.walk(branch)
+    }
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "probe":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("probe."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("probe."))
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_from_rooms_below(path):
+    own = _room(path)
+    for room in _imported_rooms(path):
+        assert room in FLOOR_OF, f"{own} imports probe.{room}, which has no floor: give it one"
+        assert room == own or FLOOR_OF[room] <= FLOOR_OF[own], f"{own} imports {room} from a floor above"
+
+
+def test_every_room_has_a_floor():
+    assert {_room(path) for path in FILES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read_in_a_sitting(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+def test_public_names_survive_the_import_of_every_module():
+    for module in pkgutil.walk_packages(probe.__path__, "probe."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    modules = {module.name for module in pkgutil.iter_modules(probe.__path__)}
+    assert not modules & set(probe.__all__)
+    for name in ("load_model", "load_windows", "capture"):
+        assert callable(getattr(probe, name))
+        assert getattr(probe, name).__name__ == name
+    assert probe.maps.LinearMap.__name__ == "LinearMap"
+    assert callable(probe.analyses.tokenwise.run)
+    assert set(probe.__all__) <= set(dir(probe))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = probe.nothing
+
+
+@pytest.mark.parametrize("module", ["probe", "probe.analyses", "probe.command", "probe.analyses.tokenwise"])
+def test_what_help_needs_imports_no_torch(module):
+    code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers', 'xarray'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_importing_the_library_reaches_for_no_network():
+    code = (
+        "import socket\n"
+        "def refuse(*_): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "import probe, pkgutil, importlib\n"
+        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(probe.__path__, 'probe.')"
+        " if not m.name.endswith('__main__')]"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
