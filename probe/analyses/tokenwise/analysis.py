@@ -122,10 +122,9 @@ def _title(config: Config) -> str:
 
 
 def _notes(config: Config) -> list[str]:
-    notes = []
-    if config.text is None and config.dataset == "sample":
-        notes.append(
-            "A demonstration on a small text: 45 short articles that ship with probe. For numbers to quote, run it on "
-            "WikiText (--dataset wikitext-2) or on a text of your own (--text FILE)."
-        )
-    return notes
+    if config.dataset != "sample":
+        return []
+    return [
+        "The text is 45 short articles that ship with probe. For numbers to quote, run it on WikiText "
+        "(--dataset wikitext-2) or on a text of your own (--text FILE)."
+    ]
