@@ -22,7 +22,6 @@ from probe.model import LanguageModel, load_model
 from probe.stream import capture
 
 WINDOWS, POSITIONS, ROUNDS = 4, 256, 4
-"""Most that a capture may cost, as a multiple of the bare pass over the same modules."""
 
 
 def tokens(windows: int = WINDOWS) -> torch.Tensor:
