@@ -127,7 +127,7 @@ def _predictor(
     if fit.startswith("local"):
         local = maps.LocalMap(config.neighbours, config.rank, LOCAL_KINDS[fit], memory_budget=LOCAL_MEMORY)
         local.fit(bank.state, bank.update, groups=bank.document)
-        # outlier coordinates leave most neighbourhoods ill-conditioned in float32, which is found out only when solved
+        # outlier coordinates leave some neighbourhoods in most blocks ill-conditioned, which float32 finds out too late
         return lambda state, document: local.predict(state.double(), groups=document).float()
     held_out = None if validation is None else (validation.state, validation.update)
     return _Fitted(_unfitted(fit, config, layer).fit(tokens.state, tokens.update, validation=held_out))
