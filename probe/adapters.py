@@ -1,39 +1,19 @@
-"""The one place that touches TransformerLens: its aliases, its adapters as further layouts, its models as input.
+"""The one place that calls TransformerLens: its adapters as further layouts, its models as input.
 
 These are internals of TransformerLens; `pyproject.toml` pins the version that they were checked with. Importing it
-takes seconds, so nothing here imports it before it is needed; the alias table is read from its data file.
+takes seconds, so nothing here imports it before it is needed. (`probe.sources` reads its alias table, a data file.)
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.layouts import Layout, Matrix, Place, Projection
-
-_ALIAS_FILE = "tools/model_registry/data/model_aliases.json"
-
-
-@cache
-def aliases() -> dict[str, str]:
-    """Read TransformerLens's table of aliases.
-
-    Returns:
-        Hub id by alias, for example "pythia-1b" -> "EleutherAI/pythia-1b".
-    """
-    spec = find_spec("transformer_lens")
-    assert spec is not None
-    assert spec.origin is not None
-    table = json.loads((Path(spec.origin).parent / _ALIAS_FILE).read_text(encoding="utf-8"))["aliases"]
-    return {alias: identity for identity, names in table.items() for alias in names}
 
 
 def is_bridge(model: object) -> bool:

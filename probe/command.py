@@ -49,6 +49,9 @@ class Config:
     seed: int = 0
     """Seed of everything that is drawn at random."""
 
+    def require_inputs(self) -> None:
+        """Refuse inputs that are neither here nor to be fetched, before the large libraries are imported."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
@@ -64,6 +67,12 @@ class ModelConfig(Config):
     """Entries of each weight matrix permuted under this seed, gains kept."""
     layers: str = "all"
     """Blocks to look at, for example 0,5,10."""
+
+    def require_inputs(self) -> None:
+        """Refuse a model that is neither here nor to be fetched, within seconds."""
+        from probe import sources
+
+        sources.require(sources.resolve(self.model, self.revision), weights=self.random_init is None)
 
     def layer_indices(self, n_layers: int) -> list[int]:
         """The layers to look at, in a model of `n_layers`.
@@ -105,6 +114,14 @@ class TextConfig(ModelConfig):
             )
         if self.text is None and self.dataset is None:
             object.__setattr__(self, "dataset", "wikitext-2")
+
+    def require_inputs(self) -> None:
+        """Refuse a model or a data set that is neither here nor to be fetched, within seconds."""
+        super().require_inputs()
+        from probe import hub
+
+        if self.dataset in hub.DATASETS:
+            hub.require_dataset(self.dataset, self.split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +194,8 @@ def main(
         with _terminated_like_interrupted():
             config, options = _parse(analysis, config_type, argv)
             configs = _one_a_run(config)
+            for each in configs:
+                each.require_inputs()
             if options.dry_run:
                 for each in configs:
                     _print_plan(plan(each), _title(analysis, each))

@@ -12,13 +12,17 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
 from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from probe.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+DATASETS = {
+    "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
+    "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+}
+"""Name on the command line -> repository and configuration on the hub."""
 
 
 def reachable(seconds: float = 3.0) -> bool:
@@ -48,15 +52,39 @@ def reachable(seconds: float = 3.0) -> bool:
     return answered.is_set()
 
 
-def dataset_text(name: str, repository: str, configuration: str, split: str) -> str:
+def require_dataset(name: str, split: str) -> tuple[list[Path], list[Path]]:
+    """Make sure that a data set can be read: it is in a local cache, or the hub answers.
+
+    Args:
+        name: One of `DATASETS`.
+        split: "train", "validation" or "test".
+
+    Returns:
+        The files that `datasets` prepared earlier, and the downloaded files of the hub's cache; both may be empty.
+
+    Raises:
+        InputError: If there is no such split, or the text is not cached and the hub does not answer.
+    """
+    if split not in SPLITS:
+        raise InputError(f"a split of {name} must be one of {', '.join(SPLITS)}, got {split!r}")
+    repository, configuration = DATASETS[name]
+    prepared = _prepared(repository, configuration, split)
+    downloaded = _downloaded(repository, configuration, split)
+    if not (prepared or downloaded or reachable()):
+        raise InputError(
+            f"data set {name} ({repository}) is not in the local cache, and the hub does not answer: "
+            "pass --text FILE or --dataset sample, or run once on a machine with a network"
+        )
+    return prepared, downloaded
+
+
+def dataset_text(name: str, split: str) -> str:
     """The whole text of one split: its rows of column `text`, one after another.
 
     Looked for in this order: the prepared data sets of `datasets`, the downloaded files of the hub's cache, the hub.
 
     Args:
-        name: What the user calls it, for messages.
-        repository: The repository on the hub, for example "Salesforce/wikitext".
-        configuration: The configuration, for example "wikitext-2-raw-v1".
+        name: One of `DATASETS`.
         split: "train", "validation" or "test".
 
     Returns:
@@ -65,17 +93,11 @@ def dataset_text(name: str, repository: str, configuration: str, split: str) -> 
     Raises:
         InputError: If there is no such split, or the text is not cached and the hub does not answer or lacks it.
     """
-    if split not in SPLITS:
-        raise InputError(f"a split of {name} must be one of {', '.join(SPLITS)}, got {split!r}")
-    prepared = _prepared(repository, configuration, split)
-    downloaded = _downloaded(repository, configuration, split)
-    if not (prepared or downloaded or reachable()):
-        raise InputError(
-            f"data set {name} ({repository}) is not in the local cache, and the hub does not answer: "
-            "pass --text FILE or --dataset sample, or run once on a machine with a network"
-        )
-    # imported only here, for it takes seconds
+    prepared, downloaded = require_dataset(name, split)
+    repository, configuration = DATASETS[name]
+    # imported only here, for they take seconds
     import datasets
+    import pandas as pd
 
     if prepared:
         return _join(row for file in prepared for row in datasets.Dataset.from_file(str(file))["text"])

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probe import adapters, sources
+from probe import adapters, loading, sources
 from probe.errors import InputError
 from probe.hooks import Site, evaluating, first_tensor, hooked, with_first_tensor
 from probe.huggingface import HuggingFaceModel
@@ -171,13 +171,13 @@ def load_model(
             raise InputError("a tokenizer goes with a loaded model, and a name brings its own; leave it out")
         source = sources.resolve(str(name_or_object), revision)
         where, number = _device(device or "cpu"), _dtype(dtype or "float32")
-        module, tokenizer = sources.load(
+        module, tokenizer = loading.load(
             source, dtype=number, random_init=random_init, trust_remote_code=trust_remote_code
         )
         module = module.to(where).requires_grad_(False)
         name, description = source.name, source.description
         if shuffled_weights is not None:
-            sources.shuffled(module, shuffled_weights)
+            loading.shuffled(module, shuffled_weights)
     else:
         if any(option is not None for option in (revision, device, dtype)):
             raise InputError(
@@ -191,9 +191,9 @@ def load_model(
             module, description = bridge.original_model, "given as a TransformerBridge, whose own attention code runs"
             tokenizer = bridge.tokenizer if tokenizer is None else tokenizer
         if random_init is not None:
-            module = sources.fresh(module, random_init)
+            module = loading.fresh(module, random_init)
         elif shuffled_weights is not None:
-            module = sources.shuffled(copy.deepcopy(module), shuffled_weights)
+            module = loading.shuffled(copy.deepcopy(module), shuffled_weights)
     if random_init is not None:
         description = f"random weights (seed {random_init})"
     elif shuffled_weights is not None:

@@ -26,12 +26,6 @@ from probe.errors import InputError
 
 Part = Literal["all", "fit", "validation", "scored"]
 
-DATASETS = {
-    "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
-    "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
-}
-"""Name on the command line -> repository and configuration on the hub."""
-
 _TITLE = re.compile(r"^ ?= (?![= ])(.+?)(?<![= ]) = ?$", re.MULTILINE)
 _WORDS_WITHOUT_TITLES = 1000
 _FIT_SHARE, _VALIDATION_SHARE = 0.6, 0.1
@@ -208,11 +202,11 @@ def _read(dataset: str | None, text: Path | str | None, split: str) -> tuple[str
     assert dataset is not None  # for mypy: the first check leaves no other case
     if dataset == "sample":
         return "sample", _read_file(shipped.path("sample.txt"))
-    if dataset not in DATASETS:
+    if dataset not in hub.DATASETS:
         raise InputError(
-            f"unknown data set {dataset!r}: pass --dataset {', '.join(DATASETS)} or sample, or --text FILE"
+            f"unknown data set {dataset!r}: pass --dataset {', '.join(hub.DATASETS)} or sample, or --text FILE"
         )
-    return f"{dataset} {split}", hub.dataset_text(dataset, *DATASETS[dataset], split)
+    return f"{dataset} {split}", hub.dataset_text(dataset, split)
 
 
 def _read_file(path: Path) -> str:

@@ -258,3 +258,21 @@ def test_a_configuration_of_another_shape_needs_no_model(capsys: pytest.CaptureF
 
     assert command.main("causes", Config, run, toy.plan, ["--arms", "none", "--fresh"]) == 2
     assert seen == [(("none",), {"out": None, "fresh": True, "quiet": False})]
+
+
+@pytest.mark.parametrize("argv", [["--model", "pythia-1b", "--dataset", "sample"], ["--dataset", "wikitext-2"]])
+def test_what_is_neither_here_nor_on_a_hub_is_refused_before_torch_is_imported(tmp_path: Path, argv: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from probe import command\n"
+        "from probe.analyses.tokenwise import Config, plan, run\n"
+        "status = command.main('tokenwise', Config, run, plan, sys.argv[1:])\n"
+        "sys.exit(status + 10 * ('torch' in sys.modules))"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "the hub does not answer" in done.stderr

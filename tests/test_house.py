@@ -19,7 +19,7 @@ ROOT = Path(probe.__file__).parent
 FLOORS = [
     ("errors", "shipped", "geometry", "inference"),
     ("hub", "layouts", "hooks"),
-    ("adapters", "sources", "text", "huggingface"),
+    ("adapters", "sources", "loading", "text", "huggingface"),
     ("model",),
     ("stream",),
     ("replay",),
@@ -29,6 +29,7 @@ FLOORS = [
     ("runs", "engine"),
     ("plots",),
     ("report", "command"),
+    ("subjects", "table"),
     ("analyses",),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

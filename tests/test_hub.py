@@ -17,7 +17,6 @@ from probe.text import load_windows
 from tests.hub_cache import add_wikitext
 from tests.test_text import Reader
 
-WIKITEXT_2 = ("wikitext-2", "Salesforce/wikitext", "wikitext-2-raw-v1")
 ROWS = ["", " = First = \n", "", " one two three four five six \n", " = Second = \n", " seven eight nine ten eleven\n"]
 
 
@@ -68,13 +67,13 @@ def test_wikitext_2_is_read_from_what_datasets_has_prepared(tmp_path: Path, monk
     (made,) = (tmp_path / "datasets" / "wikitext").glob("wikitext-2-raw-v1-*")
     made.rename(made.with_name("wikitext-2-raw-v1"))
     made.parent.rename(tmp_path / "datasets" / "Salesforce___wikitext")
-    assert hub.dataset_text(*WIKITEXT_2, "test") == "".join(ROWS)
+    assert hub.dataset_text("wikitext-2", "test") == "".join(ROWS)
     with pytest.raises(InputError, match="not in the local cache"):
-        hub.dataset_text(*WIKITEXT_2, "train")
+        hub.dataset_text("wikitext-2", "train")
 
     # that this is the place where datasets itself keeps it
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    again = datasets.load_dataset(*WIKITEXT_2[1:], split="test", cache_dir=str(tmp_path / "datasets"))
+    again = datasets.load_dataset(*hub.DATASETS["wikitext-2"], split="test", cache_dir=str(tmp_path / "datasets"))
     assert again["text"][:] == ROWS
 
 

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from probe import hub, sources
+from probe import hub, loading, sources
 from probe.errors import InputError
 from probe.model import load_model
 from tests.gguf_file import MERGED, write_gguf
@@ -329,7 +329,7 @@ def test_the_second_load_reads_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     write_gguf(tmp_path / "tiny.gguf")
     first = load_model(tmp_path / "tiny.gguf")
     (tmp_path / "tiny.gguf").rename(tmp_path / "renamed.gguf")
-    monkeypatch.setattr(sources, "_dequantise", lambda *_: pytest.fail("dequantised again"))
+    monkeypatch.setattr(loading, "_dequantise", lambda *_: pytest.fail("dequantised again"))
     second = load_model(tmp_path / "renamed.gguf")
     assert second.weight_hash == first.weight_hash
     assert second.encode("a b") == first.encode("a b")
@@ -359,7 +359,7 @@ def test_a_dequantising_that_fails_leaves_nothing_behind(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(sources, "save_file", full)
+        patched.setattr(loading, "save_file", full)
         refused(lambda: load_model(tmp_path / "tiny.gguf"), "No space left", "PROBE_CACHE")
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
     assert load_model(tmp_path / "tiny.gguf").n_layers == 4
@@ -375,7 +375,7 @@ def test_a_cache_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest
 def test_an_alias_never_means_other_weights(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     source = sources.Source(sources.DEFAULT_MODEL, "gguf", str(tmp_path / "tiny.gguf"), sha256="0" * 64)
-    refused(lambda: sources.dequantised(source), "sha256", "pip install")
+    refused(lambda: loading.dequantised(source), "sha256", "pip install")
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"not a model at all", b"PK\x03\x04"])

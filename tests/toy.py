@@ -34,6 +34,9 @@ class Config(command.TextConfig):
     ranks: tuple[int, ...] = (4, 8)
     """Not used, but a comma list."""
 
+    def require_inputs(self) -> None:
+        """The toy reads neither a model nor a text."""
+
 
 @dataclass(frozen=True)
 class Result:
