@@ -6,11 +6,13 @@ A unit is a plain function of serialisable arguments, so that another executor c
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -102,3 +104,32 @@ def work(
         for unit in waiting:
             run.save(unit.stage, unit.key, function(config, unit, run))
             bar.update()
+
+
+def gather(run: Run, units: Sequence[Unit], names: Sequence[str]) -> Mapping[str, Tensor]:
+    """The named arrays of all units of a stage, joined along their first axis in the units' order.
+
+    Args:
+        run: Where the units were saved.
+        units: Units of one stage, all finished.
+        names: The arrays wanted.
+
+    Returns:
+        Tensors by name.
+    """
+    parts = [run.load(unit.stage, unit.key, names) for unit in units]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+
+def flops_per_second() -> float:
+    """What this machine's matrix products reach now, halved: real work gets about that. Estimates of time rest on it.
+
+    Returns:
+        Floating-point operations a second.
+    """
+    a = torch.randn(768, 768, generator=torch.Generator().manual_seed(0))
+    a @ a
+    start = time.perf_counter()
+    for _ in range(5):
+        a @ a
+    return 5 * 2 * 768**3 / (time.perf_counter() - start) / 2

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-import torch
-
-from probe import engine
+from probe import engine, subjects
 from probe.analyses.tokenwise import claims, dataset, figures, fits, work
 from probe.analyses.tokenwise.config import FITS, Config
 from probe.engine import Plan, StagePlan
@@ -33,13 +30,9 @@ DESCRIPTIONS = {
 def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
     """See `probe.analyses.tokenwise.run`."""
     _check(config)
-    model = work.model_of(config)
+    model = subjects.model_of(config)
     units = work.units(config)
-    fingerprint = {
-        "weights": model.weight_hash,
-        "text": work.windows_of(config, "scored").sha256,
-        "attention": model.attention,
-    }
+    fingerprint = subjects.fingerprint(model, work.windows_of(config, "scored"))
     with open_run("tokenwise", config, fingerprint, out=out, fresh=fresh) as opened:
         for stage, function in STAGES.items():
             engine.work(function, units[stage], config, opened, description=DESCRIPTIONS[stage], quiet=quiet)
@@ -48,17 +41,17 @@ def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: 
         judged = claims.claims(data, config)
         opened.write_claims(judged)
         drawn = figures.figures(data, config)
-        return Result(data, judged, opened.directory, _title(config), _notes(config), drawn)
+        return Result(data, judged, opened.directory, _title(config), subjects.notes(config), drawn)
 
 
 def plan(config: Config) -> Plan:
     """See `probe.analyses.tokenwise.plan`."""
     _check(config)
-    model, units = work.model_of(config), work.units(config)
-    rate = _flops_per_second()
+    model, units = subjects.model_of(config), work.units(config)
+    rate = engine.flops_per_second()
     parameters = sum(p.numel() for block in model.blocks for p in block.parameters())
     head = model.n_vocab * model.d_model
-    layers, length, width = len(work.layers_of(config)), config.window_length, model.d_model
+    layers, length, width = len(subjects.layers_of(config)), config.window_length, model.d_model
     fitting = sum(work.windows_of(config, part).n_windows for part in ("fit", "validation")) * length
     scored = work.windows_of(config, "scored").n_windows
     queries = work.query_positions(config).numel()
@@ -85,16 +78,6 @@ def plan(config: Config) -> Plan:
     return Plan([StagePlan(stage, len(units[stage]), seconds[stage], memory[stage]) for stage in STAGES])
 
 
-def _flops_per_second() -> float:
-    """What this machine's matrix products reach now: the estimates of time rest on it."""
-    a = torch.randn(768, 768, generator=torch.Generator().manual_seed(0))
-    a @ a
-    start = time.perf_counter()
-    for _ in range(5):
-        a @ a
-    return 5 * 2 * 768**3 / (time.perf_counter() - start) / 2  # real work reaches about half of it
-
-
 def _check(config: Config) -> None:
     """Refuses options that contradict each other, before any work is done."""
     unknown = [fit for fit in (*config.classes, *config.replaced) if fit not in FITS]
@@ -119,12 +102,3 @@ def _check(config: Config) -> None:
 
 def _title(config: Config) -> str:
     return f"Layer updates of {config.model}"
-
-
-def _notes(config: Config) -> list[str]:
-    if config.dataset != "sample":
-        return []
-    return [
-        "The text is 45 short articles that ship with probe. For numbers to quote, run it on WikiText "
-        "(--dataset wikitext-2) or on a text of your own (--text FILE)."
-    ]

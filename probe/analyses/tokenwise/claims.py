@@ -10,17 +10,17 @@ Cost: seconds a claim at 30 layers, 2,048 tokens and 1,000 resamples; about half
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import xarray as xr
 
-from probe.analyses.tokenwise.table import AbsentError, Floats, Table, Typical, Weights
+from probe.analyses.tokenwise.table import Table
 from probe.analyses.tokenwise.thresholds import Thresholds
-from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, decide, enough_units, line
-from probe.inference import Interval, Ranking, fisher_mean, partial_spearman, spearman
+from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, line
+from probe.inference import Ranking, fisher_mean, partial_spearman, spearman
+from probe.table import AbsentError, Finding, Floats, Row, Typical, Weights, claim_of, number
 
 __all__ = ["Kind", "Thresholds", "claims", "universal"]
 
@@ -46,16 +46,6 @@ class Settings(Protocol):
     @property
     def seed(self) -> int:
         """Of the resamples."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a row found: `decide` adds the verdict."""
-
-    evidence: Evidence
-    statistic: str
-    null: Mapping[str, Any]
-    shown: Mapping[str, Interval] = field(default_factory=dict)
 
 
 def alignment(table: Table) -> Finding:
@@ -153,7 +143,7 @@ def residual_distinct(table: Table) -> Finding:
             "the same at k = 8": found["k8"],
             "share₄(r)": found["residual"],
         }
-        | ({} if width is None else {"share of a random direction, k/d": _number(4 / float(width))}),
+        | ({} if width is None else {"share of a random direction, k/d": number(4 / float(width))}),
     )
 
 
@@ -204,7 +194,7 @@ def error_predicts_output(table: Table) -> Finding:
         line("ρ of covariance-matched residuals of the same norm", found["covariance"]),
         {"ρ of random residuals of the same norm": found["random"]}
         | ({"ρ of another token's residual": found["other"]} if other is not None else {})
-        | {"spread (standard deviation) of the log relative error": _number(spread)},
+        | {"spread (standard deviation) of the log relative error": number(spread)},
     )
 
 
@@ -222,7 +212,7 @@ def residual_matters(table: Table) -> Finding:
         Evidence([Criterion("median log KL(r)/KL(r′)", found["fit"], table.thresholds.threshold_residual_matters)]),
         "median over tokens of log KL(r)/KL(r′), r′ drawn from the covariance of the residuals at the norm of r, "
         f"mean over {parts['fit'].layers} layers and draws",
-        line("equal effect", _number(0.0)),
+        line("equal effect", number(0.0)),
         {f"the same against {name} residuals": found[name] for name in parts if name != "fit"},
     )
 
@@ -288,18 +278,9 @@ def low_dimensional(table: Table) -> Finding:
         ]),
         "median over tokens of log e(r = 4) − log e(r = 64) at k = 256, held out, and of the log ratio of the "
         f"disagreement of two disjoint banks, mean over {parts['rank'].layers} layers",
-        line("no change", _number(0.0)),
-        {} if in_sample is None else {"log e(rank 4)/e(rank 64) in sample": _number(in_sample)},
+        line("no change", number(0.0)),
+        {} if in_sample is None else {"log e(rank 4)/e(rank 64) in sample": number(in_sample)},
     )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One claim: what it says, the field of `Thresholds` that holds its θ₀, how it is computed."""
-
-    sentence: Sentence
-    threshold: str
-    compute: Callable[[Table], Finding]
 
 
 # In the order in which they are printed.
@@ -391,31 +372,6 @@ def claims(data: xr.Dataset, config: Settings, *, resamples: int = 1000) -> list
     return [*rows, universal({model: rows}, {model: data.attrs.get("kind", "transformer")})]
 
 
-def claim_of(table: Table, row: Row) -> Claim:
-    """One row's claim; inconclusive, with the reason, where the run lacks what it needs.
-
-    Args:
-        table: the run.
-        row: one of `ROWS`.
-
-    Returns:
-        The claim.
-    """
-    n_documents = len(np.unique(table.documents))
-    documents = enough_units(n_documents, table.thresholds.threshold_documents, "documents")
-    try:
-        found = row.compute(table)
-    except AbsentError as absent:
-        bound = float(getattr(table.thresholds, row.threshold))
-        nothing = Interval(float("nan"), float("nan"), float("nan"), n_documents, "none")
-        evidence = Evidence([Criterion("θ", nothing, bound)], preconditions=[Condition(False, str(absent))])
-        found = Finding(evidence, "not computed", {})
-    evidence = replace(found.evidence, preconditions=[*found.evidence.preconditions, documents])
-    return decide(
-        row.sentence, evidence, statistic=found.statistic, unit="documents", null=found.null, shown=found.shown
-    )
-
-
 def universal(claims_by_model: Mapping[str, Sequence[Claim]], kinds: Mapping[str, Kind]) -> Claim:
     """Whether Transformers and state-space models are alike: the same verdicts on the first three claims.
 
@@ -479,8 +435,3 @@ def _cosine_bound(error: Floats) -> Floats:
 def _log(values: Floats) -> Floats:
     """Natural logarithm of at least FLOOR; NaN stays NaN."""
     return np.asarray(np.log(np.maximum(values, FLOOR)))
-
-
-def _number(value: float) -> Interval:
-    """A value without an interval."""
-    return Interval(value, float("nan"), float("nan"), 0, "none")

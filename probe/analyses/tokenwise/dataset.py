@@ -9,12 +9,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probe import subjects
 from probe.analyses.tokenwise import fits, work
 from probe.analyses.tokenwise.config import Config
-from probe.engine import Unit
+from probe.engine import Unit, gather
 from probe.runs import Run
-
-CONTEXT_CHARACTERS = 60
 
 # variable -> (dimensions, unit, long name); `layer` leads wherever it stands
 _FITTED = {
@@ -72,7 +71,7 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
             data[name] = _over_fits(array, some[name], data) if name in some else array
     if units["replace"]:
         _add_replacements(data, config, run, units["replace"])
-    queries = work.gather(run, units["queries"], ["entropy", "loss"])
+    queries = gather(run, units["queries"], ["entropy", "loss"])
     data["entropy"] = ("query", queries["entropy"].numpy(), {"units": "nat", "long_name": "entropy of the output"})
     data["loss"] = ("query", queries["loss"].numpy(), {"units": "nat", "long_name": "loss of the next token"})
     fitted = torch.cat([run.load(unit.stage, unit.key, ["token"])["token"] for unit in units["states"]])
@@ -93,29 +92,14 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
 
 def _coordinates(config: Config) -> dict[str, object]:
     windows, positions = work.windows_of(config, "scored"), work.query_positions(config)
-    n_windows, chosen = positions.shape
-    window = torch.arange(n_windows).repeat_interleave(chosen)
-    position = positions.flatten()
-    document = windows.document[window]
-    decode = work.model_of(config).tokenizer.decode
-    tokens, contexts = [], []
-    for w, p in zip(window.tolist(), position.tolist(), strict=True):
-        tokens.append(decode([int(windows.tokens[w, p])]))
-        contexts.append(decode(windows.tokens[w, max(0, p - CONTEXT_CHARACTERS) : p].tolist())[-CONTEXT_CHARACTERS:])
-    coordinates: dict[str, object] = {
-        "layer": work.layers_of(config),
+    coordinates = subjects.token_coordinates(subjects.model_of(config), windows, positions) | {
+        "layer": subjects.layers_of(config),
         "fit": list(work.classes_of(config)),
         "target": ["update", "state"],
         "centring": list(fits.CENTRINGS),
         "vector": list(fits.VECTORS),
         "k": list(fits.SUBSPACE_SIZES),
         "control": list(fits.CONTROLS),
-        "window": ("query", window.numpy()),
-        "position": ("query", position.numpy()),
-        "document": ("query", document.numpy()),
-        "title": ("query", [windows.titles[d] for d in document.tolist()]),
-        "token": ("query", tokens),
-        "context": ("query", contexts),
     }
     if config.sweep:
         neighbours, ranks = fits.sweep_grid(config)
@@ -146,7 +130,7 @@ def _over_fits(array: xr.DataArray, fits_of_array: Sequence[str], data: xr.Datas
 
 
 def _log_frequency(config: Config, fitted: Tensor) -> np.ndarray:
-    counts = torch.bincount(fitted, minlength=work.model_of(config).n_vocab)
+    counts = torch.bincount(fitted, minlength=subjects.model_of(config).n_vocab)
     windows, positions = work.windows_of(config, "scored"), work.query_positions(config)
     return torch.log1p(counts[windows.tokens.gather(1, positions)].double()).flatten().numpy()
 
@@ -168,28 +152,10 @@ def _terciles(values: xr.DataArray, dim: str) -> xr.DataArray:
 
 
 def _attributes(config: Config, *, n_fit_tokens: int) -> dict[str, object]:
-    model, scored, fit = work.model_of(config), work.windows_of(config, "scored"), work.windows_of(config, "fit")
-    return {
-        "analysis": "tokenwise",
-        "model": model.name,
-        "description": model.description,
-        "architecture": model.architecture,
-        "kind": _kind(config),
-        "d_model": model.d_model,
-        "text": scored.name,
-        "demonstration": int(config.text is None and config.dataset == "sample"),
+    fit = work.windows_of(config, "fit")
+    return subjects.attributes(config, "tokenwise", work.windows_of(config, "scored")) | {
         "deciding_fit": config.deciding,
         "n_fit_windows": fit.n_windows,
         "n_fit_tokens": n_fit_tokens,
         "n_fit_documents": fit.n_documents,
-        "n_scored_windows": scored.n_windows,
-        "n_documents_scored": scored.n_documents,
-        "window_length": scored.window_length,
     }
-
-
-def _kind(config: Config) -> str:
-    """What a claim across architectures counts this run as; controls decide nothing there."""
-    if config.random_init is not None or config.shuffled_weights is not None:
-        return "control"
-    return "state-space" if work.model_of(config).recurrent else "transformer"

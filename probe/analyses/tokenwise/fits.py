@@ -13,8 +13,9 @@ from torch import Tensor
 from probe import geometry, maps, replay
 from probe.analyses.tokenwise import work
 from probe.analyses.tokenwise.config import Config
-from probe.engine import Unit
+from probe.engine import Unit, gather
 from probe.runs import Run
+from probe.subjects import model_of
 
 SUBSPACE_SIZES = (1, 4, 8)
 CENTRINGS = ("centred", "uncentred", "no_outliers")
@@ -91,7 +92,7 @@ def fit_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
 def _fitting_tokens(config: Config, run: Run, layer: int, part: str) -> Tokens:
     units = [unit for unit in work.units(config)["states"] if unit.arguments["part"] == part]
     names = [f"state_{layer}", f"state_{layer + 1}", "document", "window"]
-    before, after, document, window = work.gather(run, units, names).values()
+    before, after, document, window = gather(run, units, names).values()
     return Tokens(before.float(), after.float() - before.float(), document, window)
 
 
@@ -99,12 +100,12 @@ def _query_tokens(config: Config, run: Run, layer: int) -> tuple[Tokens, dict[st
     """The scored tokens of a layer, and what the block's mixing wrote there."""
     units = work.units(config)["queries"]
     names = [f"state_{layer}", f"state_{layer + 1}"]
-    before, after = (value.float() for value in work.gather(run, units, names).values())
+    before, after = (value.float() for value in gather(run, units, names).values())
     windows, chosen = work.query_positions(config).shape
     window = torch.arange(windows).repeat_interleave(chosen)
     document = work.windows_of(config, "scored").document[window]
     writes = {
-        name: work.gather(run, units, [f"{key}_{layer}"])[f"{key}_{layer}"].float()
+        name: gather(run, units, [f"{key}_{layer}"])[f"{key}_{layer}"].float()
         for name, key in (("attention", "write"), ("offposition", "off_position"))
     }
     return Tokens(before, after - before, document, window), writes
@@ -122,7 +123,7 @@ def _predictor(
 ) -> Predictor:
     """A fitted class; local ones look for neighbours in `bank`, ridges without validation are cross-validated."""
     if fit in ("alone", "mlp_alone"):
-        model = work.model_of(config)
+        model = model_of(config)
         return lambda state, _: replay.alone(model, layer, state, attention=fit == "alone") - state
     if fit.startswith("local"):
         local = maps.LocalMap(config.neighbours, config.rank, LOCAL_KINDS[fit], memory_budget=LOCAL_MEMORY)
@@ -269,7 +270,7 @@ def _permute_within_windows(tokens: Tokens, seed: int) -> Tokens:
 
 def _floor(config: Config, layer: int, bank: Tokens, queries: Tokens) -> dict[str, Tensor]:
     """The error of the same classes on the block run on each token alone, where the true map is tokenwise."""
-    rows, model = work.control_queries(config), work.model_of(config)
+    rows, model = work.control_queries(config), model_of(config)
 
     def without_context(part: Tokens) -> Tokens:
         update = replay.alone(model, layer, part.state) - part.state
@@ -343,7 +344,7 @@ def _whole_residuals(config: Config, run: Run, layer: int, predictors: dict[str,
     """Residuals of the replaced classes at every position of the first `all_windows` windows, (fit, window, T, d)."""
     units = [unit for unit in work.units(config)["queries"] if unit.arguments["start"] < config.all_windows]
     names = [f"whole_{layer}", f"whole_{layer + 1}"]
-    before, after = (value.float() for value in work.gather(run, units, names).values())
+    before, after = (value.float() for value in gather(run, units, names).values())
     document = work.windows_of(config, "scored").document[: len(before), None].expand(-1, before.shape[1]).flatten()
     update = after - before
     return torch.stack([

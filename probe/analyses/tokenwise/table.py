@@ -1,103 +1,18 @@
-"""A layer-update run as its claims read it: variables by label, medians by layer, intervals over documents."""
+"""A layer-update run as its claims read it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-import numpy as np
-import xarray as xr
-from jaxtyping import Float, Num, Shaped
-
+from probe import table
 from probe.analyses.tokenwise.thresholds import Thresholds
-from probe.inference import Interval, Ranking, bootstrap
-
-Floats: TypeAlias = Float[np.ndarray, "..."]
-Weights: TypeAlias = Num[np.ndarray, "..."]
-
-
-class AbsentError(LookupError):
-    """A variable, or a label of it, that a claim needs is not in this run."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """A run's Dataset with what its claims share."""
-
-    data: xr.Dataset
-    thresholds: Thresholds
-    seed: int
-    resamples: int
+class Table(table.Table[Thresholds]):
+    """A run's Dataset with what the claims on layer updates share."""
 
     @property
     def fit(self) -> str:
         """The class of maps that decides."""
         return str(self.data.attrs.get("deciding_fit", "local"))
-
-    @property
-    def documents(self) -> Shaped[np.ndarray, " query"]:
-        """The document of each scored token."""
-        return np.asarray(self.data["document"].values)
-
-    def get(self, variable: str, *, dims: Sequence[str] = ("layer", "query"), **labels: object) -> Floats:
-        """A variable at chosen labels as float64, axes in the order of ``dims``.
-
-        Args:
-            variable: its name.
-            dims: the dimensions that remain.
-            **labels: the labels chosen along the other dimensions.
-
-        Returns:
-            Its values.
-
-        Raises:
-            AbsentError: if the variable or a label is absent, or holds no finite value.
-        """
-        name = variable + (f" ({', '.join(f'{key} {value}' for key, value in labels.items())})" if labels else "")
-        if variable not in self.data.variables:
-            raise AbsentError(f"this run holds no {name}")
-        array = self.data[variable]
-        for dim, label in labels.items():
-            if dim not in array.dims or label not in array[dim].values:
-                raise AbsentError(f"this run holds no {name}")
-        values = np.asarray(array.sel(labels).transpose(*dims).values, dtype=np.float64)
-        if not np.isfinite(values).any():
-            raise AbsentError(f"this run holds no value of {name}")
-        return values
-
-    def find(self, variable: str, *, dims: Sequence[str] = ("layer", "query"), **labels: object) -> Floats | None:
-        """As `get`, but None for what is absent: for values that are shown and decide nothing."""
-        try:
-            return self.get(variable, dims=dims, **labels)
-        except AbsentError:
-            return None
-
-    def intervals(self, statistic: Callable[[Weights], Mapping[str, float]]) -> dict[str, Interval]:
-        """Intervals of several named statistics from the same resamples of documents."""
-        n = len(self.documents)
-        names = list(statistic(np.ones(n)))
-
-        def values(index: Num[np.ndarray, " row"]) -> Float[np.ndarray, " name"]:
-            return np.array([*statistic(np.bincount(index, minlength=n).astype(np.float64)).values()])
-
-        interval = bootstrap(values, self.documents, resamples=self.resamples, seed=self.seed)
-        return {name: interval[place] for place, name in enumerate(names)}
-
-
-class Typical:
-    """Median over tokens, then mean over layers (and draws), of a resample given by weights.
-
-    Args:
-        values: (..., layer, query); layers without a finite value are left out.
-    """
-
-    def __init__(self, values: Floats) -> None:
-        rows = values.reshape(-1, values.shape[-1])
-        rows = rows[np.isfinite(rows).any(axis=-1)]
-        self.layers = len(rows)
-        self._ranking = Ranking(rows)
-
-    def __call__(self, weights: Weights) -> float:
-        """The statistic of the resample in which each token occurs as often as its weight says."""
-        return float(self._ranking.median(weights).mean()) if self.layers else float("nan")

@@ -6,57 +6,28 @@ Three of the four stages of a run; the second, `fit`, stands in `fits.py`. Each 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probe import patching, replay, stream
+from probe import patching, replay, stream, subjects
 from probe.analyses.tokenwise.config import Config
 from probe.engine import Unit
-from probe.model import LanguageModel, load_model
+from probe.model import LanguageModel
 from probe.runs import Run
-from probe.text import Part, Windows, load_windows
+from probe.subjects import layers_of, model_of
+from probe.text import Part, Windows
 
 BATCH = 8
 
 
-@lru_cache(maxsize=1)
-def model_of(config: Config) -> LanguageModel:
-    """The model of a configuration, loaded once in a process."""
-    return load_model(
-        config.model,
-        revision=config.revision,
-        device=config.device,
-        dtype=config.dtype,
-        random_init=config.random_init,
-        shuffled_weights=config.shuffled_weights,
-    )
-
-
-@lru_cache(maxsize=3)
 def windows_of(config: Config, part: Part) -> Windows:
     """The windows for fitting, validation or scoring: documents of the three never meet."""
     validation = max(1, config.fit_windows // 6)
     wanted = {"fit": config.fit_windows, "validation": validation, "scored": config.windows}
-    return load_windows(
-        model_of(config),
-        dataset=None if config.text else config.dataset,
-        text=config.text,
-        split=config.split,
-        windows=wanted[part],
-        window_length=config.window_length,
-        part=part,
-        seed=config.seed,
-        at_most=part != "scored",
-    )
-
-
-def layers_of(config: Config) -> list[int]:
-    """The layers that are analysed."""
-    return config.layer_indices(model_of(config).n_layers)
+    return subjects.windows_of(config, wanted[part], part, at_most=part != "scored")
 
 
 def classes_of(config: Config) -> list[str]:
@@ -67,13 +38,13 @@ def classes_of(config: Config) -> list[str]:
 
 def query_positions(config: Config) -> Int[Tensor, "window query"]:
     """The scored positions: a seeded draw from each window's counted positions that a token follows, sorted."""
-    windows = windows_of(config, "scored")
-    counted = windows.counted(config.skip_first)
-    counted[:, -1] = False  # the loss needs a next token
-    generator = torch.Generator().manual_seed(config.seed)
-    drawn = torch.rand(counted.shape, generator=generator).masked_fill(~counted, -1.0)
-    chosen = min(config.queries_per_window, int(counted.sum(1).min()))
-    return drawn.topk(chosen, dim=1).indices.sort(dim=1).values
+    return subjects.draw_positions(
+        windows_of(config, "scored"),
+        config.queries_per_window,
+        skip_first=config.skip_first,
+        seed=config.seed,
+        followed=True,  # the loss needs a next token
+    )
 
 
 def control_queries(config: Config) -> Int[Tensor, " query"]:
@@ -222,9 +193,3 @@ def _replacing_names(config: Config) -> list[str]:
 def _context(config: Config, rows: slice, sites: Sequence[str] = ()) -> replay.Context:
     tokens, positions = windows_of(config, "scored").tokens[rows], query_positions(config)[rows]
     return replay.record(model_of(config), tokens, positions, sites=sites)
-
-
-def gather(run: Run, units_of_stage: list[Unit], names: list[str]) -> Mapping[str, Tensor]:
-    """The named arrays of all units of a stage, joined along their first axis in the units' order."""
-    parts = [run.load(unit.stage, unit.key, names) for unit in units_of_stage]
-    return {name: torch.cat([part[name] for part in parts]) for name in names}

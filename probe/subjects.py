@@ -1,0 +1,146 @@
+"""What an analysis runs on: the model and the windows that a configuration names, and how a run tells of them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from probe.command import ModelConfig, TextConfig
+from probe.model import LanguageModel, load_model
+from probe.text import Part, Windows, load_windows
+
+CONTEXT_CHARACTERS = 60
+
+
+@lru_cache(maxsize=1)
+def model_of(config: ModelConfig) -> LanguageModel:
+    """The model of a configuration, loaded once in a process."""
+    return load_model(
+        config.model,
+        revision=config.revision,
+        device=config.device,
+        dtype=config.dtype,
+        random_init=config.random_init,
+        shuffled_weights=config.shuffled_weights,
+    )
+
+
+@lru_cache(maxsize=3)
+def windows_of(config: TextConfig, windows: int, part: Part = "all", *, at_most: bool = False) -> Windows:
+    """Windows of a configuration's text, drawn once in a process; `part` as in `probe.text.load_windows`."""
+    return load_windows(
+        model_of(config),
+        dataset=None if config.text else config.dataset,
+        text=config.text,
+        split=config.split,
+        windows=windows,
+        window_length=config.window_length,
+        part=part,
+        seed=config.seed,
+        at_most=at_most,
+    )
+
+
+def layers_of(config: ModelConfig) -> list[int]:
+    """The layers that are analysed."""
+    return config.layer_indices(model_of(config).n_layers)
+
+
+def draw_positions(
+    windows: Windows, count: int, *, skip_first: int, seed: int, followed: bool = False
+) -> Int[Tensor, "window chosen"]:
+    """A seeded draw from each window's counted positions, sorted.
+
+    Args:
+        windows: the windows.
+        count: positions a window; fewer where a window has fewer.
+        skip_first: positions at the start that do not count.
+        seed: of the draw.
+        followed: only positions that a token of the window follows.
+
+    Returns:
+        Positions, the same number in each window.
+    """
+    counted = windows.counted(skip_first)
+    if followed:
+        counted[:, -1] = False
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(counted.shape, generator=generator).masked_fill(~counted, -1.0)
+    chosen = min(count, int(counted.sum(1).min()))
+    return drawn.topk(chosen, dim=1).indices.sort(dim=1).values
+
+
+def fingerprint(model: LanguageModel, windows: Windows) -> dict[str, str]:
+    """What a run's results depend on besides its configuration, as `probe.runs.open_run` records it."""
+    return {"weights": model.weight_hash, "text": windows.sha256, "attention": model.attention}
+
+
+def notes(config: TextConfig) -> list[str]:
+    """What a report says at its head about a text that is only a demonstration."""
+    if config.dataset != "sample":
+        return []
+    return [
+        "The text is 45 short articles that ship with probe. For numbers to quote, run it on WikiText "
+        "(--dataset wikitext-2) or on a text of your own (--text FILE)."
+    ]
+
+
+def token_coordinates(
+    model: LanguageModel, windows: Windows, positions: Int[Tensor, "window chosen"]
+) -> dict[str, object]:
+    """Coordinates of the scored tokens along `query`: window, position, document, title, token and its context.
+
+    Args:
+        model: its tokenizer shows the tokens.
+        windows: the scored windows.
+        positions: the scored positions of each.
+
+    Returns:
+        Coordinates by name, as an `xarray.Dataset` takes them.
+    """
+    n_windows, chosen = positions.shape
+    window = torch.arange(n_windows).repeat_interleave(chosen)
+    position = positions.flatten()
+    document = windows.document[window]
+    decode = model.tokenizer.decode
+    tokens, contexts = [], []
+    for w, p in zip(window.tolist(), position.tolist(), strict=True):
+        tokens.append(decode([int(windows.tokens[w, p])]))
+        contexts.append(decode(windows.tokens[w, max(0, p - CONTEXT_CHARACTERS) : p].tolist())[-CONTEXT_CHARACTERS:])
+    return {
+        "window": ("query", window.numpy()),
+        "position": ("query", position.numpy()),
+        "document": ("query", document.numpy()),
+        "title": ("query", [windows.titles[d] for d in document.tolist()]),
+        "token": ("query", tokens),
+        "context": ("query", contexts),
+    }
+
+
+def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, Any]:
+    """What every analysis of a model on a text writes into its Dataset's attributes."""
+    model = model_of(config)
+    return {
+        "analysis": analysis,
+        "model": model.name,
+        "description": model.description,
+        "architecture": model.architecture,
+        "kind": _kind(config),
+        "d_model": model.d_model,
+        "text": scored.name,
+        "demonstration": int(config.text is None and config.dataset == "sample"),
+        "n_scored_windows": scored.n_windows,
+        "n_documents_scored": scored.n_documents,
+        "window_length": scored.window_length,
+    }
+
+
+def _kind(config: TextConfig) -> str:
+    """What a claim across architectures counts this run as; controls decide nothing there."""
+    if config.random_init is not None or config.shuffled_weights is not None:
+        return "control"
+    return "state-space" if model_of(config).recurrent else "transformer"
