@@ -256,6 +256,12 @@ MAPS = [
                     "+ hidden @ self.weight_out_.to(z) - self.bias_out_.to(z)",
                 ),
                 ("- 1) / math.sqrt(inputs)", "- 1) * math.sqrt(inputs)"),
+                ("return [torch.zeros(d, e), *inner", "return [uniform(d, d, e), *inner"),
+                ("return (step + 1) / warm", "return step / warm"),
+                ("return (step + 1) / warm", "return 1.0"),
+                ("math.cos(0.5 * math.pi * (step - warm)", "math.sin(0.5 * math.pi * (step - warm)"),
+                ("max(1, steps - warm)) ** 4", "max(1, steps - warm)) ** 2"),
+                ("math.ceil(WARM_UP * steps)", "math.ceil(WARM_UP)"),
                 ("self.scale_x_[:, None] * linear / self.scale_y_", "linear / self.scale_y_"),
                 ("self.scale_x_[:, None] * linear / self.scale_y_", "self.scale_x_[:, None] * linear * self.scale_y_"),
                 (

@@ -546,6 +546,15 @@ def test_mlp_starts_at_the_ridge_optimum() -> None:
     assert random.curve_[0] > 1.5 * still.curve_[0]
 
 
+def test_a_random_start_knows_nothing_of_the_line() -> None:
+    x, y = curved(300, 0)
+    validation = curved(100, 1)
+    random = maps.MLPMap(8, 1, init="random", learning_rate=0.0).fit(x, y, validation=validation)
+    assert random.skip_.abs().max() == 0
+    for weight, inputs in ((random.weight_in_, 4), (random.weight_out_, 8)):
+        assert 0.5 < weight.abs().max() * inputs**0.5 <= 1
+
+
 def test_mlp_is_its_formula() -> None:
     x, y = curved(100, 0)
     fit = maps.MLPMap(5, 20, init="random").fit(x, y, validation=curved(50, 1))
@@ -575,6 +584,13 @@ def test_mlp_trains_under_no_grad_and_on_inference_tensors() -> None:
     with torch.no_grad():
         fit = maps.MLPMap(8, 40, learning_rate=1e-2).fit(x, y, validation=curved(50, 1))
     assert fit.curve_.min() < fit.curve_[0]
+
+
+def test_the_rate_rises_then_falls_as_the_square_of_a_cosine() -> None:
+    rates = [mlp_module.rate_factor(step, 100) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert rates[10:] == pytest.approx([((1 + np.cos(np.pi * step / 90)) / 2) ** 2 for step in range(91)])
+    assert mlp_module.rate_factor(0, 1) == 1  # one step is one step
 
 
 @pytest.mark.parametrize(
