@@ -12,20 +12,33 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import InputError
 
 if TYPE_CHECKING:
+    from probe.jacobian import block_jacobian, iter_block_jacobians
     from probe.model import LanguageModel, load_model
     from probe.stream import ResidualStream, capture
     from probe.text import Windows, load_windows
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError", "LanguageModel", "ResidualStream", "Windows", "capture", "load_model", "load_windows"]
+__all__ = [
+    "InputError",
+    "LanguageModel",
+    "ResidualStream",
+    "Windows",
+    "block_jacobian",
+    "capture",
+    "iter_block_jacobians",
+    "load_model",
+    "load_windows",
+]
 
 # public name -> the module that defines it
 _NAMES = {
     "LanguageModel": "probe.model",
     "ResidualStream": "probe.stream",
     "Windows": "probe.text",
+    "block_jacobian": "probe.jacobian",
     "capture": "probe.stream",
+    "iter_block_jacobians": "probe.jacobian",
     "load_model": "probe.model",
     "load_windows": "probe.text",
 }

@@ -24,7 +24,7 @@ FLOORS = [
     ("stream",),
     ("replay",),
     ("patching",),
-    ("maps",),
+    ("maps", "jacobian"),
     ("claims",),
     ("runs", "engine"),
     ("plots",),

@@ -1,22 +1,8 @@
-"""A block, exactly, at chosen positions, the rest of its context held fixed.
-
-In a causal model a change at position t of block l leaves every state at earlier positions as it was. What later
-blocks read at t is therefore known beforehand: the keys and values of the positions before t (attention), or the
-convolution and recurrent state that they left (state-space). `record` takes them from one forward pass; `replay` then
-runs a block on the chosen positions alone, each against its own recorded past and its own live key and value. The
-result equals a run of the whole sequence, at the cost of the chosen positions: 2 · params FLOPs a position, and
-attention over the recorded past.
-
-The blocks' own code runs: position embeddings and mask rows of the recorded call are cut to the chosen positions, so
-sliding windows, grouped queries, norms of queries and keys, sandwich norms and parallel blocks need no case of their
-own. The user's module is not changed.
-"""
+"""The context of chosen positions, recorded once, and blocks run again in it."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,103 +13,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from probe.errors import InputError
-from probe.model import LanguageModel, evaluating, first_tensor
+from probe.model import LanguageModel, first_tensor
+from probe.replay.attention import AttentionPrimal
+from probe.replay.calls import BlockCall, accepts_more, cut_to_positions, recorded_calls
+from probe.replay.copies import cast
+from probe.replay.past import PastKeys, PastState, carried_states
 from probe.stream import watch
-
-CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value", "cache_params")
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """The keyword arguments of one block in a recorded forward pass, all but the hidden states and the cache."""
-
-    hidden_name: str
-    cache_name: str | None
-    arguments: Mapping[str, Any]
-
-    def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Tensor:
-        """The block's hidden state for the input `hidden`, other arguments as recorded except those in `changed`."""
-        arguments = {**self.arguments, **changed, self.hidden_name: hidden}
-        if self.cache_name is not None:
-            arguments[self.cache_name] = cache
-        with evaluating(block):
-            return first_tensor(block(**arguments))
-
-
-@contextmanager
-def _recorded_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
-    """Collects each block's call, in depth order; the hooks are gone afterwards, also after an exception."""
-    calls: list[BlockCall] = []
-
-    def remember(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = inspect.signature(block.forward).bind(*args, **kwargs)
-        arguments: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            variadic = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            arguments.update(value if variadic else {name: value})
-        hidden_name = next(iter(bound.signature.parameters))
-        arguments.pop(hidden_name)
-        cache_name = next((name for name in CACHE_ARGUMENTS if name in arguments), None)
-        if cache_name is not None:
-            arguments.pop(cache_name)
-        calls.append(BlockCall(hidden_name, cache_name, arguments))
-
-    handles = [block.register_forward_pre_hook(remember, with_kwargs=True) for block in model.blocks]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@dataclass(frozen=True)
-class PastKeys:
-    """A read-only prefix cache for one block: recorded keys and values before, live ones after.
-
-    `update` has the name and the place that transformers' attention modules call; nothing is ever written.
-    """
-
-    keys: Float[Tensor, "window head position d_head"]
-    values: Float[Tensor, "window head position d_head"]
-    own_value: bool = True
-
-    def select(self, windows: slice, _chosen: slice) -> PastKeys:
-        """The part that belongs to some of the windows."""
-        return PastKeys(self.keys[windows], self.values[windows], self.own_value)
-
-    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Recorded and live keys and values, joined; with `own_value=False` the live values count as zero."""
-        live = value if self.own_value else torch.zeros_like(value)
-        return torch.cat([self.keys, key], dim=2), torch.cat([self.values, live], dim=2)
-
-
-@dataclass(frozen=True)
-class PastState:
-    """What a state-space block carried into each chosen position: convolution and recurrent states.
-
-    Attributes:
-        convolution: (window, position, ...) the last inputs of the causal convolution.
-        recurrent: (window, position, ...) the state-space model's state.
-    """
-
-    convolution: Tensor
-    recurrent: Tensor
-
-    def select(self, windows: slice, chosen: slice) -> PastState:
-        """The part that belongs to some of the windows and some of their chosen positions."""
-        return PastState(self.convolution[windows, chosen], self.recurrent[windows, chosen])
-
-    def cache(self, model: LanguageModel, layer: int, variants: int, *, empty: bool = False) -> DynamicCache:
-        """A one-token cache for block `layer`, a row for each (window, variant, position); blocks write to copies."""
-
-        def rows(state: Tensor) -> Tensor:
-            copies = state[:, None].repeat(1, variants, *(1,) * (state.ndim - 1)).flatten(0, 2)
-            return torch.zeros_like(copies) if empty else copies
-
-        cache = DynamicCache(config=model.module.config)
-        cache.update_conv_state(rows(self.convolution), layer, conv_kernel_size=self.convolution.shape[-1])
-        cache.update_recurrent_state(rows(self.recurrent), layer)
-        return cache
 
 
 @dataclass(frozen=True)
@@ -182,21 +77,100 @@ class Context:
         """
         if self.past is None:
             return self._replay_sequences(layer, states)
-        call, past, block = self.calls[layer], self.past[layer], self.model.blocks[layer]
-        variants = states.shape[1]
+        past, block = self.past[layer], self.model.blocks[layer]
         if isinstance(past, PastState):
-            cache = past.cache(self.model, layer, variants)
-            return call.run(block, states.reshape(-1, 1, states.shape[-1]), cache).reshape(states.shape)
-        cache = PastKeys(past.keys, past.values, own_value)
-        changed = self._at_positions(call.arguments, variants, states.dtype)
+            return self._replay_carried(layer, states, block)
+        call, cache = self.calls[layer], PastKeys(past.keys, past.values, own_value)
+        changed = self._at_positions(call.arguments, states.shape[1], states.dtype)
         return call.run(block, states.flatten(1, 2), cache, **changed).reshape(states.shape)
+
+    def _replay_carried(self, layer: int, states: Tensor, block: nn.Module) -> Tensor:
+        assert self.past is not None
+        past = self.past[layer]
+        assert isinstance(past, PastState)
+        cache = past.cache(self.model, layer, states.shape[1])
+        # The block writes its next state over the one that its derivative needs.
+        overwritten = cache.layers[layer].recurrent_states[0].untyped_storage().data_ptr()
+
+        def keep(saved: Tensor) -> Tensor:
+            return saved.clone() if saved.untyped_storage().data_ptr() == overwritten else saved
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            return self.calls[layer].run(block, states.reshape(-1, 1, states.shape[-1]), cache).reshape(states.shape)
+
+    def linearised(
+        self,
+        layer: int,
+        states: Float[Tensor, "window chosen d_model"],
+        block: nn.Module,
+        primals: list[AttentionPrimal] | None = None,
+    ) -> Float[Tensor, "window chosen d_model"]:
+        """`replay` with the same value and the same derivative in `states`, the latter at a cost that is flat in T.
+
+        Args:
+            layer: which block.
+            states: the stream to feed in, in the dtype of `block`.
+            block: a working copy of the block, with attention `LINEARISED` (or `DETACHED`) if it has attention.
+            primals: gets the attention's primal point.
+
+        Returns:
+            The stream that leaves the block.
+
+        Raises:
+            InputError: if the model's blocks take no cache, so that nothing was recorded, or if their attention is not
+                transformers' exchangeable one.
+        """
+        if self.past is None:
+            raise InputError(
+                f'a frozen context needs blocks that take a cache: {self.model.name} has none; use method="jacrev"'
+            )
+        past, call = self.past[layer], self.calls[layer]
+        if isinstance(past, PastState):
+            return self._replay_carried(layer, states[:, None], block)[:, 0]
+        primals = [] if primals is None else primals
+        changed = self._at_positions(call.arguments, 1, states.dtype)
+        if accepts_more(block):
+            after = call.run(block, states, None, **changed, recorded=past, primals=primals)
+        if not primals:
+            raise InputError(
+                f"linearised attention needs blocks that run transformers' AttentionInterface: those of "
+                f'{self.model.name} do not; use method="jacrev"'
+            )
+        return after
+
+    def rotation(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines of the rotary embedding at the chosen positions, (W · P, rotated width); None without."""
+        changed = self._at_positions(self.calls[layer].arguments, 1, dtype)
+        embeddings = changed.get("position_embeddings")
+        if embeddings is None:
+            return None
+        cosines, sines = (table.expand(len(self.tokens), -1, -1).flatten(0, 1) for table in embeddings)
+        return cosines, sines
+
+    def alone(self) -> Context:
+        """The same states, each as a one-token input of its own: a context of W · P windows of one position.
+
+        Its keys and values, convolution and recurrent states are zero, and masked where they are keys.
+
+        Returns:
+            The context; `states` holds the recorded states of all layers at the chosen positions.
+        """
+        device, count = self.tokens.device, self.positions.numel()
+        with recorded_calls(self.model) as calls, torch.no_grad():
+            self.model.final_states(torch.zeros((1, 1), dtype=torch.int64, device=device))
+        past: Any = self.past and [part.empty(count) for part in self.past]
+        states = [self.state(layer).reshape(count, 1, -1) for layer in range(len(self.states))]
+        positions = torch.zeros((count, 1), dtype=torch.int64, device=device)
+        return Context(
+            self.model, self.tokens.gather(1, self.positions).reshape(count, 1), positions, states, calls, past
+        )
 
     def _at_positions(self, arguments: Mapping[str, Any], variants: int, dtype: torch.dtype) -> dict[str, Any]:
         """The arguments of a recorded call cut to the chosen positions; blocks share them, so they are kept."""
         key = (id(arguments.get("attention_mask")), id(arguments.get("position_embeddings")), variants, dtype)
         if key not in self._cut:
             positions = self.positions[:, None].expand(-1, variants, -1).flatten(1)
-            self._cut[key] = _cut_to_positions(arguments, positions, self.tokens.shape[1], dtype)
+            self._cut[key] = cut_to_positions(arguments, positions, self.tokens.shape[1], dtype)
         return self._cut[key]
 
     def _replay_sequences(self, layer: int, states: Tensor) -> Tensor:
@@ -208,14 +182,31 @@ class Context:
             rows = torch.arange(len(columns), device=columns.device)
             sequences = self.states[layer][window].repeat(len(columns), 1, 1)
             sequences[rows, columns] = states[window].reshape(-1, width)
-            after = self._block_on_sequences(layer, sequences, torch.full_like(columns, window))
+            after = self.block_on_sequences(layer, sequences, torch.full_like(columns, window))
             replayed[window] = after[rows, columns].reshape(variants, chosen, width)
         return replayed
 
-    def _block_on_sequences(self, layer: int, sequences: Tensor, windows: Tensor) -> Tensor:
+    def block_on_sequences(
+        self,
+        layer: int,
+        sequences: Float[Tensor, "row position d_model"],
+        windows: Int[Tensor, " row"],
+        block: nn.Module | None = None,
+    ) -> Float[Tensor, "row position d_model"]:
+        """The plain way, on whole sequences: block `layer` with the recorded calls of the given windows.
+
+        Args:
+            layer: which block.
+            sequences: the stream entering it.
+            windows: the window that each row comes from.
+            block: a working copy to run instead, whose dtype is that of `sequences`.
+
+        Returns:
+            The stream that leaves the block.
+        """
         call = self.calls[layer]
-        rows = {name: self._rows(value, windows) for name, value in call.arguments.items()}
-        return call.run(self.model.blocks[layer], sequences, None, **rows)
+        rows = {name: cast(self._rows(value, windows), sequences.dtype) for name, value in call.arguments.items()}
+        return call.run(self.model.blocks[layer] if block is None else block, sequences, None, **rows)
 
     def _rows(self, value: Any, windows: Int[Tensor, " row"]) -> Any:
         """The rows of a recorded argument that belong to the given windows; what all windows share stays as it is."""
@@ -238,7 +229,7 @@ class Context:
     ) -> Float[Tensor, "row position d_model"]:
         """The plain way, on whole sequences: blocks `layer` … L−1 with the recorded calls of the given windows."""
         for later in range(layer, self.model.n_layers):
-            states = self._block_on_sequences(later, states, windows)
+            states = self.block_on_sequences(later, states, windows)
         return states
 
     def off_position_write(self, layer: int) -> Float[Tensor, "window chosen d_model"]:
@@ -310,13 +301,13 @@ def record(
     caching = isinstance(model.module, PreTrainedModel)
     cache = DynamicCache() if caching and not model.recurrent else None
     keep = {} if cache is None else {"past_key_values": cache, "use_cache": True}
-    with watch(model, [*stream, *sites]) as seen, _recorded_calls(model) as calls:
+    with watch(model, [*stream, *sites]) as seen, recorded_calls(model) as calls:
         model.final_states(tokens, **keep)
     past: list[PastKeys] | list[PastState] | None = None
     if cache is not None:
         past = [PastKeys(layer.keys, layer.values) for layer in cache.layers]
     elif caching:
-        past = _carried_states(model, tokens, positions)
+        past = carried_states(model, tokens, positions)
     states, kept = [seen[site] for site in stream], {site: seen[site] for site in sites}
     return Context(model, tokens, positions, states, calls, past, kept)
 
@@ -348,7 +339,7 @@ def alone(
     """
     if not attention and model.recurrent:
         raise InputError(f"leaving out attention needs attention blocks: {model.name} is a state-space model")
-    with _recorded_calls(model) as calls:
+    with recorded_calls(model) as calls:
         model.final_states(torch.zeros((1, 1), dtype=torch.int64, device=model.device))
     handles = []
     if not attention:
@@ -365,62 +356,3 @@ def alone(
 def _write_nothing(_module: nn.Module, _args: Any, output: Any) -> Any:
     zero = torch.zeros_like(first_tensor(output))
     return (zero, *output[1:]) if isinstance(output, tuple) else zero
-
-
-def _cut_to_positions(
-    arguments: Mapping[str, Any], positions: Int[Tensor, "window row"], length: int, dtype: torch.dtype
-) -> dict[str, Any]:
-    """The arguments of a recorded call cut to `positions`: position embeddings, position ids and mask rows."""
-    changed: dict[str, Any] = {"attention_mask": _mask_rows(arguments.get("attention_mask"), positions, length, dtype)}
-    for name in ("position_ids", "cache_position"):
-        value = arguments.get(name)
-        if isinstance(value, Tensor):
-            changed[name] = value.expand(len(positions), length).gather(1, positions)
-    embeddings = arguments.get("position_embeddings")
-    if embeddings is not None:
-        changed["position_embeddings"] = tuple(
-            table.expand(len(positions), -1, -1).gather(1, positions[..., None].expand(-1, -1, table.shape[-1]))
-            for table in embeddings
-        )
-    return changed
-
-
-def _mask_rows(
-    mask: Tensor | None, positions: Int[Tensor, "window row"], length: int, dtype: torch.dtype
-) -> Float[Tensor, "window 1 row key"]:
-    """Additive: open are the earlier recorded keys that a row's recorded mask lets through, and its own live key."""
-    windows, rows = positions.shape
-    before = torch.arange(length, device=positions.device) < positions[..., None]  # (window, row, length)
-    if mask is not None:
-        recorded = mask.expand(windows, mask.shape[1], length, length)[:, 0]
-        chosen = recorded.gather(1, positions[..., None].expand(-1, -1, length))
-        before &= chosen if chosen.dtype is torch.bool else chosen >= 0
-    own = torch.eye(rows, dtype=torch.bool, device=positions.device).expand(windows, rows, rows)
-    allowed = torch.cat([before, own], dim=-1)
-    additive = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
-    return additive.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-
-
-def _carried_states(model: LanguageModel, tokens: Tensor, positions: Tensor) -> list[PastState]:
-    """Steps a state-space model through the windows and copies each block's state before the chosen positions."""
-    cache = DynamicCache(config=model.module.config)
-    chosen = {position: (positions == position).nonzero(as_tuple=True) for position in positions.unique().tolist()}
-    kept: list[PastState] = []
-    for position in range(max(chosen, default=0) + 1):
-        before = [(layer.conv_states[0], layer.recurrent_states[0]) for layer in cache.layers]
-        if position in chosen and position > 0:
-            _keep(kept, chosen[position], before)
-        model.final_states(tokens[:, position : position + 1], cache_params=cache, use_cache=True)
-        if position == 0:  # shapes are known only now, and nothing was carried into the first position: zeros
-            kept = [
-                PastState(*(state.new_zeros(positions.shape + state.shape[1:]) for state in states))
-                for states in ((layer.conv_states[0], layer.recurrent_states[0]) for layer in cache.layers)
-            ]
-    return kept
-
-
-def _keep(kept: list[PastState], chosen: tuple[Tensor, Tensor], before: list[tuple[Tensor, Tensor]]) -> None:
-    windows, columns = chosen
-    for past, (convolution, recurrent) in zip(kept, before, strict=True):
-        past.convolution[windows, columns] = convolution[windows]
-        past.recurrent[windows, columns] = recurrent[windows]

@@ -1,0 +1,279 @@
+"""Block Jacobians J = ∂h_{l+1}(t)/∂h_l(t), exactly, at chosen positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probe import replay
+from probe.errors import InputError
+from probe.jacobian import analytic, rows
+from probe.jacobian.detached import detach
+from probe.jacobian.forms import FORMS
+from probe.jacobian.options import MEMORY, Options
+from probe.jacobian.parts import part_of_block
+from probe.model import HuggingFaceModel, LanguageModel
+
+Positions = Sequence[int] | Int[Tensor, "*window chosen"]
+
+
+def block_jacobian(
+    model: LanguageModel,
+    tokens: Int[Tensor, "window position"],
+    layer: int,
+    positions: Positions,
+    *,
+    context: str = "sequence",
+    part: str = "block",
+    of: str = "state",
+    method: str = "auto",
+    chunk: int | None = None,
+    memory: int = MEMORY,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "window chosen d d"]:
+    r"""The exact Jacobian of a block at chosen positions.
+
+    .. math:: J_{wpij} = \partial h_{l+1}(t)_i \,/\, \partial h_l(t)_j, \qquad t = \mathrm{positions}[w, p]
+
+    Args:
+        model: the model.
+        tokens: int64 (W, T), windows of one length without padding.
+        layer: which block.
+        positions: (P,) for all windows, or (W, P); negative ones count from the window's end.
+        context: "sequence": the real context, held fixed. "alone": the state is fed to the block as a one-token input
+            (softmax is 1, so queries and keys drop out). "detached": norms, attention probabilities and gates are held
+            fixed (Golden 2025, arXiv 2505.24293): another operator, offered for standard blocks.
+        part: "block", or its sub-layers "attention" (resid_pre → resid_mid) and "mlp" (resid_mid → resid_post).
+        of: "state": J. "update": K = J − I.
+        method: "jacrev": `torch.func.jacrev` on the block's call with the whole sequence, the reference, 2 · d · params
+            · T FLOPs a position. "frozen": vector-Jacobian products with earlier positions constant and attention
+            linearised at its primal, 2 · d · params FLOPs whatever T. "analytic": composed of the weight matrices,
+            about 10 d³ FLOPs, where the block is standard. "auto": the last of these that the model has
+            (`probe.jacobian.method_of`), logged.
+        chunk: rows (jacrev, frozen) or positions (analytic) at once; by default what fits `memory`.
+        memory: bytes to be used besides the result and the recorded context.
+        dtype: torch.float32 or torch.float64, of the arithmetic and of the result, whatever the model's own; of
+            another dtype a copy of the block is cast. Code of the model's that computes in float32 (the norms of Llama,
+            for example) goes on to do so in "jacrev" and "frozen".
+
+    Returns:
+        J, (W, P, d, d), on the model's device.
+
+    Raises:
+        InputError: an option, layer or position that is not there, or one that the model does not have.
+    """
+    (found,) = iter_block_jacobians(
+        model,
+        tokens,
+        [layer],
+        positions,
+        context=context,
+        part=part,
+        of=of,
+        method=method,
+        chunk=chunk,
+        memory=memory,
+        dtype=dtype,
+    )
+    return found[1]
+
+
+def iter_block_jacobians(
+    model: LanguageModel,
+    tokens: Int[Tensor, "window position"],
+    layers: Sequence[int] | None,
+    positions: Positions,
+    *,
+    batch_size: int | None = None,
+    context: str = "sequence",
+    part: str = "block",
+    of: str = "state",
+    method: str = "auto",
+    chunk: int | None = None,
+    memory: int = MEMORY,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[int, Float[Tensor, "window chosen d d"]]]:
+    """Block Jacobians of many layers from one forward pass, one layer at a time: never are all of them held.
+
+    Args:
+        model: the model.
+        tokens: int64 (W, T).
+        layers: which blocks; None: all.
+        positions: (P,) or (W, P), as in `block_jacobian`.
+        batch_size: windows a forward pass; by default all. With B windows at once the layers come once for windows
+            0 … B−1, then again for windows B … 2B−1, and so on.
+        context: as in `block_jacobian`.
+        part: as in `block_jacobian`.
+        of: as in `block_jacobian`.
+        method: as in `block_jacobian`.
+        chunk: as in `block_jacobian`.
+        memory: as in `block_jacobian`.
+        dtype: as in `block_jacobian`.
+
+    Yields:
+        The layer and its J, (windows of the batch, P, d, d).
+    """
+    options = Options(context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype)
+    options.resolved(model)
+    chosen = range(model.n_layers) if layers is None else layers
+    for layer in chosen:
+        require_layer(model, layer)
+    where = positions_of(tokens, positions)
+    size = len(tokens) if batch_size is None else batch_size
+    for start in range(0, len(tokens), size):
+        recorded = replay.record(model, tokens[start : start + size], where[start : start + size])
+        if context == "alone":
+            recorded = recorded.alone()
+        for layer in chosen:
+            found = recorded_jacobian(recorded, layer, options)
+            yield layer, found.reshape(-1, where.shape[1], *found.shape[2:])
+
+
+def require_layer(model: LanguageModel, layer: int) -> None:
+    """Refuse a block that the model does not have.
+
+    Args:
+        model: the model.
+        layer: index of the block.
+
+    Raises:
+        InputError: if it is outside.
+    """
+    if not 0 <= layer < model.n_layers:
+        raise InputError(f"a layer must lie in 0 … {model.n_layers - 1} for {model.name}, got {layer}")
+
+
+def positions_of(tokens: Int[Tensor, "window position"], positions: Positions) -> Int[Tensor, "window chosen"]:
+    """Positions of each window, counted from its start.
+
+    Args:
+        tokens: the windows.
+        positions: (P,) for all windows, or (W, P); negative ones count from the end.
+
+    Returns:
+        int64 (W, P).
+
+    Raises:
+        InputError: wrong shape or outside the windows.
+    """
+    windows, length = tokens.shape
+    found = torch.as_tensor(positions, dtype=torch.int64).to(tokens.device)
+    if found.ndim == 1:
+        found = found.expand(windows, -1)
+    if found.ndim != 2 or len(found) != windows or not found.numel():
+        raise InputError(
+            f"positions must be (P,) for all windows or (W, P) with W = {windows}, at least one; got shape "
+            f"{tuple(torch.as_tensor(positions).shape)}"
+        )
+    if found.min() < -length or found.max() >= length:
+        raise InputError(
+            f"positions must lie in [0, {length}), or [-{length}, -1] counted from the window's end; got "
+            f"{int(found.min())} to {int(found.max())}"
+        )
+    return found.remainder(length)
+
+
+def recorded_jacobian(
+    recorded: replay.Context, layer: int, options: Options | None = None
+) -> Float[Tensor, "window chosen d d"]:
+    """The Jacobians of block `layer` in a context that is recorded already (`probe.replay.record`).
+
+    Args:
+        recorded: the context; its positions are the chosen ones. `recorded.alone()` gives the context "alone".
+        layer: which block.
+        options: the options of `block_jacobian`; `context` "alone" and "sequence" are the same here.
+
+    Returns:
+        J or K, (W, P, d, d).
+
+    Raises:
+        InputError: an option that the model does not have.
+    """
+    options = options or Options()
+    method = options.resolved(recorded.model)
+    if method == "frozen" and options.method == "auto":
+        try:
+            found = _by_rows(recorded, layer, options, "frozen")
+        except InputError:  # an architecture of whose blocks only a run shows whether its attention can be exchanged
+            method = "jacrev"
+            found = _by_rows(recorded, layer, options, method)
+    elif method == "analytic":
+        found = _composed(recorded, layer, options)
+    else:
+        found = _by_rows(recorded, layer, options, method)
+    if (method == "analytic") != (options.of == "update"):
+        found.diagonal(dim1=-2, dim2=-1).add_(1.0 if options.of == "state" else -1.0)
+    return found
+
+
+def _copy(recorded: replay.Context, layer: int, options: Options, attention: str | None) -> nn.Module:
+    block = recorded.model.blocks[layer]
+    if options.context == "detached":
+        attention = replay.DETACHED
+    return replay.working_copy(block, options.dtype, None if recorded.model.recurrent else attention)
+
+
+def _by_rows(recorded: replay.Context, layer: int, options: Options, method: str) -> Tensor:
+    model, copy = recorded.model, _copy(recorded, layer, options, replay.LINEARISED if method == "frozen" else None)
+    if options.context == "detached":
+        detach(copy, FORMS[model.architecture], gated="gate" in model.projections(layer))
+    part = part_of_block(model, layer, copy, options.part)
+    d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
+    # A backward pass holds about two gradients of every width in the block; the widths add up to parameters / d.
+    row = 2 * itemsize * sum(parameter.numel() for parameter in part.block.parameters()) // d
+    if method == "jacrev":
+        heads = int(getattr(recorded.model.module.config, "num_attention_heads", 1))
+        length = recorded.tokens.shape[1]
+        row = row * length + 3 * itemsize * heads * length**2
+        return rows.reference(
+            recorded, layer, part, options.dtype, options.chunk or min(d, max(1, options.memory // row))
+        )
+    found = recorded.tokens.new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
+    position = max(_primal_bytes(recorded, itemsize), min(d, 32) * row)
+    for windows, chosen, piece in _pieces(recorded, options.memory // position):
+        chunk = options.chunk or min(d, max(1, options.memory // (row * piece.positions.numel())))
+        found[windows, chosen] = rows.frozen(piece, layer, part, options.dtype, chunk)
+    return found
+
+
+def _composed(recorded: replay.Context, layer: int, options: Options) -> Tensor:
+    model, copy = recorded.model, _copy(recorded, layer, options, replay.LINEARISED)
+    assert isinstance(model, HuggingFaceModel)
+    standard = analytic.StandardBlock.of(model, layer, copy, options.dtype)
+    d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
+    found = recorded.tokens.new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
+    one = itemsize * (standard.up.numel() + 3 * standard.output.numel() + 4 * d * d)
+    # A batch larger than the caches is slower on a CPU; a GPU wants many matrices at once.
+    size = options.chunk or (max(1, options.memory // (2 * one)) if found.is_cuda else 1)
+    for windows, chosen, piece in _pieces(recorded, options.memory // (2 * _primal_bytes(recorded, itemsize))):
+        primal = analytic.primal_point(piece, layer, standard)
+        into = found[windows, chosen]
+        for start in range(0, piece.positions.numel(), size):
+            part_of = analytic.update_jacobian(
+                standard, primal, slice(start, start + size), options.part, detached=options.context == "detached"
+            )
+            for index, matrix in enumerate(part_of, start):
+                into[index // into.shape[1], index % into.shape[1]] = matrix
+    return found
+
+
+def _primal_bytes(recorded: replay.Context, itemsize: int) -> int:
+    """What the primal point of attention takes at one position: three times its keys, all heads."""
+    return 3 * itemsize * (recorded.tokens.shape[1] + recorded.positions.shape[1]) * recorded.model.d_model
+
+
+def _pieces(recorded: replay.Context, positions: int) -> Iterator[tuple[slice, slice, replay.Context]]:
+    """Parts of a context of about as many positions: whole windows, or, where one has too many, some of its own."""
+    windows, chosen = recorded.positions.shape
+    if windows * chosen <= max(1, positions):
+        yield slice(None), slice(None), recorded
+        return
+    at_once = max(1, positions // chosen)
+    columns = chosen if positions >= chosen else max(1, positions)
+    for window in range(0, windows, at_once):
+        for column in range(0, chosen, columns):
+            piece = slice(window, window + at_once), slice(column, column + columns)
+            yield *piece, recorded.select(*piece)

@@ -1,0 +1,127 @@
+"""Jacobians row by row, with automatic differentiation: of the whole sequence, or in the frozen context."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from probe.jacobian.parts import PartOfBlock
+from probe.replay import Context
+
+
+def jacobian_of_rows(
+    output: Float[Tensor, "window chosen m"], point: Float[Tensor, "window chosen d"], chunk: int
+) -> Float[Tensor, "window chosen m d"]:
+    """∂output/∂point where the output at each chosen position depends on the point at that position alone.
+
+    Row i of every matrix comes from one vector-Jacobian product with cotangent e_i at all positions at once, `chunk`
+    rows in one batch.
+
+    Args:
+        output: what was computed from `point`, with its graph.
+        point: the leaf.
+        chunk: rows at once.
+
+    Returns:
+        The matrices.
+    """
+    windows, chosen, rows = output.shape
+    jacobian = output.new_empty((windows, chosen, rows, point.shape[-1]))
+    identity = torch.eye(rows, dtype=output.dtype, device=output.device)
+    for start in range(0, rows, chunk):
+        cotangents = identity[start : start + chunk, None, None].expand(-1, windows, chosen, -1)
+        (part,) = torch.autograd.grad(output, point, cotangents, retain_graph=True, is_grads_batched=True)
+        jacobian[:, :, start : start + chunk] = part.permute(1, 2, 0, 3)
+    return jacobian
+
+
+def frozen(
+    context: Context, layer: int, part: PartOfBlock, dtype: torch.dtype, chunk: int
+) -> Float[Tensor, "window chosen d d"]:
+    """∂ part(x)/∂x at the chosen positions, everything before them constant; 2 · d · params FLOPs a position.
+
+    Args:
+        context: the recorded context.
+        layer: which block.
+        part: the block's part, over a working copy with linearised attention.
+        dtype: of the arithmetic.
+        chunk: rows at once.
+
+    Returns:
+        The matrices.
+    """
+    states = context.state(layer).to(dtype)
+    with torch.enable_grad():
+        point, output = part.run(states, lambda x: context.linearised(layer, x, part.block))
+    return jacobian_of_rows(output, point, chunk)
+
+
+def reference(
+    context: Context, layer: int, part: PartOfBlock, dtype: torch.dtype, chunk: int
+) -> Float[Tensor, "window chosen d d"]:
+    """The same by `torch.func.jacrev` on the block's call with the whole sequence; 2 · d · params · T FLOPs a position.
+
+    Args:
+        context: the recorded context.
+        layer: which block.
+        part: the block's part, over a working copy with its own attention.
+        dtype: of the arithmetic.
+        chunk: rows at once.
+
+    Returns:
+        The matrices.
+    """
+    windows, chosen = context.positions.shape
+    found = []
+    for window in range(windows):
+        for position in context.positions[window].tolist():
+            found.append(sequence_jacobian(context, layer, part, window, position, position, dtype, chunk))
+    return torch.stack(found).reshape(windows, chosen, *found[0].shape)
+
+
+def sequence_jacobian(
+    context: Context,
+    layer: int,
+    part: PartOfBlock,
+    window: int,
+    out_position: int,
+    in_position: int,
+    dtype: torch.dtype,
+    chunk: int,
+) -> Float[Tensor, "d d"]:
+    """∂ part(sequence)(s)/∂ sequence(t) by `torch.func.jacrev` on the block's call with the whole sequence of a window.
+
+    SDPA's fused kernels have no batching rule for their backward pass: the plain mathematical kernel runs instead.
+
+    Args:
+        context: the recorded context.
+        layer: which block.
+        part: the block's part, over a working copy with its own attention.
+        window: which window.
+        out_position: s.
+        in_position: t.
+        dtype: of the arithmetic.
+        chunk: rows at once.
+
+    Returns:
+        The matrix.
+    """
+    windows = torch.tensor([window], device=context.tokens.device)
+    sequence = part.entering(
+        context.states[layer][window : window + 1].to(dtype),
+        lambda x: context.block_on_sequences(layer, x, windows, part.block),
+    )
+    before, after = sequence[:, :in_position], sequence[:, in_position + 1 :]
+
+    def of_state(state: Tensor) -> Tensor:
+        changed = torch.cat([before, state[None, None], after], dim=1)
+        return part.leaving(changed, lambda x: context.block_on_sequences(layer, x, windows, part.block))[
+            0, out_position
+        ]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        jacobian = torch.func.jacrev(of_state, chunk_size=chunk)(sequence[0, in_position])
+    assert isinstance(jacobian, Tensor)
+    return jacobian

@@ -1,0 +1,171 @@
+r"""Attention of chosen positions over a recorded past, linear in their own queries, keys and values.
+
+At the primal point (q₀, k₀, v₀), with probabilities p_j, output o = Σ_j p_j v_j and the slope c_j of the scores (1, but
+for a soft cap), the function
+
+.. math::
+
+   o + M (q - q_0) + \sum_i p_i\,[(v_{0i} - o)\, s c_i\, q_0\cdot(k_i - k_{0i}) + (v_i - v_{0i})],
+   \qquad M = s \sum_j p_j c_j (v_j - o)\, k_j^\top
+
+(i over the live keys, j over all) has the value and the derivative of the attention itself. A derivative through it
+costs d_head² a head, whatever the length of the past, where one through the softmax costs d_head · T. `M` is formed
+once a position: d_head² · T a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from probe.errors import InputError
+from probe.replay.past import PastKeys
+
+LINEARISED = "probe-linearised"
+DETACHED = "probe-detached"
+"""Names under which the attention functions are registered with transformers."""
+
+
+@dataclass(frozen=True)
+class AttentionPrimal:
+    """Attention of n chosen positions at the primal point; heads are ordered (key head g, its query heads r).
+
+    Attributes:
+        query: q₀.
+        value: v₀ of the live positions.
+        output: o.
+        query_map: M; None where only the values count (`detached`).
+        live: probabilities of the live keys, zero where a live key is hidden.
+        slope: s · c of the live keys' scores.
+    """
+
+    query: Float[Tensor, "window g r n d_head"]
+    value: Float[Tensor, "window g 1 n d_head"]
+    output: Float[Tensor, "window g r n d_head"]
+    query_map: Float[Tensor, "window g r n d_head d_head"] | None
+    live: Float[Tensor, "window g r n n"]
+    slope: Float[Tensor, "window g r n n"]
+
+
+def attention_primal(
+    query: Float[Tensor, "window head n d_head"],
+    key: Float[Tensor, "window g n d_head"],
+    value: Float[Tensor, "window g n d_head"],
+    mask: Float[Tensor, "window 1 n key"],
+    recorded: PastKeys,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " head"] | None = None,
+    detached: bool = False,
+) -> AttentionPrimal:
+    """The attention of the positions over recorded and live keys, and the map of its queries.
+
+    Args:
+        query: q₀.
+        key: live keys k₀.
+        value: live values v₀.
+        mask: additive, over recorded and live keys.
+        recorded: the past.
+        scale: factor s of the scores.
+        softcap: soft cap of the scores.
+        sinks: logits of the heads' sinks.
+        detached: the probabilities are held fixed, so that no map of the queries is needed.
+
+    Returns:
+        The primal.
+    """
+    n, groups = query.shape[2], key.shape[1]
+    query = query.unflatten(1, (groups, -1))
+    keys = torch.cat([recorded.keys.to(key.dtype), key], dim=2)[:, :, None]  # (W, g, 1, T + n, d_head)
+    values = torch.cat([recorded.values.to(key.dtype), value], dim=2)[:, :, None]
+    scores = scale * query @ keys.mT
+    slope = torch.full_like(scores, scale)
+    if softcap is not None:
+        capped = torch.tanh(scores / softcap)
+        scores, slope = softcap * capped, slope * (1 - capped.square())
+    scores = scores + mask[:, :, None]
+    if sinks is not None:
+        column = sinks.to(scores.dtype).reshape(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    shares = scores.softmax(-1)[..., : keys.shape[-2]]
+    output = shares @ values
+    live, live_slope = shares[..., -n:], slope[..., -n:]
+    if detached:
+        return AttentionPrimal(query, values[..., -n:, :], output, None, live, live_slope)
+    deviations = values[..., None, :, :] - output[..., None, :]  # (W, g, r, n, T + n, d_head)
+    query_map = (deviations * (shares * slope)[..., None]).mT @ keys[..., None, :, :]
+    return AttentionPrimal(query, values[..., -n:, :], output, query_map, live, live_slope)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    detached: bool,
+    recorded: PastKeys | None = None,
+    primals: list[AttentionPrimal] | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if recorded is None or attention_mask is None or position_bias is not None:
+        raise InputError(
+            f"linearised attention needs the recorded past and no position bias, which {type(module).__name__} does "
+            'not pass on or adds; use method="jacrev"'
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    primal = attention_primal(
+        query.detach(),
+        key.detach(),
+        value.detach(),
+        attention_mask,
+        recorded,
+        scale=scale,
+        softcap=softcap,
+        sinks=s_aux,
+        detached=detached,
+    )
+    if primals is not None:
+        primals.append(primal)
+    output = primal.output + primal.live @ (value[:, :, None] - primal.value)
+    if primal.query_map is not None:
+        moved = query.unflatten(1, (key.shape[1], -1)) - primal.query
+        scores = primal.live * primal.slope * (primal.query @ (key - key.detach())[:, :, None].mT)
+        output = output + (primal.query_map @ moved[..., None])[..., 0]
+        output = output + scores @ primal.value - scores.sum(-1, keepdim=True) * primal.output
+    return output.flatten(1, 2).transpose(1, 2).contiguous(), None
+
+
+def _linearised(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    return _attend(*args, detached=False, **kwargs)
+
+
+def _detached(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    if "recorded" in kwargs:
+        return _attend(module, query, key, value, attention_mask, detached=True, **kwargs)
+    length, scaling = query.shape[2], kwargs.get("scaling")
+    before = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    if attention_mask is not None:
+        before = before & (attention_mask if attention_mask.dtype is torch.bool else attention_mask >= 0)
+    scores = query.unflatten(1, (key.shape[1], -1)) @ key[:, :, None].mT
+    scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    hidden = ~before.expand(len(query), 1, length, length)[:, :, None]
+    shares = scores.masked_fill(hidden, -torch.inf).softmax(-1).detach()
+    return (shares @ value[:, :, None]).flatten(1, 2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(LINEARISED, _linearised)
+AttentionInterface.register(DETACHED, _detached)

@@ -1,0 +1,110 @@
+"""A block's call in a forward pass: recorded, and cut to chosen positions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probe.model import LanguageModel, evaluating, first_tensor
+
+CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value", "cache_params")
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """The keyword arguments of one block in a recorded forward pass, all but the hidden states and the cache."""
+
+    hidden_name: str
+    cache_name: str | None
+    arguments: Mapping[str, Any]
+
+    def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Tensor:
+        """The block's hidden state for the input `hidden`, other arguments as recorded except those in `changed`."""
+        arguments = {**self.arguments, **changed, self.hidden_name: hidden}
+        if self.cache_name is not None:
+            arguments[self.cache_name] = cache
+        with evaluating(block):
+            return first_tensor(block(**arguments))
+
+
+@contextmanager
+def recorded_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
+    """Collects each block's call, in depth order; the hooks are gone afterwards, also after an exception."""
+    calls: list[BlockCall] = []
+
+    def remember(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = inspect.signature(block.forward).bind(*args, **kwargs)
+        arguments: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            variadic = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            arguments.update(value if variadic else {name: value})
+        hidden_name = next(iter(bound.signature.parameters))
+        arguments.pop(hidden_name)
+        cache_name = next((name for name in CACHE_ARGUMENTS if name in arguments), None)
+        if cache_name is not None:
+            arguments.pop(cache_name)
+        calls.append(BlockCall(hidden_name, cache_name, arguments))
+
+    handles = [block.register_forward_pre_hook(remember, with_kwargs=True) for block in model.blocks]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def accepts_more(block: nn.Module) -> bool:
+    """Whether a block takes keyword arguments that it does not name, to hand them on to its attention.
+
+    Args:
+        block: the block.
+
+    Returns:
+        True if its `forward` has a `**kwargs`.
+    """
+    parameters = inspect.signature(block.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def cut_to_positions(
+    arguments: Mapping[str, Any], positions: Int[Tensor, "window row"], length: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The arguments of a recorded call cut to `positions`: position embeddings, position ids and mask rows."""
+    changed: dict[str, Any] = {"attention_mask": _mask_rows(arguments.get("attention_mask"), positions, length, dtype)}
+    for name in ("position_ids", "cache_position"):
+        value = arguments.get(name)
+        if isinstance(value, Tensor):
+            changed[name] = value.expand(len(positions), length).gather(1, positions)
+    embeddings = arguments.get("position_embeddings")
+    if embeddings is not None:
+        changed["position_embeddings"] = tuple(
+            table
+            .expand(len(positions), -1, -1)
+            .gather(1, positions[..., None].expand(-1, -1, table.shape[-1]))
+            .to(dtype)
+            for table in embeddings
+        )
+    return changed
+
+
+def _mask_rows(
+    mask: Tensor | None, positions: Int[Tensor, "window row"], length: int, dtype: torch.dtype
+) -> Float[Tensor, "window 1 row key"]:
+    """Additive: open are the earlier recorded keys that a row's recorded mask lets through, and its own live key."""
+    windows, rows = positions.shape
+    before = torch.arange(length, device=positions.device) < positions[..., None]  # (window, row, length)
+    if mask is not None:
+        recorded = mask.expand(windows, mask.shape[1], length, length)[:, 0]
+        chosen = recorded.gather(1, positions[..., None].expand(-1, -1, length))
+        before &= chosen if chosen.dtype is torch.bool else chosen >= 0
+    own = torch.eye(rows, dtype=torch.bool, device=positions.device).expand(windows, rows, rows)
+    allowed = torch.cat([before, own], dim=-1)
+    additive = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
+    return additive.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

@@ -1,0 +1,62 @@
+"""Working copies of blocks: the user's weights, but another dtype, attention code and mode, and hooks of one's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def working_copy(block: nn.Module, dtype: torch.dtype, attention: str | None = None) -> nn.Module:
+    """The same block, free to be set up otherwise while the user's own stays as it is.
+
+    Weights are shared where they have the dtype already, so that the copy costs no memory, and cast where they have
+    not. They need no gradient, dropout is off, and hooks of the user's act on the copy too; hooks added to the copy do
+    not act on the original.
+
+    Args:
+        block: a block, or any module.
+        dtype: floating dtype of the copy's weights.
+        attention: name of the attention function to run, as registered with transformers' `AttentionInterface`; by
+            default the block's own.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in chain(block.parameters(), block.buffers()):
+        cast = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        memo[id(tensor)] = nn.Parameter(cast, requires_grad=False) if isinstance(tensor, nn.Parameter) else cast
+    for hooks in _hooks(block):
+        memo[id(hooks)] = copy.copy(hooks)
+    twin = copy.deepcopy(block, memo).eval()
+    if attention is not None:
+        for part in twin.modules():
+            config: Any = getattr(part, "config", None)
+            if hasattr(config, "_attn_implementation"):
+                config._attn_implementation = attention
+    return twin
+
+
+def _hooks(block: nn.Module) -> Iterator[Any]:
+    for module in block.modules():
+        yield from (value for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict))
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A recorded argument with its floating tensors in another dtype; everything else as it is.
+
+    Args:
+        value: tensor, tuple of values, or anything else.
+        dtype: the floating dtype.
+
+    Returns:
+        The value.
+    """
+    if isinstance(value, tuple):
+        return tuple(cast(part, dtype) for part in value)
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
