@@ -1,0 +1,100 @@
+"""`decompose`: every score of a batch of matrices as a lazy attribute, sharing factorisations."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from html import escape
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.spectra import normality, ranks, resolvent
+from probe.spectra.factors import Factors
+
+
+class Spectrum(Factors):
+    """The scores of a batch of matrices, each computed when first asked for; `decompose` makes it.
+
+    Attributes have the names of the functions of `probe.spectra`, and any of these functions takes a `Spectrum` in the
+    place of matrices. What an attribute costs, where nothing is known yet (each line several times the one above):
+
+    - products: `frobenius_norm`, `antisymmetric_fraction`, `symmetric_share`, `commutator_norm`; `numerical_abscissa`
+    - one Schur form without vectors: `eigenvalues`, `spectral_radius`, `spectral_abscissa`, `complex_fraction`,
+      `rotation_fraction`, `henrici_departure`
+    - one SVD without vectors: `singular_values`, `stable_rank`, `effective_rank`, `energy_effective_rank`,
+      `participation_ratio`; one with vectors: `svd`, `polar_rotation`
+    - eigenvectors: `eigenvectors`, `eigenvector_condition`; `schur(vectors=True)`
+    - the resolvent over many points: `kreiss_constant`
+    """
+
+    symmetric_share = cached_property(normality.symmetric_share)
+    antisymmetric_fraction = cached_property(normality.antisymmetric_fraction)
+    commutator_norm = cached_property(normality.commutator_norm)
+    numerical_abscissa = cached_property(normality.numerical_abscissa)
+    spectral_radius = cached_property(normality.spectral_radius)
+    spectral_abscissa = cached_property(normality.spectral_abscissa)
+    complex_fraction = cached_property(normality.complex_fraction)
+    rotation_fraction = cached_property(normality.rotation_fraction)
+    henrici_departure = cached_property(normality.henrici_departure)
+    eigenvector_condition = cached_property(normality.eigenvector_condition)
+    stable_rank = cached_property(ranks.stable_rank)
+    effective_rank = cached_property(ranks.effective_rank)
+    energy_effective_rank = cached_property(ranks.energy_effective_rank)
+    participation_ratio = cached_property(ranks.participation_ratio)
+    polar_rotation = cached_property(ranks.polar_rotation)
+    kreiss_constant = cached_property(resolvent.kreiss_constant)
+
+    @cached_property
+    def update(self) -> Spectrum:
+        """The spectrum of ``K = J − I`` for a state's Jacobian J.
+
+        It shares J's Schur form (``T − I`` with the same Q), eigenvalues (λ − 1) and eigenvectors; its singular values
+        are its own.
+        """
+        identity = torch.eye(self.d, dtype=self.matrices.dtype, device=self.matrices.device)
+        return Spectrum(self.matrices - identity, origin=self)
+
+    def __repr__(self) -> str:
+        return f"Spectrum(shape={tuple(self.matrices.shape)}, {self._cheap()})"
+
+    def _repr_html_(self) -> str:
+        shape = escape(str(tuple(self.matrices.shape)))
+        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self._medians().items())
+        return f"<table><caption>Spectrum of {shape}: medians</caption>{rows}</table>"
+
+    def _cheap(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self._medians().items())
+
+    def _medians(self) -> dict[str, str]:
+        """Medians over the batch of the scores that need no eigenvalues, and of those already computed."""
+        cheap = ("frobenius_norm", "antisymmetric_fraction", "commutator_norm")
+        scores = {name: getattr(self, name) for name in cheap}
+        scores |= {name: value for name, value in vars(self).items() if name in _SCORES}
+        return {name: f"{float(value.median()):.4g}" for name, value in scores.items() if value.numel()}
+
+
+_SCORES = frozenset(
+    name
+    for name, value in vars(Spectrum).items()
+    if isinstance(value, cached_property) and name not in {"update", "singular_values"}
+)
+
+
+def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
+    """Everything that `probe.spectra` says about matrices, as lazy attributes that share work.
+
+    >>> import torch
+    >>> s = decompose(torch.tensor([[0.0, -2.0], [2.0, 0.0]]))
+    >>> s.spectral_radius, s.update.spectral_abscissa
+    (tensor(2., dtype=torch.float64), tensor(-1., dtype=torch.float64))
+
+    Args:
+        A: Finite matrices of any float dtype, (..., d, d); kept in float64. A spectrum is returned as it is.
+
+    Returns:
+        The spectrum; for a state's Jacobian, ``.update`` is that of K = J − I.
+
+    Cost: nothing until an attribute is read; see `Spectrum`.
+    """
+    return A if isinstance(A, Spectrum) else Spectrum(A)

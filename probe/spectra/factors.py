@@ -1,0 +1,99 @@
+"""A batch of matrices with its factorisations, each computed when it is first needed and then kept."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+from torch.linalg import matrix_norm
+
+from probe import lapack
+from probe.errors import InputError
+from probe.lapack import SchurForm
+
+
+class Factors:
+    """Square matrices in float64, and what has been computed of them so far.
+
+    The eigenvalues come from a Schur form without vectors, which costs a few per cent more than the eigenvalues alone
+    and serves the departure from normality and the resolvent too; only where a GPU is the better place for eigenvalues
+    are they computed by themselves.
+
+    Args:
+        matrices: Finite matrices of any float dtype, (..., d, d).
+        origin: The factors of ``matrices + I``; Schur form, eigenvalues and eigenvectors are then taken from there.
+
+    Raises:
+        InputError: The matrices are not square.
+    """
+
+    def __init__(self, matrices: Float[Tensor, "*batch m n"], *, origin: Factors | None = None) -> None:
+        if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2]:
+            raise InputError(f"the matrices must be square, got shape {tuple(matrices.shape)}: pass (..., d, d)")
+        self.matrices: Float[Tensor, "*batch d d"] = matrices.detach().double()
+        self._origin = origin
+        self._schur: SchurForm | None = None
+
+    @property
+    def d(self) -> int:
+        """Width of the matrices."""
+        return self.matrices.shape[-1]
+
+    @cached_property
+    def frobenius_norm(self) -> Float[Tensor, "*batch"]:
+        """``‖A‖_F``, (...)."""
+        norm: Tensor = matrix_norm(self.matrices)
+        return norm
+
+    def schur(self, *, vectors: bool = False) -> SchurForm:
+        """The real Schur form; asked for with vectors, it is computed again unless it has them already.
+
+        Args:
+            vectors: Whether Q is needed.
+
+        Returns:
+            The form; with ``vectors=False`` Q may be None.
+        """
+        if self._origin is not None:
+            T, Q, values = self._origin.schur(vectors=vectors)
+            return SchurForm(T - torch.eye(self.d, dtype=T.dtype, device=T.device), Q, values - 1)
+        if self._schur is None or (vectors and self._schur.Q is None):
+            self._schur = lapack.schur(self.matrices, vectors=vectors)
+        return self._schur
+
+    @cached_property
+    def eigenvalues(self) -> Complex[Tensor, "*batch d"]:
+        """Eigenvalues, complex128, (..., d)."""
+        if self._origin is not None:
+            return self._origin.eigenvalues - 1
+        if self._schur is None and lapack.device_policy("eigvals", self.d).type != "cpu":
+            return lapack.eigvals(self.matrices)
+        return self.schur().eigenvalues
+
+    @cached_property
+    def eigenvectors(self) -> Complex[Tensor, "*batch d d"]:
+        """Right eigenvectors in columns of length 1, (..., d, d)."""
+        return self._origin.eigenvectors if self._origin is not None else lapack.eig(self.matrices)[1]
+
+    @cached_property
+    def svd(self) -> tuple[Float[Tensor, "*batch d d"], Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
+        """U, the falling singular values and Vᵀ."""
+        left, values, right = lapack.svd(self.matrices)
+        return left, values, right
+
+    @cached_property
+    def singular_values(self) -> Float[Tensor, "*batch d"]:
+        """Falling singular values, (..., d)."""
+        known: Any = vars(self).get("svd")  # cached_property keeps its value there
+        return lapack.svdvals(self.matrices) if known is None else known[1]
+
+
+Matrices: TypeAlias = Float[Tensor, "*batch d d"] | Factors
+
+
+def factors(A: Matrices) -> Factors:
+    """The matrices' factors: themselves, if they are factors already."""
+    return A if isinstance(A, Factors) else Factors(A)
