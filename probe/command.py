@@ -23,7 +23,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -198,7 +198,7 @@ def main(
                 each.require_inputs()
             if options.dry_run:
                 for each in configs:
-                    _print_plan(plan(each), _title(analysis, each))
+                    print_plan(plan(each), _title(analysis, each))
             else:
                 _run_all(analysis, configs, options, run, across)
     except InputError as error:
@@ -350,7 +350,14 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
-def _print_plan(plan: Plan, title: str) -> None:
+def print_plan(plan: Plan, title: str, file: TextIO | None = None) -> None:
+    """Print what a run would do as a table.
+
+    Args:
+        plan: its stages.
+        title: what stands above.
+        file: where to; standard output by default.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -361,7 +368,7 @@ def _print_plan(plan: Plan, title: str) -> None:
     table.add_column("memory, about", _size(max((stage.bytes for stage in plan.stages), default=0)), justify="right")
     for stage in plan.stages:
         table.add_row(stage.name, str(stage.units), _duration(stage.seconds), _size(stage.bytes))
-    Console(file=sys.stdout).print(table)
+    Console(file=file or sys.stdout).print(table)
 
 
 def _duration(seconds: float | int) -> str:

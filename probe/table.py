@@ -9,9 +9,10 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Num, Shaped
+from scipy import stats
 
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, decide, enough_units
-from probe.inference import Interval, Ranking, bootstrap
+from probe.inference import Interval, Ranking, bootstrap, seed_interval
 
 Floats: TypeAlias = Float[np.ndarray, "..."]
 Weights: TypeAlias = Num[np.ndarray, "..."]
@@ -108,6 +109,57 @@ class Typical:
     def __call__(self, weights: Weights) -> float:
         """The statistic of the resample in which each token occurs as often as its weight says."""
         return float(self._ranking.median(weights).mean()) if self.layers else float("nan")
+
+
+def crossed(table: Table[Any], statistic: Callable[[Weights], Mapping[str, Floats | float]]) -> dict[str, Interval]:
+    """Intervals over documents and, where a statistic has a value for each seed of a control, over seeds as well.
+
+    The documents are resampled with all seeds in place, the seeds vary with all documents in place; `joined` adds the
+    two errors.
+
+    Args:
+        table: the run.
+        statistic: weights of the tokens to named values; an array holds one value a seed, and its mean counts.
+
+    Returns:
+        Intervals by name; of documents alone where there is one value, or one seed.
+    """
+
+    def means(weights: Weights) -> dict[str, float]:
+        return {name: float(np.mean(value)) for name, value in statistic(weights).items()}
+
+    found = table.intervals(means)
+    for name, value in statistic(np.ones(len(table.documents))).items():
+        if np.size(value) > 1:
+            found[name] = joined(found[name], seed_interval(np.asarray(value, dtype=np.float64)))
+    return found
+
+
+def joined(documents: Interval, seeds: Interval) -> Interval:
+    """The interval of a mean that varies with documents and, independently, with seeds.
+
+    The two standard errors, each half an interval's width over its t quantile, add in squares; the degrees of freedom
+    are Welch and Satterthwaite's ``(a² + b²)² / (a⁴/(n − 1) + b⁴/(m − 1))``.
+
+    Args:
+        documents: over n documents, all seeds in place.
+        seeds: over m seeds, all documents in place, of the same level.
+
+    Returns:
+        A t interval around the documents' estimate.
+
+    Source: Satterthwaite (1946), Biometrics Bulletin 2(6).
+    """
+    level, n = 0.5 + documents.level / 2, documents.n_units
+    freedom = np.array([n - 1, seeds.n_units - 1])
+    half = np.array([np.subtract(one.high, one.low) / 2 for one in (documents, seeds)])
+    variances = np.square(half / stats.t.ppf(level, freedom))
+    total = variances.sum()
+    reach = (
+        stats.t.ppf(level, total**2 / np.square(variances).dot(1 / freedom)) * np.sqrt(total) if total > 0 else total
+    )
+    low, high = float(documents.estimate - reach), float(documents.estimate + reach)
+    return Interval(float(documents.estimate), low, high, n, "documents × seeds, t", documents.level)
 
 
 @dataclass(frozen=True)

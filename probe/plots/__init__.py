@@ -10,6 +10,14 @@ marker in all figures.
 
 from __future__ import annotations
 
+from probe.plots.depth import (
+    bottleneck,
+    effective_rank_of_product,
+    lyapunov,
+    mean_products,
+    singular_growth,
+    subspace_overlap,
+)
 from probe.plots.function import (
     error_against_kl,
     kl_by_layer,
@@ -28,20 +36,42 @@ from probe.plots.geometry import (
     residual_overlap,
     sweep,
 )
+from probe.plots.linearity import linear_range, perturbation
 from probe.plots.regimes import regime_table, regimes
+from probe.plots.spectral import (
+    coupling,
+    eigenvalue_cloud,
+    eigenvector_condition,
+    mean_score_by_depth,
+    polar_rotation,
+    pseudospectrum,
+    score_by_depth,
+)
 from probe.plots.style import legend_below, new_figure, page_style, shared_legend
 
 __all__ = [
     "alignment",
+    "bottleneck",
+    "coupling",
+    "effective_rank_of_product",
+    "eigenvalue_cloud",
+    "eigenvector_condition",
     "error_against_kl",
     "explained_variance",
     "instability",
     "kl_by_layer",
     "kl_ratio",
     "legend_below",
+    "linear_range",
+    "lyapunov",
+    "mean_products",
+    "mean_score_by_depth",
     "new_figure",
     "page_style",
+    "perturbation",
+    "polar_rotation",
     "projection",
+    "pseudospectrum",
     "regime_table",
     "regimes",
     "relative_error",
@@ -49,7 +79,10 @@ __all__ = [
     "residual_overlap",
     "rho_by_layer",
     "rho_controls",
+    "score_by_depth",
     "shared_legend",
+    "singular_growth",
+    "subspace_overlap",
     "sweep",
     "top1_agreement",
 ]

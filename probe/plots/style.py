@@ -235,6 +235,20 @@ def median_over_documents(data: xr.Dataset, values: xr.DataArray, average: bool 
     return bootstrap(statistic, documents, resamples=RESAMPLES, seed=0)
 
 
+def geometric_mean(values: xr.DataArray, dim: str) -> xr.DataArray:
+    """Mean along a dimension on the scale of logarithms; missing values are left out.
+
+    Args:
+        values: Positive values.
+        dim: The dimension that goes.
+
+    Returns:
+        The mean.
+    """
+    logs = values.copy(data=np.log(values.values)).mean(dim)
+    return logs.copy(data=np.exp(logs.values))
+
+
 def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
     """The given Axes, or those of a new figure.
 
@@ -249,7 +263,14 @@ def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
     return Figure(figsize=(WIDTH, 3.2), layout="constrained").subplots(), True
 
 
-def curve(ax: Axes, data: xr.Dataset, interval: Interval, style: Style, spread: xr.DataArray | None = None) -> None:
+def curve(
+    ax: Axes,
+    data: xr.Dataset,
+    interval: Interval,
+    style: Style,
+    spread: xr.DataArray | None = None,
+    along: str = "layer",
+) -> None:
     """Draw an estimate by layer in a narrow band for its interval, and a pale one for the middle half of the tokens.
 
     Args:
@@ -258,12 +279,13 @@ def curve(ax: Axes, data: xr.Dataset, interval: Interval, style: Style, spread: 
         interval: Estimate and bounds of shape (layer,).
         style: How the curve looks.
         spread: Values (layer, query) whose quartiles bound the band.
+        along: The coordinate that stands in the place of `layer`.
     """
-    layer = data["layer"].values
+    layer = data[along].values
     ax.fill_between(layer, interval.low, interval.high, color=style.color, alpha=0.25, lw=0)
     line(ax, layer, np.asarray(interval.estimate), style)
     if spread is not None:
-        low, high = spread.quantile([0.25, 0.75], dim="query").transpose("quantile", "layer").values
+        low, high = spread.quantile([0.25, 0.75], dim="query").transpose("quantile", along).values
         ax.fill_between(layer, low, high, color=style.color, alpha=0.1, lw=0)
 
 

@@ -1,0 +1,128 @@
+"""Runs the stages of the dynamics analysis one after the other, and says beforehand what they would take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from probe import engine, lapack, subjects
+from probe.analyses.dynamics import claims, dataset, figures, means, nulls, perturb, work
+from probe.analyses.dynamics.config import Config
+from probe.command import print_plan
+from probe.engine import Plan, StagePlan
+from probe.errors import InputError
+from probe.report import Result
+from probe.runs import open_run
+
+STAGES = {
+    "scores": work.scores_unit,
+    "controls": work.scores_unit,
+    "products": nulls.products_unit,
+    "eigenvectors": work.eigenvectors_unit,
+    "means": means.means_unit,
+    "mean_products": means.mean_products_unit,
+    "perturb": perturb.perturb_unit,
+    "pseudospectra": work.pseudospectra_unit,
+}
+DESCRIPTIONS = {
+    "scores": "every block of the model",
+    "controls": "token alone, fresh and shuffled",
+    "products": "products under nulls",
+    "eigenvectors": "eigenvectors",
+    "means": "mean matrices",
+    "mean_products": "their product",
+    "perturb": "perturbations",
+    "pseudospectra": "pseudospectra",
+}
+
+
+def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
+    """See `probe.analyses.dynamics.run`."""
+    _check(config)
+    model = subjects.model_of(config)
+    units = work.units(config)
+    fingerprint = subjects.fingerprint(model, work.windows_of(config))
+    with open_run("dynamics", config, fingerprint, out=out, fresh=fresh) as opened:
+        if not quiet:
+            print_plan(plan(config), f"dynamics {config.model}", sys.stderr)
+        for stage, function in STAGES.items():
+            engine.work(function, units[stage], config, opened, description=DESCRIPTIONS[stage], quiet=quiet)
+        opened.write_results(dataset.assemble(config, opened))
+        data = opened.read_results()
+        judged = claims.claims(data, config)
+        opened.write_claims(judged)
+        drawn = figures.figures(data, config)
+        title = f"Dynamics of {config.model}"
+        return Result(data, judged, opened.directory, title, subjects.notes(config), drawn)
+
+
+def plan(config: Config) -> Plan:
+    """See `probe.analyses.dynamics.plan`."""
+    _check(config)
+    model, units = subjects.model_of(config), work.units(config)
+    n_windows, chosen = work.positions_of(config).shape
+    width, depth, layers = model.d_model, model.n_layers, len(subjects.layers_of(config))
+    rate, schur = engine.flops_per_second(), _schur_seconds(width)
+    few, cores = min(config.control_windows, n_windows), min(2, torch.get_num_threads())
+    jacobian = 12 * width**3 / rate
+    product = 2 * width**3 / rate
+    # in Schur forms, as timed at d = 576: the scores of J and K; the spectrum of one factor more; one null's factor
+    score, factor, null = 1.9 * schur, 0.6 * schur, 0.25 * schur
+    variants = len(work.variants_of(config)) - 1
+    drawn = 3 * config.draws + 3
+    order = min(config.order_windows, few) / max(few, 1)
+    measured = means.measured_windows(config)
+    ends = 20 * 8 * width**2 / rate  # of one point of the resolvent: ten steps of Lanczos
+    seconds = {
+        "scores": n_windows * chosen * (depth * (jacobian + 1.6 * factor) + layers * score / cores),
+        "controls": variants * few * (depth * (jacobian + factor) + layers * score / cores),
+        "products": few * depth * (jacobian + (1.2 + 2.4 * order) * schur / cores + drawn * null),
+        "eigenvectors": layers * (jacobian + 3.0 * schur),
+        "means": layers * measured * (jacobian + score / cores),
+        "mean_products": depth * measured * (jacobian + 6 * product),
+        "perturb": n_windows * (depth * jacobian + config.perturb_layers * schur),
+        "pseudospectra": depth * jacobian + schur + (1700 + config.grid**2 / 2) * ends,
+    }
+    seconds["eigenvectors"] *= len(units["eigenvectors"])
+    seconds["pseudospectra"] *= len(units["pseudospectra"])
+    matrix = 8 * width**2
+    memory = {
+        "scores": work.batch_of(config, chosen) * chosen * matrix * (depth / 2 + 14),
+        "controls": work.batch_of(config, 1) * matrix * (depth / 2 + 14),
+        "products": matrix * (2.5 * depth + 2 * drawn * nulls.CHUNK),
+        "eigenvectors": matrix * (depth + 20),
+        "means": matrix * (1.5 * measured + 14 * means.CHUNK),
+        "mean_products": matrix * 6 * measured,
+        "perturb": matrix * 10,
+        "pseudospectra": matrix * 10 + 2**28,
+    }
+    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
+    return Plan([
+        StagePlan(stage, len(units[stage]), seconds[stage] if units[stage] else 0.0, int(weights + memory[stage]))
+        for stage in STAGES
+    ])
+
+
+def _schur_seconds(width: int) -> float:
+    """What a Schur form of this width takes here, from one of at most 512 rows: the unit of the estimates of time."""
+    size = min(width, 512)
+    matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    lapack.schur(matrix[:32, :32], vectors=False)
+    start = time.perf_counter()
+    lapack.schur(matrix, vectors=False)
+    return (time.perf_counter() - start) * (width / size) ** 3
+
+
+def _check(config: Config) -> None:
+    """Refuses options that contradict each other, before any work is done."""
+    least = {"windows": 1, "positions_per_window": 1, "control_windows": 1, "draws": 1, "grid": 2, "perturb_layers": 1}
+    least |= dict.fromkeys(("init_seeds", "shuffled_seeds", "order_windows", "eigenvector_windows", "kreiss_layers"), 0)
+    for option, bound in least.items():
+        if getattr(config, option) < bound:
+            raise InputError(
+                f"--{option.replace('_', '-')} must be at least {bound}: got {getattr(config, option)}; "
+                "give a larger number"
+            )

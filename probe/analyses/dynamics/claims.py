@@ -1,0 +1,444 @@
+"""The claims on the dynamics of the residual stream (arXiv 2605.14258), computed from a run's Dataset.
+
+Every statistic is recomputed on resampled documents, a claim about depth with its whole curve: the median over
+positions by layer, then the statistic of the curve. Where a control is drawn from seeds, its value is the mean over
+seeds, and `probe.table.crossed` joins the errors over documents and over seeds. "Ends out" leaves out the first and the
+last of the measured blocks, which are often outliers; both are shown by themselves.
+
+Cost: a few seconds a claim at 30 layers, 48 positions and 1,000 resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+
+from probe.analyses.dynamics.thresholds import Thresholds
+from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
+from probe.inference import Ranking, spearman
+from probe.table import AbsentError, Finding, Floats, Row, Table, Typical, Weights, claim_of, crossed, number
+
+__all__ = ["ROWS", "Thresholds", "claims"]
+
+PAPER = "arXiv 2605.14258"
+SCORES = {"henrici_departure": "Henrici departure of K", "antisymmetric_fraction": "antisymmetric fraction of K"}
+Runs: TypeAlias = Table[Thresholds]
+Curve: TypeAlias = Float[np.ndarray, "... layer"]
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """The part of a configuration that its claims read."""
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What each statistic must clear."""
+
+    @property
+    def seed(self) -> int:
+        """Of the resamples."""
+
+
+class Depth:
+    """Medians over positions by layer of a resample given by weights.
+
+    Args:
+        values: (..., layer, query).
+    """
+
+    def __init__(self, values: Floats) -> None:
+        self._ranking = Ranking(values)
+
+    def __call__(self, weights: Weights) -> Curve:
+        """The depth curve, (..., layer)."""
+        return np.asarray(self._ranking.median(weights))
+
+
+def gradient(table: Runs) -> Finding:
+    """Spearman's ρ of layer and score, ends out: the larger of the two scores of K must lie below the threshold."""
+    curves = {score: Depth(table.get(score, variant="model", matrix="K")) for score in SCORES}
+    beside = {
+        score: Depth(values)
+        for score in SCORES
+        if (values := table.find(score, variant="model", matrix="J")) is not None
+    }
+    layers = len(table.data["layer"]) - 2
+    if layers < 3:
+        raise AbsentError(f"a gradient over depth needs five layers or more: this run measured {layers + 2}")
+    bound = _falling_bound(layers)
+
+    def statistic(weights: Weights) -> dict[str, float]:
+        inner = {score: curve(weights)[1:-1] for score, curve in curves.items()}
+        rho = {score: _trend(curve) for score, curve in inner.items()}
+        falling = min(float((np.diff(curve) < 0).mean()) for curve in inner.values())
+        state = {f"J {score}": _trend(curve(weights)[1:-1]) for score, curve in beside.items()}
+        return {"ρ": max(rho.values()), "Δ": falling - bound, "falling": falling} | rho | state
+
+    found = table.intervals(statistic)
+    whole = {score: curve(np.ones(len(table.documents))) for score, curve in curves.items()}
+    ends = {
+        f"{words}, {name} block": number(float(whole[score][place]))
+        for score, words in SCORES.items()
+        for name, place in (("first", 0), ("last", -1))
+    }
+    return Finding(
+        Evidence(
+            [Criterion("ρ(layer, score)", found["ρ"], table.thresholds.threshold_gradient, "below")],
+            [Criterion("share of falling steps less what a random order reaches", found["Δ"], 0.0)],
+        ),
+        f"larger of Spearman's ρ(layer, Henrici departure of K) and ρ(layer, antisymmetric fraction of K) over the "
+        f"medians by layer, {layers} blocks, ends out",
+        line("share of falling steps that a random order reaches (one-sided, two standard deviations)", number(bound)),
+        {f"ρ, {words}": found[score] for score, words in SCORES.items()}
+        | {"share of falling steps, the smaller of the two": found["falling"]}
+        | {f"ρ, {SCORES[score][:-1]}J (does not decide)": found[f"J {score}"] for score in beside}
+        | ends,
+    )
+
+
+def late_symmetric(table: Runs) -> Finding:
+    """Antisymmetric fraction of K in the last quarter of the blocks."""
+    curve = Depth(table.get("antisymmetric_fraction", variant="model", matrix="K"))
+    layers = len(table.data["layer"])
+    late = slice(layers - max(1, layers // 4), layers)
+    fresh = _controls(table, "init")
+    control = Depth(_stacked(table, "antisymmetric_fraction", fresh))
+
+    def statistic(weights: Weights) -> dict[str, Floats | float]:
+        measured = curve(weights)
+        value = float(measured[late].mean())
+        init = control(weights)[:, late].mean(axis=-1)
+        shown = {"last": float(measured[-1]), "init": float(init.mean())}
+        if late.stop - late.start > 1:
+            shown["without last"] = float(measured[late][:-1].mean())
+        return {"θ": value, "Δ": value - init} | shown
+
+    found = crossed(table, statistic)
+    shown = {"fresh initialisation": found["init"], "last block by itself": found["last"]}
+    if "without last" in found:
+        shown["last quarter without the last block"] = found["without last"]
+    return Finding(
+        Evidence(
+            [Criterion("antisymmetric fraction", found["θ"], table.thresholds.threshold_late_symmetric, "below")],
+            [Criterion("Δ to fresh initialisation", found["Δ"], 0.0, "below")],
+            preconditions=[_enough_seeds(table, fresh)],
+        ),
+        f"‖K − Kᵀ‖/(2‖K‖), median over positions by layer, mean over the last {late.stop - late.start} of {layers} "
+        "measured blocks",
+        line("a random K", number(0.5**0.5)),
+        shown,
+        "documents × seeds",
+    )
+
+
+def bottleneck(table: Runs) -> Finding:
+    """Participation ratio of the product of all blocks' Jacobians, over d."""
+    width = float(table.data.attrs["d_model"])
+    ratio = _whole_product(table, "model")
+    fresh = _controls(table, "init")
+    parts = {"θ": Typical(ratio / width)}
+    logs = Typical(np.log(ratio))
+    paired = {"Δ norm": Typical(_log_null(table, "norm_matched", ratio))}
+    shuffled = table.find("null_participation_ratio", dims=("draw", "depth", "query"), null="shuffled_depth")
+    shown = (
+        {"shuffled depth": Typical(np.exp(np.log(shuffled[:, -1]).mean(axis=0)) / width)}
+        if shuffled is not None
+        else {}
+    )
+    null = Typical(np.exp(np.log(_null(table, "norm_matched")).mean(axis=0)) / width)
+    init = [Typical(np.log(_whole_product(table, name))) for name in fresh]
+    effective = table.find("product_effective_rank", dims=("depth", "query"), variant="model")
+    if effective is not None:
+        shown["effective rank of the product, over d"] = Typical(effective[-1] / width)
+
+    def statistic(weights: Weights) -> dict[str, Floats | float]:
+        values: dict[str, Floats | float] = {
+            name: part(weights) for name, part in (parts | paired | {"null": null} | shown).items()
+        }
+        seeds = np.array([one(weights) for one in init])
+        return values | {"Δ init": logs(weights) - seeds, "init": float(np.exp(seeds.mean()) / width)}
+
+    found = crossed(table, statistic)
+    return Finding(
+        Evidence(
+            [Criterion("participation ratio / d", found["θ"], table.thresholds.threshold_bottleneck, "below")],
+            [
+                Criterion("Δ log to fresh initialisation", found["Δ init"], 0.0, "below"),
+                Criterion("Δ log to norm-matched random updates", found["Δ norm"], 0.0, "below"),
+            ],
+            preconditions=[_enough_seeds(table, fresh)],
+        ),
+        f"median over positions of (Σσ²)²/Σσ⁴ of C = J_L ⋯ J_1 over d = {width:.0f}, {len(table.data['depth'])} blocks",
+        line("norm-matched random updates", found["null"]),
+        {"fresh initialisation": found["init"]} | {name: found[name] for name in shown},
+        "documents × seeds",
+    )
+
+
+def learned(table: Runs) -> Finding:
+    """Drops of the two scores of K over depth, and log participation ratio: trained less control."""
+    fresh, shuffled = _controls(table, "init"), _controls(table, "shuffled")
+    if len(table.data["layer"]) < 5:
+        raise AbsentError(f"a drop over depth needs five layers or more: this run measured {len(table.data['layer'])}")
+    curves = {score: Depth(table.get(score, variant="model", matrix="K")) for score in SCORES}
+    ratio = Typical(np.log(_whole_product(table, "model")))
+    against = {
+        name: (
+            {score: Depth(_stacked(table, score, control)) for score in SCORES},
+            [Typical(np.log(_whole_product(table, one))) for one in control],
+        )
+        for name, control in (("init", fresh), ("shuffled", shuffled))
+    }
+
+    def statistic(weights: Weights) -> dict[str, Floats | float]:
+        drops = {score: _drop(curve(weights)) for score, curve in curves.items()}
+        values: dict[str, Floats | float] = {score: float(drop) for score, drop in drops.items()}
+        for name, (depths, products) in against.items():
+            control = {score: _drop(curve(weights)) for score, curve in depths.items()}
+            values |= {f"{score} {name}": drops[score] - control[score] for score in SCORES}
+            values |= {f"{score} of {name}": float(control[score].mean()) for score in SCORES}
+            values[f"ratio {name}"] = ratio(weights) - np.array([product(weights) for product in products])
+        return values
+
+    found = crossed(table, statistic)
+    bound = table.thresholds.threshold_learned
+
+    def criteria(name: str, words: str) -> list[Criterion]:
+        drops = [Criterion(f"drop of {SCORES[s]}, trained − {words}", found[f"{s} {name}"], bound) for s in SCORES]
+        ratio = Criterion(f"log participation ratio, trained − {words}", found[f"ratio {name}"], -bound, "below")
+        return [*drops, ratio]
+
+    return Finding(
+        Evidence(
+            criteria("init", "fresh initialisation"),
+            criteria("shuffled", "shuffled weights"),
+            preconditions=[_enough_seeds(table, fresh)],
+        ),
+        "drop = mean over the first third of the blocks less mean over the last third, ends out, of the medians by "
+        f"layer; mean over {len(fresh)} fresh initialisations and {len(shuffled)} draws of shuffled weights",
+        line("drop of Henrici departure of K at fresh initialisation", found["henrici_departure of init"]),
+        {f"drop of {words}": found[score] for score, words in SCORES.items()}
+        | {
+            f"drop of {words}, {control}": found[f"{score} of {name}"]
+            for score, words in SCORES.items()
+            for name, control in (("init", "fresh initialisation"), ("shuffled", "shuffled weights"))
+        },
+        "documents × seeds",
+    )
+
+
+INTERVENTIONS = {
+    "schur_shuffle": "schur_shuffle (‖K‖, eigenvalues and size of the non-normal part kept)",
+    "schur_normal_matched": "schur_normal at equal ‖K‖",
+    "schur_normal_transposed": "schur_normal of Kᵀ at equal ‖K‖",
+    "schur_normal_rotated": "schur_normal of a rotated K at equal ‖K‖",
+    "schur_normal": "schur_normal, eigenvalues kept (its ‖K‖ is smaller)",
+    "symmetrised": "J symmetrised at equal ‖J‖",
+    "symmetrised_ov": "W_O W_V of each head symmetrised",
+}
+
+
+def nonnormal_origin(table: Runs) -> Finding:
+    """Share of the bottleneck, relative to norm-matched random updates, that a shuffle of the Schur form dissolves."""
+    ratio, random = _whole_product(table, "model"), np.log(_null(table, "norm_matched")).mean(axis=0)
+    excess = {"raw": Typical(random - np.log(ratio))}
+    for name in INTERVENTIONS:
+        if name == "schur_shuffle" or table.find("null_participation_ratio", dims=ALL, null=name) is not None:
+            excess[name] = Typical(random - np.log(_null(table, name)).mean(axis=0))
+    steep = {
+        name: Depth(values)
+        for name in INTERVENTIONS
+        if (values := table.find("null_antisymmetric_fraction", null=name)) is not None
+    }
+
+    def statistic(weights: Weights) -> dict[str, float]:
+        value = {name: part(weights) for name, part in excess.items()}
+        dissolved = {f"dissolved {name}": 1 - value[name] / value["raw"] for name in excess if name != "raw"}
+        trends = {f"ρ {name}": _trend(curve(weights)[1:-1]) for name, curve in steep.items()}
+        return value | dissolved | trends
+
+    found = table.intervals(statistic)
+    raw = found["raw"]
+    return Finding(
+        Evidence(
+            [
+                Criterion(
+                    "1 − B(schur_shuffle)/B",
+                    found["dissolved schur_shuffle"],
+                    table.thresholds.threshold_nonnormal_origin,
+                )
+            ],
+            preconditions=[
+                Condition(
+                    float(raw.low) > 0,
+                    f"there is no bottleneck beyond norm-matched random updates to dissolve: B = {raw.estimate:.3g} "
+                    f"[{raw.low:.3g}, {raw.high:.3g}] does not lie above 0",
+                )
+            ],
+        ),
+        "1 − B(control)/B(raw), B = median over positions of log(participation ratio of norm-matched random / "
+        f"participation ratio), {table.data.sizes['draw']} draws; Henrici's gradient has no verdict here: under "
+        "schur_normal it vanishes, and under schur_shuffle it stays, by definition",
+        line("B(raw): the bottleneck itself", raw),
+        {
+            f"dissolved by {words}": found[f"dissolved {name}"]
+            for name, words in INTERVENTIONS.items()
+            if name in excess and name != "schur_shuffle"
+        }
+        | {
+            f"ρ(layer, antisymmetric fraction of K) under {words}": found[f"ρ {name}"]
+            for name, words in INTERVENTIONS.items()
+            if name in steep and np.isfinite(found[f"ρ {name}"].estimate)
+        },
+    )
+
+
+def linear_holds(table: Runs) -> Finding:
+    """ε over median ‖u‖ at which the linear prediction is 10 % off, one block on."""
+    dims = ("direction", "start", "query")
+    epsilon = np.log(table.get("epsilon_at_tenth", dims=dims, horizon="1"))
+    directions = [str(name) for name in table.data["direction"].values]
+    parts = {"θ": Typical(epsilon.mean(axis=0))}
+    parts |= {f"direction {name}": Typical(epsilon[place]) for place, name in enumerate(directions)}
+    for horizon in table.data["horizon"].values[1:]:
+        further = table.find("epsilon_at_tenth", dims=dims, horizon=horizon)
+        if further is not None:
+            parts[f"horizon {horizon}"] = Typical(np.log(further).mean(axis=0))
+    found = table.intervals(lambda weights: {name: float(np.exp(part(weights))) for name, part in parts.items()})
+    grid = table.data["epsilon"].values
+    return Finding(
+        Evidence([Criterion("ε at 10 % error", found["θ"], table.thresholds.threshold_linear_holds)]),
+        "ε at which ‖Δ − Cεδ‖/‖Δ‖ passes 10 %, in units of the window's median ‖u‖, between the grid's points on a "
+        f"logarithmic scale and within [{grid[0]:.3g}, {grid[-1]:.3g}]; median over positions, geometric mean over "
+        f"{parts['θ'].layers} blocks and {len(directions)} directions, horizon 1",
+        line("largest ε of the grid", number(float(grid[-1]))),
+        {name: found[name] for name in parts if name != "θ"},
+    )
+
+
+ALL = ("draw", "depth", "query")
+
+# In the order in which they are printed.
+ROWS = (
+    Row(
+        Sentence(
+            "dynamics.gradient",
+            "Non-normality and rotation fall monotonically with depth.",
+            f"{PAPER}, abstract",
+        ),
+        "threshold_gradient",
+        gradient,
+    ),
+    Row(
+        Sentence("dynamics.late_symmetric", "Late blocks are near-symmetric.", f"{PAPER}, abstract"),
+        "threshold_late_symmetric",
+        late_symmetric,
+    ),
+    Row(
+        Sentence(
+            "dynamics.bottleneck",
+            "Perturbations funnel into a small fraction of the effective dimensions.",
+            f"{PAPER}, abstract",
+        ),
+        "threshold_bottleneck",
+        bottleneck,
+    ),
+    Row(
+        Sentence(
+            "dynamics.learned",
+            "The gradient and the bottleneck are learned: both are absent at initialisation.",
+            f"{PAPER}, abstract",
+        ),
+        "threshold_learned",
+        learned,
+    ),
+    Row(
+        Sentence(
+            "dynamics.nonnormal_origin",
+            "The bottleneck largely dissolves when structured non-normality is removed.",
+            f"{PAPER}, abstract",
+        ),
+        "threshold_nonnormal_origin",
+        nonnormal_origin,
+    ),
+    Row(
+        Sentence(
+            "dynamics.linear_holds",
+            "The product of Jacobians predicts what the network does to a perturbation.",
+            f"ours; implied by {PAPER}, and asked for by its referees",
+        ),
+        "threshold_linear_holds",
+        linear_holds,
+    ),
+)
+
+
+def claims(data: xr.Dataset, config: Settings, *, resamples: int = 1000) -> list[Claim]:
+    """All claims on the dynamics of the residual stream that one model's run can speak to.
+
+    A claim whose variables are absent is inconclusive and says what is missing.
+
+    Args:
+        data: the Dataset of the dynamics analysis; ``attrs``: d_model.
+        config: thresholds, and the seed of the resamples.
+        resamples: bootstrap resamples of documents.
+
+    Returns:
+        The claims in the order in which they are printed.
+    """
+    table = Table(data, config.thresholds, config.seed, resamples)
+    return [claim_of(table, row) for row in ROWS]
+
+
+def _controls(table: Runs, kind: str) -> list[str]:
+    """The variants of a kind of control that were measured."""
+    names = [str(name) for name in table.data["variant"].values if str(name).startswith(f"{kind}-")]
+    if not names:
+        raise AbsentError(f"this run holds no {kind} control: give --{kind}-seeds")
+    return names
+
+
+def _stacked(table: Runs, score: str, controls: Sequence[str]) -> Floats:
+    """A score of K of several controls, (control, layer, query)."""
+    return np.stack([table.get(score, variant=name, matrix="K") for name in controls])
+
+
+def _whole_product(table: Runs, variant: str) -> Floats:
+    """Participation ratio of the product of all blocks, (query,)."""
+    return np.asarray(table.get("product_participation_ratio", dims=("depth", "query"), variant=variant)[-1])
+
+
+def _null(table: Runs, name: str) -> Floats:
+    """Participation ratio of the whole product under a null, (draw, query); a null without draws has one."""
+    values = table.get("null_participation_ratio", dims=ALL, null=name)[:, -1]
+    return np.asarray(values[np.isfinite(values).any(axis=-1)])
+
+
+def _log_null(table: Runs, name: str, ratio: Floats) -> Floats:
+    """Log participation ratio, measured less mean over draws of the null, position by position."""
+    return np.asarray(np.log(ratio) - np.log(_null(table, name)).mean(axis=0))
+
+
+def _trend(curve: Curve) -> float:
+    """Spearman's ρ of layer and value; NaN for a constant curve."""
+    return float(spearman(np.arange(curve.shape[-1], dtype=np.float64), curve))
+
+
+def _drop(curve: Curve) -> Floats:
+    """Mean of the first third less mean of the last third, ends out."""
+    inner = curve[..., 1:-1]
+    third = max(1, inner.shape[-1] // 3)
+    return np.asarray(inner[..., :third].mean(axis=-1) - inner[..., -third:].mean(axis=-1))
+
+
+def _falling_bound(layers: int) -> float:
+    """The share of falling steps in a random order plus two standard deviations; descents vary by (n + 1)/12."""
+    return float(0.5 + 2 * np.sqrt((layers + 1) / 12) / (layers - 1))
+
+
+def _enough_seeds(table: Runs, controls: Sequence[str]) -> Condition:
+    return enough_units(len(controls), table.thresholds.threshold_seeds, "fresh initialisations")

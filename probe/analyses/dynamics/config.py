@@ -1,0 +1,72 @@
+"""What a dynamics run is made of: the Python API's argument, the command line and `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from probe.analyses.dynamics.thresholds import Thresholds
+from probe.command import TextConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TextConfig):
+    """How does each block rotate, stretch and compress the residual stream, and into how many directions?
+
+    Everything is read from exact Jacobians of the blocks at single positions. Nothing is fitted, so all documents of
+    the text are used; windows are drawn round-robin over them. What costs much is measured on fewer positions: the
+    first chosen position of each window for every control, and fewer windows still where an option says so.
+    """
+
+    windows: int = 24
+    """Number of windows, each from another document while there are any left."""
+    skip_first: int = 16
+    """Positions at the start of each window that are left out: attention sinks distort the operator there."""
+    positions_per_window: int = 2
+    """Positions of each window at which the trained model is measured."""
+    context: Literal["sequence", "alone", "detached"] = "sequence"
+    """The rest of the text held fixed; the token alone; or norms, softmax and gates frozen (another operator)."""
+    method: Literal["auto", "jacrev", "frozen", "analytic"] = "auto"
+    """How Jacobians are computed."""
+    alone: bool = True
+    """Also measure every block on the token alone, as the paper does."""
+    init_seeds: int = 5
+    """Fresh initialisations that serve as controls (at least 5 for a verdict)."""
+    shuffled_seeds: int = 1
+    """Draws of shuffled weights that serve as controls."""
+    control_windows: int = 24
+    """Windows on which the controls are measured, one position each."""
+    interventions: bool = True
+    """Products under nulls and interventions: norm-matched random, shuffled depth, Schur family, symmetrised."""
+    draws: int = 5
+    """Draws of each random null of the product."""
+    order_windows: int = 4
+    """Windows in which schur_normal is repeated on the transpose and on a rotated K: it depends on their order."""
+    eigenvector_windows: int = 6
+    """Windows in which eigenvectors are computed, for their condition number and the polar rotation."""
+    mean: bool = True
+    """Scores of the mean matrix, and the product of averages against the average of products."""
+    perturb: bool = True
+    """Perturb the real network and compare with the product of Jacobians."""
+    perturb_layers: int = 6
+    """Blocks before which it is perturbed, evenly spread."""
+    kreiss_layers: int = 6
+    """Blocks, evenly spread, whose Kreiss constant and pseudospectrum are computed at one position; 0 for none."""
+    grid: int = 48
+    """Points of the pseudospectrum's grid along each axis."""
+    symmetrised_ov: bool = False
+    """Also symmetrise W_O W_V of every head inside the Jacobians (one more product a window)."""
+    keep_matrices: bool = False
+    """Keep the trained model's Jacobians as safetensors shards in the run directory (4 d² bytes a matrix)."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """Thresholds and margins of the claims."""
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the controls: fresh initialisations, then shuffled weights."""
+        fresh = [seed for seed in range(self.init_seeds + 1) if seed != self.random_init][: self.init_seeds]
+        shuffled = [seed for seed in range(self.shuffled_seeds + 1) if seed != self.shuffled_weights]
+        return (
+            *(f"init-{seed}" for seed in fresh),
+            *(f"shuffled-{seed}" for seed in shuffled[: self.shuffled_seeds]),
+        )

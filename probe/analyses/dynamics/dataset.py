@@ -1,0 +1,287 @@
+"""The finished units of a dynamics run as one `xarray.Dataset`.
+
+Scores and products are NaN where a variant was not measured: controls at one position of each window, and everything
+that costs more on fewer windows still (see `probe.analyses.dynamics.Config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from probe import subjects
+from probe.analyses.dynamics import means, nulls, perturb, work
+from probe.analyses.dynamics.config import Config
+from probe.engine import Unit, gather
+from probe.inference import jackknife
+from probe.jacobian import method_of
+from probe.runs import Run
+
+TENTH = 0.1  # relative error at which the linear prediction is said to end
+
+_PRODUCTS = {
+    "product_participation_ratio": ("1", "(Σσ²)²/Σσ⁴ of J_l ⋯ J_1"),
+    "product_effective_rank": ("1", "effective rank of J_l ⋯ J_1"),
+    "product_log_norm": ("nat", "ln ‖J_l ⋯ J_1‖_F"),
+}
+
+
+def assemble(config: Config, run: Run) -> xr.Dataset:
+    """Joins the finished units of a run.
+
+    Args:
+        config: the run's configuration.
+        run: its directory.
+
+    Returns:
+        The Dataset; which variables it holds depends on the configuration.
+    """
+    units = work.units(config)
+    data = xr.Dataset(coords=_coordinates(config))
+    _add_scores(data, config, run, [*units["scores"], *units["controls"]])
+    if units["products"]:
+        _add_nulls(data, config, run, units["products"])
+    if units["eigenvectors"]:
+        _add_eigenvectors(data, run, units["eigenvectors"])
+    if units["means"]:
+        _add_means(data, config, run, units)
+    if units["perturb"]:
+        _add_perturbations(data, config, run, units["perturb"])
+    if units["pseudospectra"]:
+        _add_pseudospectra(data, run, units["pseudospectra"])
+    data.attrs |= subjects.attributes(config, "dynamics", work.windows_of(config))
+    method = method_of(subjects.model_of(config)) if config.method == "auto" else config.method
+    data.attrs |= {"context": config.context, "method": method}
+    return data
+
+
+def _coordinates(config: Config) -> dict[str, object]:
+    model = subjects.model_of(config)
+    return subjects.token_coordinates(model, work.windows_of(config), work.positions_of(config)) | {
+        "layer": subjects.layers_of(config),
+        "depth": np.arange(1, model.n_layers + 1),
+        "variant": work.variants_of(config),
+        "matrix": list(work.MATRICES),
+        "k": [k for k in work.OVERLAPS if k <= model.d_model],
+        "exponent": work.exponents_of(model.d_model),
+    }
+
+
+def _add_scores(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]) -> None:
+    """Scores (variant, matrix, layer, query) and products (variant, depth, query)."""
+    n_windows, chosen = work.positions_of(config).shape
+    sizes = {name: data.sizes[name] for name in ("variant", "matrix", "layer", "depth")}
+    shape = (sizes["variant"], sizes["matrix"], sizes["layer"], n_windows, chosen)
+    found = {name: np.full(shape, np.nan) for name in work.SCORES}
+    deep = {name: np.full((sizes["variant"], sizes["depth"], n_windows, chosen), np.nan) for name in _PRODUCTS}
+    own: dict[str, list[Tensor]] = {}
+    places = {name: place for place, name in enumerate(work.variants_of(config))}
+    for unit in units:
+        arrays, variant = run.load(unit.stage, unit.key), places[unit.arguments["variant"]]
+        rows = slice(unit.arguments["start"], unit.arguments["stop"])
+        columns = slice(0, arrays["henrici_departure"].shape[1])
+        for name in work.SCORES:
+            found[name][variant, :, :, rows, columns] = arrays[name].permute(2, 3, 0, 1).numpy()
+        for name in _PRODUCTS:
+            deep[name][variant, :, rows, columns] = arrays[name].permute(2, 0, 1).numpy()
+        for name in ("lyapunov_exponent", "product_overlap", "eigenvalues"):
+            if name in arrays:
+                own.setdefault(name, []).append(arrays[name])
+    for name, long_name in work.SCORES.items():
+        values = found[name].reshape(*shape[:3], n_windows * chosen)
+        data[name] = (("variant", "matrix", "layer", "query"), values, {"units": "1", "long_name": long_name})
+    for name, (unit_name, long_name) in _PRODUCTS.items():
+        attrs = {"units": unit_name, "long_name": long_name}
+        data[name] = (("variant", "depth", "query"), deep[name].reshape(*deep[name].shape[:2], -1), attrs)
+    _add_own(data, own)
+
+
+def _add_own(data: xr.Dataset, own: Mapping[str, Sequence[Tensor]]) -> None:
+    """What is measured of the model itself only: Lyapunov exponents, overlaps, eigenvalue clouds."""
+    exponents = torch.cat(list(own["lyapunov_exponent"])).flatten(0, 1).permute(1, 2, 0)
+    data["lyapunov_exponent"] = (
+        ("depth", "exponent", "query"),
+        exponents.numpy(),
+        {"units": "nat/block", "long_name": "ln σ_i(J_l ⋯ J_1) / l"},
+    )
+    overlap = torch.cat(list(own["product_overlap"])).flatten(0, 1).permute(1, 2, 0)
+    first = overlap.new_full((1, *overlap.shape[1:]), torch.nan)  # nothing stands before the first
+    data["product_overlap"] = (
+        ("depth", "k", "query"),
+        torch.cat([first, overlap]).numpy(),
+        {"units": "1", "long_name": "overlap of the top right singular subspace with that one block before"},
+    )
+    clouds = torch.cat(list(own["eigenvalues"])).transpose(0, 1)  # (layer, cloud, d, 2)
+    for place, part in enumerate(("real", "imaginary")):
+        attrs = {"units": "1", "long_name": f"{part} part of the eigenvalues of K"}
+        data[f"eigenvalue_{part}"] = (("layer", "cloud", "index"), clouds[..., place].numpy(), attrs)
+
+
+def _add_nulls(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]) -> None:
+    """Participation ratio (null, draw, depth, query), effective rank and antisymmetric fraction under each null."""
+    parts = [run.load(unit.stage, unit.key) for unit in units]
+    names = [name for name in nulls.NULLS if any(f"participation_ratio.{name}" in part for part in parts)]
+    chosen = work.positions_of(config).shape[1]
+    sizes = (len(names), config.draws, data.sizes["depth"], data.sizes["query"])
+    ratio = np.full(sizes, np.nan)
+    rank = np.full((sizes[0], *sizes[2:]), np.nan)
+    fraction = np.full((sizes[0], data.sizes["layer"], sizes[3]), np.nan)
+    coupling = np.full((data.sizes["depth"], data.sizes["depth"], sizes[3]), np.nan)
+    for unit, part in zip(units, parts, strict=True):
+        query = unit.arguments["window"] * chosen
+        coupling[..., query] = part["coupling"].numpy()
+        for place, name in enumerate(names):
+            if f"participation_ratio.{name}" in part:
+                drawn = part[f"participation_ratio.{name}"].numpy()
+                ratio[place, : len(drawn), :, query] = drawn
+                rank[place, :, query] = part[f"effective_rank.{name}"].numpy()
+            if f"antisymmetric_fraction.{name}" in part:
+                fraction[place, :, query] = part[f"antisymmetric_fraction.{name}"].numpy()
+    data.coords["null"] = names
+    data["null_participation_ratio"] = (
+        ("null", "draw", "depth", "query"),
+        ratio,
+        {"units": "1", "long_name": "(Σσ²)²/Σσ⁴ of the product under a null"},
+    )
+    data["null_effective_rank"] = (
+        ("null", "depth", "query"),
+        rank,
+        {"units": "1", "long_name": "effective rank of the product under a null, first draw"},
+    )
+    data["null_antisymmetric_fraction"] = (
+        ("null", "layer", "query"),
+        fraction,
+        {"units": "1", "long_name": "‖K − Kᵀ‖ / (2‖K‖) under a null"},
+    )
+    data["coupling"] = (
+        ("block", "other_block", "query"),
+        coupling,
+        {"units": "1", "long_name": "‖ |U_jᵀ K_i V_j| − S_i ‖ / ‖S_i‖, 0 = coupled"},
+    )
+
+
+def _add_eigenvectors(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
+    found = gather(run, units, ["eigenvector_condition", "polar_rotation"])
+    words = {"eigenvector_condition": ("1", "κ₂(V) of K"), "polar_rotation": ("rad", "rotation of J's polar factor")}
+    for name, (unit, long_name) in words.items():
+        attrs = {"units": unit, "long_name": long_name}
+        data[name] = (("layer", "eigenvector_window"), found[name].T.numpy(), attrs)
+
+
+def _add_means(data: xr.Dataset, config: Config, run: Run, units: Mapping[str, Sequence[Unit]]) -> None:
+    """Scores of the mean matrix, and both products, with jackknife intervals along `bound`."""
+    layers = [run.load(unit.stage, unit.key) for unit in units["means"]]
+    data.coords["bound"] = ["estimate", "low", "high"]
+    for name, long_name in work.SCORES.items():
+        values = np.stack([_jackknifed(layer[name]) for layer in layers], axis=1)
+        attrs = {"units": "1", "long_name": f"{long_name}, of the mean matrix"}
+        data[f"mean_{name}"] = (("bound", "layer", "matrix"), values, attrs)
+    spread = np.array([float(layer["spread"]) for layer in layers])
+    data["mean_spread"] = ("layer", spread, {"units": "1", "long_name": "root-mean-square ‖J − J̄‖ / ‖K̄‖"})
+    products = run.load("mean_products", "all")
+    for name in ("product_of_averages", "average_of_products"):
+        logs = _jackknifed(products[name].T.log())
+        attrs = {"units": "1", "long_name": f"(Σσ²)²/Σσ⁴ of the {name.replace('_', ' ')}"}
+        data[name] = (("bound", "depth"), np.exp(logs), attrs)
+    data.attrs["n_mean_windows"] = means.measured_windows(config)
+
+
+def _jackknifed(rows: Float[Tensor, "row ..."]) -> Float[np.ndarray, "bound ..."]:
+    """The value of all documents, with an interval from those with one document left out."""
+    # the jackknife's own estimate, which corrects a bias of first order, may leave the range of a bounded score
+    whole, left_out = rows[0].numpy(), rows[1:].numpy()
+    n = len(left_out)
+    if n < 2:
+        return np.stack([whole, np.full_like(whole, np.nan), np.full_like(whole, np.nan)])
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        absent = np.setdiff1d(np.arange(n), index)
+        return left_out[absent[0]] if len(absent) else whole
+
+    interval = jackknife(statistic, np.arange(n))
+    half = (np.asarray(interval.high) - np.asarray(interval.low)) / 2
+    return np.stack([whole, whole - half, whole + half])
+
+
+def _add_perturbations(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]) -> None:
+    """Relative error and cosine (direction, horizon, epsilon, start, query), and where the error passes a tenth."""
+    chosen = work.positions_of(config).shape[1]
+    parts = [run.load(unit.stage, unit.key) for unit in units]
+    data.coords["direction"] = list(perturb.DIRECTIONS)
+    data.coords["horizon"] = list(perturb.HORIZONS)
+    data.coords["epsilon"] = np.array(perturb.EPSILONS)
+    data.coords["start"] = perturb.starts_of(config)
+    dims = ("direction", "horizon", "epsilon", "start", "query")
+    words = {"error": "‖Δ − Cεδ‖ / ‖Δ‖", "cosine": "cosine of Δ and Cεδ"}
+    for name, long_name in words.items():
+        values = np.full([data.sizes[dim] for dim in dims], np.nan)
+        for unit, part in zip(units, parts, strict=True):
+            values[..., unit.arguments["window"] * chosen] = part[name].permute(2, 1, 3, 0).numpy()
+        data[f"perturb_{name}"] = (dims, values, {"units": "1", "long_name": long_name})
+    length = np.full((data.sizes["start"], data.sizes["query"]), np.nan)
+    for unit, part in zip(units, parts, strict=True):
+        length[:, unit.arguments["window"] * chosen] = part["length"].numpy()
+    data["step_length"] = (("start", "query"), length, {"units": "1", "long_name": "median ‖u‖ of the window"})
+    crossing = epsilon_at(data["perturb_error"].values, np.array(perturb.EPSILONS), TENTH)
+    data["epsilon_at_tenth"] = (
+        ("direction", "horizon", "start", "query"),
+        crossing,
+        {"units": "1", "long_name": "ε over median ‖u‖ at a relative error of 10 %"},
+    )
+
+
+def epsilon_at(
+    error: Float[np.ndarray, "direction horizon epsilon start query"],
+    epsilons: Float[np.ndarray, " epsilon"],
+    level: float,
+) -> Float[np.ndarray, "direction horizon start query"]:
+    """Where the error passes a level: above the largest ε whose error is below it, on logarithmic scales.
+
+    At the smallest ε float32 rounding can lift the error again; looking from above passes over that.
+
+    Args:
+        error: relative errors.
+        epsilons: sizes of the step, rising.
+        level: of the error.
+
+    Returns:
+        ε; an end of the grid where all errors lie on one side, NaN where errors are missing.
+    """
+    logs = np.log(np.moveaxis(np.maximum(error, 1e-300), 2, -1)) - np.log(level)
+    log_epsilon = np.log(epsilons)
+    below = logs <= 0
+    last = len(epsilons) - 1 - np.argmax(below[..., ::-1], axis=-1)
+    upper = np.minimum(last + 1, len(epsilons) - 1)
+    low, high = (np.take_along_axis(logs, place[..., None], axis=-1)[..., 0] for place in (last, upper))
+    gap = np.where(high > low, high - low, 1.0)
+    step = np.where(high > low, -low / gap, 0.0) * (log_epsilon[upper] - log_epsilon[last])
+    crossing = np.where(below.any(axis=-1), log_epsilon[last] + step, log_epsilon[0])
+    return np.asarray(np.where(np.isnan(logs).any(axis=-1), np.nan, np.exp(crossing)))
+
+
+def _add_pseudospectra(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
+    """Kreiss constants and pseudospectra (chosen, …) of a few blocks, with the axes of each grid."""
+    parts = [run.load(unit.stage, unit.key) for unit in units]
+    data.coords["chosen"] = [unit.arguments["layer"] for unit in units]
+    for name, long_name in (
+        ("kreiss_constant", "Kreiss constant of K, half-plane form, a lower bound"),
+        ("spectral_abscissa", "spectral abscissa of K"),
+        ("numerical_abscissa", "numerical abscissa of K"),
+    ):
+        values = np.array([float(part[name]) for part in parts])
+        new = name if name == "kreiss_constant" else f"chosen_{name}"
+        data[new] = ("chosen", values, {"units": "1", "long_name": long_name})
+    for name, dims in (
+        ("sigma_min", ("chosen", "imaginary", "real")),
+        ("real", ("chosen", "real")),
+        ("imaginary", ("chosen", "imaginary")),
+        ("spectrum", ("chosen", "index", "part")),
+    ):
+        values = np.stack([part[name].numpy() for part in parts])
+        attrs = {"units": "1", "long_name": f"pseudospectrum: {name}"}
+        data[f"pseudospectrum_{name}"] = (dims, values, attrs)

@@ -1,0 +1,136 @@
+"""The product over depth under nulls and interventions, at one position of a window.
+
+What makes a bottleneck? Products of random maps collapse by themselves, so the product of the Jacobians is set beside
+products in which one thing at a time is changed: updates replaced by Gaussian ones of the same norm, the order of the
+blocks permuted, the non-normal part of every update shuffled or removed, every Jacobian made symmetric.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.linalg import matrix_norm
+
+from probe import spectra
+from probe.analyses.dynamics import work
+from probe.analyses.dynamics.config import Config
+from probe.engine import Unit
+from probe.runs import Run
+from probe.subjects import layers_of
+
+NULLS = {
+    "norm_matched": "updates replaced by Gaussian ones of the same ‖K‖",
+    "shuffled_depth": "blocks in random order",
+    "schur_shuffle": "non-normal part of K shuffled",
+    "schur_normal": "non-normal part of K removed",
+    "schur_normal_matched": "non-normal part of K removed, at equal ‖K‖",
+    "schur_normal_transposed": "the same through Kᵀ, at equal ‖K‖",
+    "schur_normal_rotated": "the same through a rotated K, at equal ‖K‖",
+    "symmetrised": "J symmetrised at equal ‖J‖",
+    "symmetrised_ov": "W_O W_V of each head symmetrised",
+}
+"""Names of the nulls with what is done; the random ones have `draws` draws."""
+CHUNK = 4  # blocks whose Schur forms are computed at once, two a core
+COUPLING = 10  # singular vectors whose coupling between layers is measured
+
+
+class Product:
+    """A product of matrices along depth, multiplied out at norm 1, for several draws at once.
+
+    Enough for participation ratio and effective rank, which the singular values that drown in rounding (σ_i/σ₁ below
+    1e-15) do not touch; `probe.spectra.cumulative_spectra` keeps these, at five times the cost.
+
+    Args:
+        width: d.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._product = torch.eye(width, dtype=torch.float64)
+        self._participation: list[Tensor] = []
+        self._rank: list[Tensor] = []
+
+    def step(self, J: Float[Tensor, "draw d d"]) -> None:
+        """Multiplies the next block's matrices on the left."""
+        product = J @ self._product
+        self._product = product / matrix_norm(product)[:, None, None]
+        gram = self._product.mT @ self._product
+        self._participation.append(matrix_norm(gram).square().reciprocal())  # Σσ² = 1, Σσ⁴ = ‖CᵀC‖²
+        self._rank.append(spectra.effective_rank(self._product[0]))
+
+    def spectrum(self) -> tuple[Float[Tensor, "draw depth"], Float[Tensor, " depth"]]:
+        """Participation ratio of each draw, and effective rank of the first, by depth."""
+        return torch.stack(self._participation, dim=1), torch.stack(self._rank)
+
+
+def products_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
+    """The product under each null, and the coupling of the blocks' singular vectors, at one position of a window.
+
+    Args:
+        config: the run's configuration.
+        unit: which window.
+        run: not used.
+
+    Returns:
+        For each null `participation_ratio.NULL` (draw, depth), `effective_rank.NULL` (depth,) of the first draw, and
+        where it changes the update block by block `antisymmetric_fraction.NULL` (layer,); `coupling` (layer, layer).
+    """
+    window = unit.arguments["window"]
+    J = work.stacked(config, slice(window, window + 1))[0, 0].double()  # (layer, d, d)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + window)
+    found: dict[str, Product] = {}
+    antisymmetric: dict[str, list[Tensor]] = {}
+    for start in range(0, len(J), CHUNK):
+        blocks = J[start : start + CHUNK]
+        for null, changed in _changed(config, blocks, window, generator).items():
+            product = found.setdefault(null, Product(J.shape[-1]))
+            for block in range(len(blocks)):
+                product.step(changed[:, block])
+            fraction = spectra.antisymmetric_fraction(changed - _identity(J))
+            antisymmetric.setdefault(null, []).append(fraction.mean(dim=0))
+    found["shuffled_depth"] = _shuffled_depth(J, config.draws, generator)
+    arrays = {"coupling": spectra.block_coupling(J - _identity(J), min(COUPLING, J.shape[-1]))}
+    for null, product in found.items():
+        arrays[f"participation_ratio.{null}"], arrays[f"effective_rank.{null}"] = product.spectrum()
+    for null, parts in antisymmetric.items():
+        arrays[f"antisymmetric_fraction.{null}"] = torch.cat(parts)[layers_of(config)]
+    return arrays
+
+
+def _changed(
+    config: Config, J: Float[Tensor, "layer d d"], window: int, generator: torch.Generator
+) -> dict[str, Float[Tensor, "draw layer d d"]]:
+    """The blocks' Jacobians under each null that changes them one by one."""
+    identity = _identity(J)
+    state = spectra.decompose(J)
+    state.schur(vectors=True)  # once, before the update asks for it
+    update = state.update
+    K = update.matrices
+    gaussian = torch.randn(config.draws, *K.shape, generator=generator, dtype=K.dtype)
+    gaussian *= (matrix_norm(K) / matrix_norm(gaussian))[..., None, None]
+    changed = {
+        "norm_matched": gaussian,
+        "schur_shuffle": spectra.schur_shuffle(update, generator, config.draws),
+        "schur_normal": spectra.schur_normal(update)[None],
+        "schur_normal_matched": spectra.schur_normal(update, match="frobenius")[None],
+        "symmetrised": spectra.symmetrised(state)[None] - identity,
+    }
+    if window < config.order_windows:
+        rotation, _ = torch.linalg.qr(torch.randn(K.shape[-2:], generator=generator, dtype=K.dtype))
+        rotated = spectra.schur_normal(rotation.mT @ K @ rotation, match="frobenius")
+        changed["schur_normal_rotated"] = (rotation @ rotated @ rotation.mT)[None]
+        changed["schur_normal_transposed"] = spectra.schur_normal(K.mT, match="frobenius").mT[None]
+    return {null: changed_update + identity for null, changed_update in changed.items()}
+
+
+def _shuffled_depth(J: Float[Tensor, "layer d d"], draws: int, generator: torch.Generator) -> Product:
+    """The product of the same matrices in random orders."""
+    orders = torch.stack([torch.randperm(len(J), generator=generator) for _ in range(draws)])
+    product = Product(J.shape[-1])
+    for step in range(len(J)):
+        product.step(J[orders[:, step]])
+    return product
+
+
+def _identity(J: Float[Tensor, "*batch d d"]) -> Float[Tensor, "d d"]:
+    return torch.eye(J.shape[-1], dtype=J.dtype)
