@@ -20,6 +20,7 @@ from scipy.linalg import rsf2csf
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from probe import lapack
 from probe.errors import InputError
 from probe.spectra.factors import Factors, Matrices, factors
 
@@ -32,6 +33,8 @@ _VECTORS = 2**21
 # The search for a Kreiss constant: distances and angles of the first grid, points refined, rounds of refinement.
 _DISTANCES, _PLACES, _LEADING, _STARTS, _ROUNDS = 18, 24, 16, 4, 10
 _NEAREST = 1e-7
+# A spectral radius within this of 1 is 1.
+_UNIT = 1e-10
 
 
 @dataclass(frozen=True)
@@ -135,25 +138,30 @@ def kreiss_constant(A: Matrices, *, form: str = "half_plane") -> Float[Tensor, "
 
 def _kreiss(T: Complex[Tensor, "d d"], values: Complex[Tensor, " d"], form: str) -> Float[Tensor, ""]:
     """The Kreiss constant of one triangular matrix."""
-    size = float(vector_norm(T))
+    size = vector_norm(T)
     if form == "half_plane":
-        edge, along, end = values.real, values.imag.abs(), 1.2 * float(values.imag.abs().max())
+        edge, along = values.real, values.imag.abs()
+        limit = edge.amax()
+        end = lapack.eigvalsh((T - T.mH) / 2j)[-1]  # above the numerical range the resolvent is tame
     else:
-        edge, along, end = values.abs(), values.angle().abs(), math.pi
-    limit = edge.amax() if form == "half_plane" else torch.ones_like(edge[0])
-    if form == "disc" and edge.amax() > 1 + 1e-10:
-        return torch.full_like(limit, torch.inf)
+        edge, along = values.abs(), values.angle().abs()
+        limit = torch.ones_like(size)
+        end = math.pi * limit
+        if edge.amax() > 1 + _UNIT:
+            return torch.full_like(size, torch.inf)
     if size == 0:
-        return torch.ones_like(limit)
+        return torch.ones_like(size)
 
     def growth(distance: Tensor, place: Tensor) -> Tensor:
         z = torch.complex(limit + distance, place) if form == "half_plane" else torch.polar(limit + distance, place)
         return distance * _resolvent_norm(T, z.flatten(), 1e-4)[0].reshape(z.shape)
 
-    even = torch.linspace(0, end, _PLACES, dtype=torch.float64, device=T.device)
+    even = end * torch.linspace(0, 1, _PLACES, dtype=torch.float64, device=T.device)
     leading = along[edge.topk(min(_LEADING, len(edge))).indices]
-    logs = torch.linspace(math.log(_NEAREST * size), math.log(2 * size), _DISTANCES, dtype=torch.float64)
-    return _highest(growth, logs.to(T.device), torch.cat([leading, even])).clamp(min=1)
+    logs = size.log() + torch.linspace(
+        math.log(_NEAREST), math.log(2), _DISTANCES, dtype=torch.float64, device=T.device
+    )
+    return _highest(growth, logs, torch.cat([leading, even])).clamp(min=1)
 
 
 def _highest(
@@ -163,7 +171,7 @@ def _highest(
     log, place = (part.flatten() for part in torch.meshgrid(logs, places, indexing="ij"))
     found = growth(log.exp(), place)
     best = found.topk(min(_STARTS, len(found))).indices
-    log, place, highest = log[best], place[best], found[best]
+    log, place = log[best], place[best]
     step = torch.linspace(-1, 1, 5, dtype=torch.float64, device=log.device)
     to_log, to_place = (part.flatten() for part in torch.meshgrid(step, step, indexing="ij"))
     log_span, place_span = logs[1] - logs[0], places.amax() / _PLACES
@@ -171,10 +179,10 @@ def _highest(
         near_log = (log[:, None] + log_span * to_log).clamp(min=logs[0])
         near_place = place[:, None] + place_span * to_place
         found = growth(near_log.exp(), near_place)
-        highest, index = found.max(-1)
-        log, place = (near.gather(-1, index[:, None])[:, 0] for near in (near_log, near_place))
+        index = found.argmax(-1, keepdim=True)
+        log, place = (near.gather(-1, index)[:, 0] for near in (near_log, near_place))
         log_span, place_span = log_span / 2, place_span / 2
-    return highest.amax()
+    return found.amax()
 
 
 def _triangles(known: Factors) -> list[Complex[Tensor, "d d"]]:
