@@ -162,7 +162,7 @@ MAPS = [
     *_mutants(
         "probe/maps/local.py",
         (
-            "tests/test_maps.py",
+            "tests/test_maps_local.py",
             [
                 (
                     "relative_error(y[rows].to(block).expand_as(block), block)",
@@ -233,7 +233,7 @@ MAPS = [
     *_mutants(
         "probe/maps/mlp.py",
         (
-            "tests/test_maps.py",
+            "tests/test_maps_mlp.py",
             [
                 ("self.mean_y_ = y.mean(0, dtype=torch.float64)", "self.mean_y_ = -y.mean(0, dtype=torch.float64)"),
                 ("(y.double() - self.mean_y_).square().mean().sqrt()", "(y.double() - self.mean_y_).square().mean()"),
