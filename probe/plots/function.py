@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +23,7 @@ from probe.plots.style import (
     Rows,
     Style,
     axes_or_new,
+    class_curves,
     curve,
     deciding_fit,
     finish,
@@ -74,11 +75,8 @@ def rho_by_layer(
         The Axes.
     """
     ax, own = axes_or_new(ax)
-    for name in fits_present(data, "kl", fits):
-        if name == "zero":  # its error is 1 everywhere: no rank
-            continue
-        error, kl = _error_and_kl(data, name)
-        curve(ax, data, _rho(data, error, kl), FIT_STYLES[name])
+    ranked = [name for name in fits_present(data, "kl", fits) if name != "zero"]  # whose error is 1 everywhere: no rank
+    class_curves(ax, data, "kl", lambda name: _rho(data, *_error_and_kl(data, name)), ranked)
     ax.axhline(threshold, color=BLACK, lw=0.8, ls=":", label=f"threshold {threshold:g}")
     finish(ax, "Spearman's ρ (error, KL)", legend=own)
     return ax
@@ -149,12 +147,11 @@ def kl_by_layer(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes | 
     Returns:
         The Axes.
     """
-    ax, own = axes_or_new(ax)
-    for name in fits_present(data, "kl", fits):
-        values = data["kl"].sel(fit=name).clip(min=KL_FLOOR)
-        curve(ax, data, median_over_documents(data, values), FIT_STYLES[name])
-    finish(ax, "KL (nats), one position", log=True, legend=own)
-    return ax
+
+    def median(name: str) -> Interval:
+        return median_over_documents(data, data["kl"].sel(fit=name).clip(min=KL_FLOOR))
+
+    return _by_class(data, "kl", median, fits, ax, "KL (nats), one position", log=True)
 
 
 def replacement_modes(data: xr.Dataset, fit: str | None = None, ax: Axes | None = None) -> Axes:
@@ -193,12 +190,27 @@ def top1_agreement(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes
     Returns:
         The Axes.
     """
-    ax, own = axes_or_new(ax)
-    for name in fits_present(data, "top1", fits):
+
+    def share(name: str) -> Interval:
         agrees = np.asarray(data["top1"].sel(fit=name).transpose("layer", "query").values, dtype=np.float64)
-        share = over_documents(data, partial(_mean_of_rows, agrees))
-        curve(ax, data, share, FIT_STYLES[name])
-    finish(ax, "top-1 agreement (share)", legend=own)
+        return over_documents(data, partial(_mean_of_rows, agrees))
+
+    return _by_class(data, "top1", share, fits, ax, "top-1 agreement (share)")
+
+
+def _by_class(
+    data: xr.Dataset,
+    variable: str,
+    interval: Callable[[str], Interval],
+    fits: Sequence[str] | None,
+    ax: Axes | None,
+    label: str,
+    log: bool = False,
+) -> Axes:
+    """A whole panel of nothing but one curve for each class."""
+    ax, own = axes_or_new(ax)
+    class_curves(ax, data, variable, interval, fits)
+    finish(ax, label, log=log, legend=own)
     return ax
 
 

@@ -23,6 +23,7 @@ from probe.plots.style import (
     VECTOR_STYLES,
     Style,
     axes_or_new,
+    class_curves,
     curve,
     deciding_fit,
     finish,
@@ -48,9 +49,8 @@ def relative_error(
         The Axes.
     """
     ax, own = axes_or_new(ax)
-    for name in fits_present(data, "relative_error", fits):
-        values = data["relative_error"].sel(fit=name, target=target)
-        curve(ax, data, median_over_documents(data, values), FIT_STYLES[name])
+    error = data["relative_error"].sel(target=target)
+    class_curves(ax, data, "relative_error", lambda name: median_over_documents(data, error.sel(fit=name)), fits)
     decides = deciding_fit(data)
     if decides in fits_present(data, "floor", fits) and target == "update":
         floor = data["floor"].sel(fit=decides).median("query")

@@ -289,6 +289,26 @@ def curve(
         ax.fill_between(layer, low, high, color=style.color, alpha=0.1, lw=0)
 
 
+def class_curves(
+    ax: Axes,
+    data: xr.Dataset,
+    variable: str,
+    interval: Callable[[str], Interval],
+    fits: Sequence[str] | None = None,
+) -> None:
+    """Draw a curve for each class of maps that a variable holds values for.
+
+    Args:
+        ax: Where to draw.
+        data: The analysis's Dataset.
+        variable: One of its variables over `fit`.
+        interval: Name of a class to its estimate and bounds, of shape (layer,).
+        fits: Classes; default all that are there.
+    """
+    for name in fits_present(data, variable, fits):
+        curve(ax, data, interval(name), FIT_STYLES[name])
+
+
 def line(ax: Axes, x: Num[np.ndarray, " point"], y: Float[np.ndarray, " point"], style: Style) -> None:
     """Draw a curve with about ten markers, staggered so that curves on top of each other stay apart.
 

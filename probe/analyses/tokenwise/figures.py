@@ -13,6 +13,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.axes import Axes
 
 from probe import plots
 from probe.analyses.tokenwise.config import Config
@@ -67,10 +68,8 @@ def _error(data: xr.Dataset) -> Figure | None:
         plots.relative_error(data, beside, ax=axes[0, 1]).set_title("b  baselines, architecture's own", loc="left")
         plots.relative_error(data, own, target="state", ax=axes[1, 0])
         axes[1, 0].set_title("c  over the next state h′ = h + u", loc="left")
-        if "explained_variance" in data:
-            plots.explained_variance(data, own, ax=axes[1, 1]).set_title("d  explained variance of u", loc="left")
-        else:
-            axes[1, 1].set_axis_off()
+        explained = partial(plots.explained_variance, data, own)
+        _panel_or_blank(axes[1, 1], "explained_variance" in data, explained, "d  explained variance of u")
         plots.shared_legend(figure, columns=3)
         return figure
 
@@ -185,10 +184,7 @@ def _rho(data: xr.Dataset, threshold: float) -> Figure | None:
     def draw() -> matplotlib.figure.Figure:
         figure, axes = plots.new_figure(1, 2, height=3.6)
         plots.rho_by_layer(data, threshold=threshold, ax=axes[0, 0]).set_title("a  classes of maps", loc="left")
-        if controlled:
-            plots.rho_controls(data, threshold, ax=axes[0, 1]).set_title("b  replaced residuals", loc="left")
-        else:
-            axes[0, 1].set_axis_off()
+        _panel_or_blank(axes[0, 1], controlled, partial(plots.rho_controls, data, threshold), "b  replaced residuals")
         low = min(ax.get_ylim()[0] for ax in axes[0, : 1 + controlled])
         for ax in axes[0, : 1 + controlled]:
             ax.set_ylim(low, 1.02)
@@ -230,10 +226,8 @@ def _output(data: xr.Dataset) -> Figure | None:
     def draw() -> matplotlib.figure.Figure:
         figure, axes = plots.new_figure(1, 2, height=3.2)
         plots.kl_by_layer(data, ax=axes[0, 0]).set_title("a  divergence", loc="left")
-        if fits_present(data, "top1"):
-            plots.top1_agreement(data, ax=axes[0, 1]).set_title("b  same most likely token", loc="left")
-        else:
-            axes[0, 1].set_axis_off()
+        agreement = partial(plots.top1_agreement, data)
+        _panel_or_blank(axes[0, 1], bool(fits_present(data, "top1")), agreement, "b  same most likely token")
         plots.shared_legend(figure, columns=3)
         return figure
 
@@ -280,10 +274,7 @@ def _sweep(data: xr.Dataset) -> Figure | None:
         plots.sweep(data, "rank", ax=axes[0, 0]).set_title("a  over rank", loc="left")
         plots.sweep(data, "neighbours", ax=axes[0, 1]).set_title("b  over neighbours", loc="left")
         axes[0, 1].set_ylabel("")
-        if stable:
-            plots.instability(data, ax=axes[0, 2]).set_title("c  two banks", loc="left")
-        else:
-            axes[0, 2].set_axis_off()
+        _panel_or_blank(axes[0, 2], stable, partial(plots.instability, data), "c  two banks")
         return figure
 
     layers = int(
@@ -367,6 +358,14 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
     wide = texts.pivot_table(index=rows, columns="measure", values="text", aggfunc="first", sort=False).reset_index()
     wide["cut"], wide["fit"] = wide["cut"].map(CUTS), wide["fit"].map(_label)
     return wide.rename(columns={"cut": "thirds of", "regime": "error", "fit": "class", **MEASURES})
+
+
+def _panel_or_blank(ax: Axes, measured: bool, panel: Callable[..., Axes], title: str) -> None:
+    """Draw a panel, or leave its place empty where the run did not measure it."""
+    if measured:
+        panel(ax=ax).set_title(title, loc="left")
+    else:
+        ax.set_axis_off()
 
 
 def _single(panel: Callable[..., Any], data: xr.Dataset) -> matplotlib.figure.Figure:
