@@ -24,6 +24,7 @@ __all__ = [
     "covariance_matched",
     "dominant_subspace",
     "explained_variance",
+    "haar_frame",
     "outlier_coordinates",
     "principal_angles",
     "procrustes_linearity",
@@ -227,6 +228,27 @@ def random_directions(
     """
     normal = torch.randn(draws, *norms.shape, d, generator=generator, dtype=norms.dtype, device=norms.device)
     return norms[..., None] * _unit(normal)
+
+
+def haar_frame(
+    d: int, k: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "d k"]:
+    """Orthonormal columns drawn evenly (Haar) from all k-frames; a random orthogonal basis for k = d.
+
+    The Q of a normal matrix, signs fixed by the diagonal of R (Mezzadri, arXiv math-ph/0609050). O(d k²).
+
+    Args:
+        d: Width.
+        k: Number of columns, at most d.
+        generator: Source of the normal variates; the frame lies on its device.
+        dtype: Of the frame.
+
+    Returns:
+        The frame, (d, k).
+    """
+    normal = torch.randn(d, k, generator=generator, dtype=dtype, device=generator.device)
+    q, r = torch.linalg.qr(normal)
+    return q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(dtype)
 
 
 def covariance_matched(

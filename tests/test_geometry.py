@@ -238,6 +238,19 @@ def test_random_directions_have_the_norms_and_no_preference() -> None:
     torch.testing.assert_close(covariance, torch.eye(4, dtype=F64), atol=0.1, rtol=0)  # ‖r‖²/d = 1
 
 
+def test_a_haar_frame_is_orthonormal_and_has_no_favourite_direction() -> None:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.stack([geometry.haar_frame(4, 2, generator, dtype=F64) for _ in range(4000)])
+    torch.testing.assert_close(frames.mT @ frames, torch.eye(2, dtype=F64).expand(4000, 2, 2))
+    # ±4 standard errors: entries have variance 1/4, so a QR whose R may have any sign would show in the mean
+    assert frames.mean(0).abs().max() < 4 * 0.5 / 4000**0.5
+    projectors = (frames @ frames.mT).mean(0)
+    torch.testing.assert_close(projectors, 0.5 * torch.eye(4, dtype=F64), atol=0.02, rtol=0)
+    signs = torch.linalg.det(torch.stack([geometry.haar_frame(3, 3, generator, dtype=F64) for _ in range(1000)]))
+    assert abs(signs.mean()) < 4 / 1000**0.5
+    assert geometry.haar_frame(3, 2, generator).dtype == torch.float32
+
+
 def test_covariance_matched_draws_follow_the_covariance() -> None:
     turn = orthonormal(3, 3, seed=3)
     values = torch.tensor([16.0, 1.0, 0.0], dtype=F64)

@@ -17,14 +17,14 @@ ROOT = Path(probe.__file__).parent
 
 # floor by floor, from the ground up; rooms on one floor may use each other where the design says so
 FLOORS = [
-    ("errors", "shipped", "geometry", "inference", "lapack", "spectra"),
+    ("errors", "shipped", "geometry", "inference", "lapack", "spectra", "amplification"),
     ("hub", "layouts", "hooks"),
     ("adapters", "sources", "loading", "text", "huggingface"),
     ("model",),
     ("stream",),
     ("replay",),
     ("patching",),
-    ("maps", "jacobian"),
+    ("maps", "graphs", "jacobian"),
     ("claims",),
     ("runs", "engine"),
     ("plots",),
@@ -95,7 +95,9 @@ def test_public_names_survive_the_import_of_every_module():
         _ = probe.nothing
 
 
-@pytest.mark.parametrize("module", ["probe", "probe.analyses", "probe.command", "probe.analyses.tokenwise"])
+@pytest.mark.parametrize(
+    "module", ["probe", "probe.analyses", "probe.command", "probe.analyses.tokenwise", "probe.analyses.dynamics"]
+)
 def test_what_help_needs_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers', 'xarray'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,56 @@
+"""Graphs of units, their communities, the place of a unit among them, and null graphs; needs no model.
+
+    g = correlation_graph(states)            # or from_matrix(A)
+    c = communities(g, seed=0)               # c.labels, c.quality, c.stability
+    compare_with_null(g, c).p_value          # against the same states in a Haar-random basis
+    nodes = node_topology(g, c.labels)
+
+- graphs: `correlation_graph`, `from_matrix`, `Graph` (to igraph, networkx, GraphML)
+- communities: `communities`, `Algorithm`, `resolution_profile`, `choose_resolution`
+- partitions: `ami`, `pairwise_ami`, `stability`, `consensus`, `canonical_labels`
+- nulls: `null_graph`, `permuted_columns`, `rewired`, `degree_deciles`, `compare_with_null`
+- topology: `node_topology`, `community_topology`
+"""
+
+from __future__ import annotations
+
+from probe.graphs.algorithms import Algorithm
+from probe.graphs.build import correlation_graph, from_matrix, permuted_columns
+from probe.graphs.detect import (
+    Communities,
+    NullComparison,
+    ResolutionChoice,
+    choose_resolution,
+    communities,
+    compare_with_null,
+    resolution_profile,
+)
+from probe.graphs.graph import Graph
+from probe.graphs.nulls import degree_deciles, null_graph, rewired
+from probe.graphs.partition import ami, canonical_labels, consensus, pairwise_ami, stability
+from probe.graphs.topology import community_topology, node_topology
+
+__all__ = [
+    "Algorithm",
+    "Communities",
+    "Graph",
+    "NullComparison",
+    "ResolutionChoice",
+    "ami",
+    "canonical_labels",
+    "choose_resolution",
+    "communities",
+    "community_topology",
+    "compare_with_null",
+    "consensus",
+    "correlation_graph",
+    "degree_deciles",
+    "from_matrix",
+    "node_topology",
+    "null_graph",
+    "pairwise_ami",
+    "permuted_columns",
+    "resolution_profile",
+    "rewired",
+    "stability",
+]

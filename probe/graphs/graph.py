@@ -1,0 +1,136 @@
+"""A weighted, undirected graph of units, and its way out to igraph, networkx and GraphML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import sparse
+
+from probe.errors import InputError
+
+if TYPE_CHECKING:
+    import igraph
+    import networkx as nx
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes 0 … n − 1 and signed weights on pairs of them; no loops, no second edge between a pair.
+
+    Attributes:
+        n_nodes: Number of nodes n.
+        edges: Pairs i < j in lexicographic order, (edge, 2).
+        weights: Weight of each edge, finite and not zero, (edge,).
+        kind: What a weight is, in words.
+        null: Draws a null graph from a seed. Graphs of correlations bring the Haar-random basis of their states, to
+            which it holds a reference; without one, `null_graph` rewires.
+
+    Raises:
+        InputError: The edges or weights are not as described.
+    """
+
+    n_nodes: int
+    edges: Int[np.ndarray, "edge 2"]
+    weights: Float[np.ndarray, " edge"]
+    kind: str = "weight"
+    null: Callable[[int], Graph] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        code = self.edges[:, 0] * self.n_nodes + self.edges[:, 1]
+        inside = not len(code) or bool(self.edges.min() >= 0 and self.edges.max() < self.n_nodes)
+        if not (inside and (self.edges[:, 0] < self.edges[:, 1]).all() and (np.diff(code) > 0).all()):
+            raise InputError(
+                f"edges are pairs i < j < {self.n_nodes} in lexicographic order, each once: "
+                "sort them, or build the graph with from_matrix"
+            )
+        if not (np.isfinite(self.weights).all() and self.weights.all()):
+            raise InputError("the weight of an edge is finite and not zero: leave such edges out")
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        return len(self.edges)
+
+    @property
+    def density(self) -> float:
+        """Share of the pairs of nodes that have an edge."""
+        return self.n_edges / max(n_pairs(self.n_nodes), 1)
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean ``|w|`` over all pairs, ``γ₀ = Σ|w| · 2 / (n (n − 1))``: the unit of CPM's resolution."""
+        return float(np.abs(self.weights).sum()) / max(n_pairs(self.n_nodes), 1)
+
+    @property
+    def degree(self) -> Int[np.ndarray, " node"]:
+        """Number of edges at each node, (n,)."""
+        return np.bincount(self.edges.ravel(), minlength=self.n_nodes)
+
+    @property
+    def strength(self) -> Float[np.ndarray, " node"]:
+        """``Σ_j |w_ij|`` of each node, (n,)."""
+        doubled = np.abs(np.repeat(self.weights, 2))
+        return np.bincount(self.edges.ravel(), weights=doubled, minlength=self.n_nodes).astype(np.float64)
+
+    def adjacency(self) -> sparse.csr_array:
+        """The symmetric matrix of weights, sparse, (n, n)."""
+        i, j = self.edges.T
+        half = sparse.coo_array((self.weights, (i, j)), shape=(self.n_nodes, self.n_nodes))
+        return sparse.csr_array(half + half.T)
+
+    def with_weights(self, weights: Float[np.ndarray, " edge"]) -> Graph:
+        """The graph with other weights on the same edges; edges of weight zero are left out.
+
+        Args:
+            weights: The new weights, (edge,).
+
+        Returns:
+            A graph without a null of its own.
+        """
+        kept = weights != 0
+        return Graph(self.n_nodes, self.edges[kept], weights[kept], self.kind)
+
+    def to_igraph(self) -> igraph.Graph:
+        """The graph for igraph, weights as the edge attribute ``weight``."""
+        import igraph
+
+        return igraph.Graph(n=self.n_nodes, edges=self.edges, edge_attrs={"weight": self.weights.tolist()})
+
+    def to_networkx(self, labels: Int[np.ndarray, " node"] | None = None) -> nx.Graph:
+        """The graph for networkx, weights as the edge attribute ``weight``.
+
+        Args:
+            labels: The community of each node, which becomes the node attribute ``community``, (n,).
+
+        Returns:
+            A `networkx.Graph` with nodes 0 … n − 1.
+        """
+        import networkx as nx
+
+        graph = nx.Graph()
+        graph.add_nodes_from(range(self.n_nodes))
+        graph.add_weighted_edges_from(zip(*self.edges.T.tolist(), self.weights.tolist(), strict=True))
+        if labels is not None:
+            nx.set_node_attributes(graph, dict(enumerate(labels.tolist())), "community")
+        return graph
+
+    def write_graphml(self, path: str | os.PathLike[str], labels: Int[np.ndarray, " node"] | None = None) -> None:
+        """Write the graph as GraphML, which Gephi, Cytoscape, igraph and networkx read.
+
+        Args:
+            path: The file.
+            labels: The community of each node, written beside it, (n,).
+        """
+        import networkx as nx
+
+        nx.write_graphml(self.to_networkx(labels), os.fspath(path))
+
+
+def n_pairs(n: int) -> int:
+    """Number of pairs of n nodes."""
+    return n * (n - 1) // 2
