@@ -1,0 +1,144 @@
+"""A Dataset of the dynamics analysis in which every claim is supported, drawn from a seed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import xarray as xr
+
+from probe.analyses.dynamics.work import SCORES
+
+LAYERS, DOCUMENTS, CHOSEN, WIDTH, DRAWS, SEEDS = 9, 16, 2, 64, 3, 5
+NULLS = (
+    *("norm_matched", "shuffled_depth", "schur_shuffle", "schur_normal", "schur_normal_matched"),
+    *("schur_normal_transposed", "schur_normal_rotated", "symmetrised"),
+)
+# participation ratio of the whole product, over d
+WHOLE = {"model": 0.02, "alone": 0.03, "init": 0.6, "shuffled": 0.5}
+NULL_WHOLE = dict(zip(NULLS, (0.4, 0.05, 0.3, 0.5, 0.2, 0.2, 0.2, 0.1), strict=True))
+# drawn scores fall from the first to the second over depth in the model, and stay at 0.7 in the controls
+FALLS = {"henrici_departure": (0.9, 0.25), "antisymmetric_fraction": (0.65, 0.1), "rotation_fraction": (0.6, 0.05)}
+HORIZONS = ("1", "2", "4", "8", "all")
+DIRECTIONS = ("random", "singular", "other", "principal")
+EPSILONS = 10.0 ** np.arange(-3, 0.25, 0.5)
+
+
+def dataset(*, seeds: int = SEEDS, documents: int = DOCUMENTS, layers: int = LAYERS, noise: float = 0.01) -> xr.Dataset:
+    """The planted run: controls at the first of each document's two positions."""
+    rng = np.random.default_rng(0)
+    variants = ["model", "alone", *(f"init-{seed}" for seed in range(seeds)), "shuffled-0"]
+    queries = documents * CHOSEN
+    first = np.arange(queries) % CHOSEN == 0
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+    for name in SCORES:
+        start, end = FALLS.get(name, (0.5, 0.5))
+        values = np.full((len(variants), 2, layers, queries), 0.7)
+        values[:2] = np.linspace(start, end, layers)[:, None]
+        values += noise * rng.normal(size=values.shape)
+        values[1:, ..., ~first] = np.nan
+        variables[name] = (("variant", "matrix", "layer", "query"), np.abs(values))
+    steps = np.arange(1, layers + 1) / layers
+
+    def product(shares: list[float], *lead: int) -> np.ndarray:
+        curves = WIDTH * np.asarray(shares)[(..., *[None] * len(lead), None)] ** steps
+        return curves[..., None] * np.exp(5 * noise * rng.normal(size=(len(shares), *lead, layers, queries)))
+
+    ratio = product([WHOLE[name.split("-")[0]] for name in variants])
+    ratio[1:, :, ~first] = np.nan
+    null = product([NULL_WHOLE[name] for name in NULLS], DRAWS)
+    null[..., ~first] = np.nan
+    few = [NULLS.index(name) for name in ("schur_normal_transposed", "schur_normal_rotated")]
+    null[few, ..., 8:] = np.nan
+    null[2 + 1 :, 1:] = np.nan  # one draw
+    variables["product_participation_ratio"] = (("variant", "depth", "query"), ratio)
+    variables["product_effective_rank"] = (("variant", "depth", "query"), 1.5 * ratio)
+    variables["product_log_norm"] = (("variant", "depth", "query"), np.log(ratio) + 2)
+    variables["null_participation_ratio"] = (("null", "draw", "depth", "query"), null)
+    variables["null_effective_rank"] = (("null", "depth", "query"), 1.5 * null[:, 0])
+    fraction = np.where(first, 0.7 + noise * rng.normal(size=(len(NULLS), layers, queries)), np.nan)
+    variables["null_antisymmetric_fraction"] = (("null", "layer", "query"), fraction)
+    variables |= _own(rng, layers, queries, first)
+    variables |= _perturbations(rng, queries, first)
+    coordinates = {
+        "layer": np.arange(layers),
+        "depth": np.arange(1, layers + 1),
+        "variant": variants,
+        "matrix": ["J", "K"],
+        "k": [1, 4, 8],
+        "exponent": [1, 2, 4, 8, 16, 32, 64],
+        "null": list(NULLS),
+        "bound": ["estimate", "low", "high"],
+        "direction": list(DIRECTIONS),
+        "horizon": list(HORIZONS),
+        "epsilon": EPSILONS,
+        "start": [0, 4, 8],
+        "chosen": [0, 4],
+        "document": ("query", np.arange(queries) // CHOSEN),
+        "position": ("query", rng.integers(16, 100, queries)),
+    }
+    attrs = {
+        "model": "planted-9x64",
+        "description": "drawn from a seed, no model behind it",
+        "text": "planted text",
+        "kind": "transformer",
+        "context": "sequence",
+        "d_model": WIDTH,
+        "n_mean_windows": documents,
+        "provenance": json.dumps({"analysis": "dynamics", "fingerprint": {"weights": "0" * 64}}),
+    }
+    return xr.Dataset(variables, coords=coordinates, attrs=attrs)
+
+
+Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+
+
+def _own(rng: np.random.Generator, layers: int, queries: int, first: np.ndarray) -> Variables:
+    """What is measured of the model itself, of mean matrices, and of a few blocks."""
+    overlap = rng.uniform(0.5, 1, (layers, 3, queries))
+    overlap[0] = np.nan
+    real = np.linspace(-1, 1, 12)
+    imaginary = np.linspace(0, 1, 6)
+    distance = np.hypot(real[None], imaginary[:, None])
+    coupling = rng.uniform(0.7, 1.1, (layers, layers, queries))
+    coupling[..., ~first] = np.nan
+    variables: Variables = {
+        "lyapunov_exponent": (("depth", "exponent", "query"), rng.normal(0, 0.1, (layers, 7, queries))),
+        "product_overlap": (("depth", "k", "query"), overlap),
+        "eigenvalue_real": (("layer", "cloud", "index"), rng.normal(size=(layers, 3, WIDTH))),
+        "eigenvalue_imaginary": (("layer", "cloud", "index"), rng.normal(size=(layers, 3, WIDTH))),
+        "coupling": (("block", "other_block", "query"), coupling),
+        "eigenvector_condition": (("layer", "eigenvector_window"), rng.uniform(10, 1e4, (layers, 4))),
+        "polar_rotation": (("layer", "eigenvector_window"), rng.uniform(0, 1, (layers, 4))),
+        "mean_spread": (("layer",), rng.uniform(0.5, 1, layers)),
+        "kreiss_constant": (("chosen",), np.array([3.0, 2.0])),
+        "chosen_spectral_abscissa": (("chosen",), np.array([0.5, 0.4])),
+        "chosen_numerical_abscissa": (("chosen",), np.array([1.5, 1.4])),
+        "pseudospectrum_sigma_min": (("chosen", "imaginary", "real"), np.stack([distance + 0.01, distance + 0.1])),
+        "pseudospectrum_real": (("chosen", "real"), np.stack([real, real])),
+        "pseudospectrum_imaginary": (("chosen", "imaginary"), np.stack([imaginary, imaginary])),
+        "pseudospectrum_spectrum": (("chosen", "index", "part"), rng.normal(0, 0.3, (2, WIDTH, 2))),
+    }
+    for name in SCORES:
+        value = np.broadcast_to(np.linspace(0.5, 0.2, layers)[:, None], (layers, 2))
+        variables[f"mean_{name}"] = (("bound", "layer", "matrix"), np.stack([value, value - 0.05, value + 0.05]))
+    for name in ("product_of_averages", "average_of_products"):
+        curve = WIDTH * 0.1 ** (np.arange(1, layers + 1) / layers)
+        variables[name] = (("bound", "depth"), np.stack([curve, 0.9 * curve, 1.1 * curve]))
+    return variables
+
+
+def _perturbations(rng: np.random.Generator, queries: int, first: np.ndarray) -> Variables:
+    """An error of ε / 4 at horizon 1, larger further on; the last start has no horizon beyond 1."""
+    size = np.array([1.0, 1.5, 2.0, 3.0, 4.0])
+    factor = np.exp(0.05 * rng.normal(size=(4, 5, 1, 3, queries)))
+    error = EPSILONS[:, None, None] / 4 * size[:, None, None, None] * factor
+    crossing = 0.4 / size[:, None, None] / factor[:, :, 0]
+    reached = np.where(first, 1.0, np.nan) * np.ones((5, 3, 1))
+    reached[1:4, 2] = np.nan
+    dims = ("direction", "horizon", "epsilon", "start", "query")
+    return {
+        "perturb_error": (dims, error * reached[None, :, None]),
+        "perturb_cosine": (dims, (1 - error / 10) * reached[None, :, None]),
+        "epsilon_at_tenth": (("direction", "horizon", "start", "query"), crossing * reached),
+    }
