@@ -118,6 +118,8 @@ class Result:
             "claims": self.claims,
             "counts": Counter(claim.verdict for claim in self.claims),
             "command": record.get("provenance", {}).get("command"),
+            "name": _named(self.data.attrs),
+            "weights": record.get("fingerprint", {}).get("weights"),
             "settings": [(words, _flat(record[name])) for name, words in SETTINGS.items() if record.get(name)],
             "directory": str(self.directory),
         }
@@ -146,9 +148,23 @@ def write_comparison(results: Sequence[Result], path: Path | str, across: Sequen
     by_id = [{claim.id: claim for claim in result.claims} for result in results]
     rows = [(next(claims[name] for claims in by_id if name in claims), [c.get(name) for c in by_id]) for name in ids]
     runs = [result._head() | {"link": _link(result.directory / "report.html", path)} for result in results]
-    content = {"title": "Runs side by side", "runs": runs, "rows": rows, "across": across}
+    content = {"title": "Runs side by side", "runs": runs, "rows": rows, "across": across, "same": _same_weights(runs)}
     write_file(path, _page("comparison.html", content, interactive=False))
     return path
+
+
+def _same_weights(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Names of runs whose weights have one hash: some published checkpoints hold the weights of another."""
+    by_hash: dict[str, list[str]] = {}
+    for run in runs:
+        if run["weights"]:
+            by_hash.setdefault(run["weights"], []).append(run["name"])
+    return [names for names in by_hash.values() if len(names) > 1]
+
+
+def _named(attrs: Mapping[Any, Any]) -> str:
+    """The model, with its revision where one was asked for."""
+    return f"{attrs.get('model', 'unnamed')}" + (f" @ {attrs['revision']}" if attrs.get("revision") else "")
 
 
 def interval_text(estimate: float | None, low: float | None, high: float | None) -> str:
@@ -313,7 +329,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _facts(data: xr.Dataset) -> list[tuple[str, str]]:
     """The run in a few words, from what the Dataset holds."""
     attrs = data.attrs
-    model = f"{attrs.get('model', 'unnamed')}" + (f" ({attrs['description']})" if attrs.get("description") else "")
+    model = _named(attrs) + (f" ({attrs['description']})" if attrs.get("description") else "")
     named = [("Model", model), ("Architecture", attrs.get("architecture")), ("Text", attrs.get("text"))]
     sizes = [("Blocks", "layer"), ("Scored tokens", "query")]
     counts = [(label, f"{data.sizes[name]:,}") for label, name in sizes if name in data.sizes]

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from probe.command import ModelConfig, TextConfig
+from probe.errors import InputError
 from probe.model import LanguageModel, load_model
 from probe.text import Part, Windows, load_windows
 
@@ -64,6 +65,9 @@ def draw_positions(
 
     Returns:
         Positions, the same number in each window.
+
+    Raises:
+        InputError: if a window has no such position.
     """
     counted = windows.counted(skip_first)
     if followed:
@@ -71,6 +75,11 @@ def draw_positions(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(counted.shape, generator=generator).masked_fill(~counted, -1.0)
     chosen = min(count, int(counted.sum(1).min()))
+    if chosen < 1:
+        raise InputError(
+            f"every window needs a position that counts, and one of {windows.window_length} tokens with the first "
+            f"{skip_first} left out has none: pass a smaller --skip-first or a larger --window-length"
+        )
     return drawn.topk(chosen, dim=1).indices.sort(dim=1).values
 
 
@@ -127,6 +136,7 @@ def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, 
     return {
         "analysis": analysis,
         "model": model.name,
+        "revision": config.revision or "",
         "description": model.description,
         "architecture": model.architecture,
         "kind": _kind(config),

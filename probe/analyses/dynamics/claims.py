@@ -11,6 +11,7 @@ Cost: a few seconds a claim at 30 layers, 48 positions and 1,000 resamples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,7 @@ from jaxtyping import Float
 
 from probe.analyses.dynamics.thresholds import Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
-from probe.inference import Ranking, spearman
+from probe.inference import Interval, Ranking, spearman
 from probe.table import AbsentError, Finding, Floats, Row, Table, Typical, Weights, claim_of, crossed, number
 
 __all__ = ["ROWS", "Thresholds", "claims"]
@@ -78,7 +79,10 @@ def gradient(table: Runs) -> Finding:
         state = {f"J {score}": _trend(curve(weights)[1:-1]) for score, curve in beside.items()}
         return {"ρ": max(rho.values()), "Δ": falling - bound, "falling": falling} | rho | state
 
-    found = table.intervals(statistic)
+    found = {
+        name: _within(interval, -1.0, 1.0) if name != "Δ" else interval
+        for name, interval in table.intervals(statistic).items()
+    }
     whole = {score: curve(np.ones(len(table.documents))) for score, curve in curves.items()}
     ends = {
         f"{words}, {name} block": number(float(whole[score][place]))
@@ -426,6 +430,11 @@ def _log_null(table: Runs, name: str, ratio: Floats) -> Floats:
 def _trend(curve: Curve) -> float:
     """Spearman's ρ of layer and value; NaN for a constant curve."""
     return float(spearman(np.arange(curve.shape[-1], dtype=np.float64), curve))
+
+
+def _within(interval: Interval, low: float, high: float) -> Interval:
+    """The part of an interval in which the statistic can lie; a t interval may reach beyond."""
+    return replace(interval, low=max(float(interval.low), low), high=min(float(interval.high), high))
 
 
 def _drop(curve: Curve) -> Floats:
