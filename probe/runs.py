@@ -15,6 +15,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -219,7 +220,7 @@ def open_run(
         if (directory / "config.json").exists():
             _check_same(run, identity)
         else:
-            write_file(directory / "config.json", _dumps(identity | {"provenance": _provenance(config)}))
+            write_file(directory / "config.json", _dumps(identity | {"provenance": _provenance(config, out)}))
     except BaseException:
         lock.close()
         raise
@@ -351,17 +352,57 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def _provenance(config: Any) -> dict[str, Any]:
+def _provenance(config: Any, out: Path | str | None) -> dict[str, Any]:
     """Where, when and how a run was begun: recorded, not compared."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.orig_argv),
+        "command": _command(config, out),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": _commit(),
         "threads": torch.get_num_threads(),
         **{name: _plain(getattr(config, name)) for name in ("seed", "device", "dtype") if hasattr(config, name)},
     }
+
+
+def _command(config: Any, out: Path | str | None) -> str:
+    """What to type for this run: the analysis's own command line, or else the call from Python that it came from."""
+    package = _public_module(type(config))
+    if package == "__main__" or ("-m", package) in itertools.pairwise(sys.orig_argv):
+        return shlex.join(sys.orig_argv)
+    imports = {package: {"run"}}
+    arguments = [_code(config, imports), *([] if out is None else [f"out={_code(Path(out), imports)}"])]
+    lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
+    return "\n".join([*lines, "", f"run({', '.join(arguments)})"])
+
+
+def _code(value: Any, imports: dict[str, set[str]]) -> str:
+    """Python that makes the value, a configuration without its defaults; the names it needs go into `imports`."""
+    match value:
+        case Path():
+            imports.setdefault("pathlib", set()).add("Path")
+            return f"Path({str(value)!r})"
+        case tuple():
+            return f"({''.join(_code(item, imports) + ', ' for item in value).rstrip()})"
+        case _ if dataclasses.is_dataclass(value):
+            kind = type(value)
+            imports.setdefault(_public_module(kind), set()).add(kind.__name__)
+            given = [field for field in dataclasses.fields(value) if getattr(value, field.name) != _default(field)]
+            arguments = (f"{field.name}={_code(getattr(value, field.name), imports)}" for field in given)
+            return f"{kind.__name__}({', '.join(arguments)})"
+        case _:
+            return repr(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _public_module(kind: type) -> str:
+    """The outermost package that hands a class on: where a user imports it from."""
+    parts = kind.__module__.split(".")
+    names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return next((name for name in names if getattr(sys.modules.get(name), kind.__name__, None) is kind), names[-1])
 
 
 def _commit() -> str | None:

@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 
 from probe import runs
+from probe.analyses import tokenwise
 from probe.claims import Claim
 from probe.errors import InputError
 from probe.runs import Run, open_run, write_file
@@ -197,6 +198,48 @@ class TestRecord:
         assert record["provenance"]["python"] == ".".join(map(str, sys.version_info[:3]))
         assert record["provenance"]["date"].endswith("+00:00")
         assert {"command", "platform", "commit", "threads"} <= record["provenance"].keys()
+
+    def test_a_run_from_python_is_recorded_as_the_call_that_repeats_it(self, tmp_path: Path) -> None:
+        config = Config(windows=9, text=Path("it's.txt"), ranks=(2,), thresholds=Inner(threshold=0.5))
+        with open_run("toy", config, {}, out=tmp_path / "run") as opened:
+            command = opened.record["provenance"]["command"]
+        assert command == (
+            "from pathlib import Path\n"
+            "from tests.test_runs import Config, Inner, run\n"
+            "\n"
+            """run(Config(windows=9, text=Path("it's.txt"), ranks=(2,), thresholds=Inner(threshold=0.5)), """
+            f"out=Path({str(tmp_path / 'run')!r}))"
+        )
+        lines = [line for line in command.splitlines() if "tests.test_runs" not in line]
+        called: list[Any] = []
+        exec(
+            "\n".join(lines),
+            {"Config": Config, "Inner": Inner, "run": lambda *given, **named: called.append((given, named))},
+        )
+        assert called == [((config,), {"out": tmp_path / "run"})]
+
+    def test_the_call_imports_from_where_users_do(self) -> None:
+        config = tokenwise.Config(text=Path("a.txt"), thresholds=tokenwise.Thresholds(threshold_mlp_helps=0.1))
+        assert runs._command(config, None) == (
+            "from pathlib import Path\n"
+            "from probe.analyses.tokenwise import Config, Thresholds, run\n"
+            "\n"
+            "run(Config(text=Path('a.txt'), thresholds=Thresholds(threshold_mlp_helps=0.1)))"
+        )
+
+    def test_a_run_from_the_command_line_is_recorded_as_it_was_typed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        typed = ["/usr/bin/python3", "-m", "probe.analyses.tokenwise", "--text", "my text.txt", "--out", "x"]
+        monkeypatch.setattr(sys, "orig_argv", typed)
+        assert (
+            runs._command(tokenwise.Config(), Path("x"))
+            == "/usr/bin/python3 -m probe.analyses.tokenwise --text 'my text.txt' --out x"
+        )
+        assert runs._command(Config(), None) == "from tests.test_runs import Config, run\n\nrun(Config())"
+
+    def test_a_script_of_its_own_is_recorded_as_it_was_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "orig_argv", ["python", "study.py", "--fast"])
+        monkeypatch.setattr(Config, "__module__", "__main__")
+        assert runs._command(Config(), None) == "python study.py --fast"
 
     def test_a_configuration_of_other_things_is_a_defect(self, tmp_path: Path) -> None:
         @dataclass(frozen=True)
