@@ -6,21 +6,24 @@ threads are enough. `scipy.linalg.schur` does not release it; `schur` therefore 
 (the capsules of `scipy.linalg.cython_lapack`), which does: no processes, no copies, nothing to clean up after an
 interrupt. It also skips the Schur vectors where nobody asks for them, and returns the eigenvalues with the form.
 
-Milliseconds a matrix for d = 576, float64, one thread (AMD EPYC, NumPy 2.4, SciPy 1.17, torch 2.13):
+Milliseconds of one thread a matrix, d = 576, float64 (AMD EPYC, NumPy 2.4, SciPy 1.17, torch 2.13), for an identity
+with a decaying update and for a Gaussian matrix:
 
-========================================  =====
-`eigvalsh`                                   15
-`svdvals`                                    30
-`qr`                                         40
-`svd`                                       100
-`eigvals`                                   170
-`schur` without vectors, with eigenvalues   180
-`schur`                                     210
-`eig`                                       220
-========================================  =====
+========================================  ========  ========
+                                          Jacobian  Gaussian
+========================================  ========  ========
+`eigvalsh`                                      14        15
+`qr`                                            18        17
+`svdvals`                                       33        30
+`svd`                                           71        74
+`eigvals`                                      122       171
+`schur` without vectors, with eigenvalues      128       174
+`schur`                                        145       207
+`eig`                                          172       228
+========================================  ========  ========
 
-torch's own calls take as long for `eigvals` and `eig` and about twice as long for `eigvalsh` and `svdvals`, so on the
-CPU all work is NumPy's and SciPy's. `device_policy` decides when a GPU is used instead.
+torch's own calls are as quick for `eigvals` and `eig` and slower by a fifth (`svd`, `svdvals`) to a half (`eigvalsh`),
+so on the CPU all work is NumPy's and SciPy's. `device_policy` decides when a GPU is used instead.
 
 Everything is computed in float64 (complex128 for complex input) and comes back on the device of the input. Nothing is
 differentiable.
@@ -252,6 +255,8 @@ def _factorised(
         raise InputError(f"the matrices must be finite, got {bad} with an infinity or NaN: leave those out")
     known: Operation = "schur" if operation == "schur_form" else operation  # type: ignore[assignment]
     where = device_policy(known, min(A.shape[-2:]), device)
+    if where == torch.device("cuda") and A.is_cuda:
+        where = A.device  # the GPU that holds them, not the first one
     flat = A.reshape(-1, *A.shape[-2:])
     if where.type == "cpu":
         factors = [torch.from_numpy(part) for part in _on_cpu(_CPU[operation], flat.cpu().numpy(), workers)]

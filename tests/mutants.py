@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.mutants_spectra import SPECTRA
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -482,4 +484,6 @@ TOKENWISE_CLAIMS = _mutants(
     ),
 )
 
-MUTANTS = [*GEOMETRY, *MAPS, *INFERENCE, *CLAIMS, *TOKENWISE_CLAIMS]
+SPECTRA_MUTANTS = [mutant for file, groups in SPECTRA.items() for mutant in _mutants(file, *groups)]
+
+MUTANTS = [*GEOMETRY, *MAPS, *INFERENCE, *CLAIMS, *TOKENWISE_CLAIMS, *SPECTRA_MUTANTS]

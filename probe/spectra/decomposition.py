@@ -74,11 +74,7 @@ class Spectrum(Factors):
         return {name: f"{float(value.median()):.4g}" for name, value in scores.items() if value.numel()}
 
 
-_SCORES = frozenset(
-    name
-    for name, value in vars(Spectrum).items()
-    if isinstance(value, cached_property) and name not in {"update", "singular_values"}
-)
+_SCORES = {name for name, value in vars(Spectrum).items() if isinstance(value, cached_property)} - {"update"}
 
 
 def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
