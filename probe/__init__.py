@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import InputError
 
 if TYPE_CHECKING:
-    from probe.jacobian import block_jacobian, iter_block_jacobians
+    from probe.jacobian import (
+        block_jacobian,
+        cross_jacobian,
+        cumulative_jacobian,
+        iter_block_jacobians,
+        mean_jacobian,
+    )
     from probe.model import LanguageModel, load_model
     from probe.stream import ResidualStream, capture
     from probe.text import Windows, load_windows
@@ -26,9 +32,12 @@ __all__ = [
     "Windows",
     "block_jacobian",
     "capture",
+    "cross_jacobian",
+    "cumulative_jacobian",
     "iter_block_jacobians",
     "load_model",
     "load_windows",
+    "mean_jacobian",
 ]
 
 # public name -> the module that defines it
@@ -38,9 +47,12 @@ _NAMES = {
     "Windows": "probe.text",
     "block_jacobian": "probe.jacobian",
     "capture": "probe.stream",
+    "cross_jacobian": "probe.jacobian",
+    "cumulative_jacobian": "probe.jacobian",
     "iter_block_jacobians": "probe.jacobian",
     "load_model": "probe.model",
     "load_windows": "probe.text",
+    "mean_jacobian": "probe.jacobian",
 }
 _MODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
 

@@ -9,6 +9,22 @@ J_l(t) = ∂h_{l+1}(t)/∂h_l(t), d × d, and
 """
 
 from probe.jacobian.block import block_jacobian, iter_block_jacobians, recorded_jacobian
+from probe.jacobian.operators import operator
 from probe.jacobian.options import MEMORY, Options, method_of
+from probe.jacobian.products import MeanJacobian, cumulative_jacobian, mean_jacobian
+from probe.jacobian.sites import cross_jacobian, site_jacobian
 
-__all__ = ["MEMORY", "Options", "block_jacobian", "iter_block_jacobians", "method_of", "recorded_jacobian"]
+__all__ = [
+    "MEMORY",
+    "MeanJacobian",
+    "Options",
+    "block_jacobian",
+    "cross_jacobian",
+    "cumulative_jacobian",
+    "iter_block_jacobians",
+    "mean_jacobian",
+    "method_of",
+    "operator",
+    "recorded_jacobian",
+    "site_jacobian",
+]

@@ -13,7 +13,7 @@ from probe.errors import InputError
 from probe.jacobian import analytic, rows
 from probe.jacobian.detached import detach
 from probe.jacobian.forms import FORMS
-from probe.jacobian.options import MEMORY, Options
+from probe.jacobian.options import MEMORY, Options, heads_of
 from probe.jacobian.parts import part_of_block
 from probe.model import HuggingFaceModel, LanguageModel
 
@@ -209,42 +209,46 @@ def recorded_jacobian(
     return found
 
 
-def _copy(recorded: replay.Context, layer: int, options: Options, attention: str | None) -> nn.Module:
-    block = recorded.model.blocks[layer]
-    if options.context == "detached":
-        attention = replay.DETACHED
-    return replay.working_copy(block, options.dtype, None if recorded.model.recurrent else attention)
+def working_copy_of(recorded: replay.Context, layer: int, options: Options, attention: str | None) -> nn.Module:
+    """The block to differentiate through: a working copy, detached if the options say so.
+
+    Args:
+        recorded: the context.
+        layer: which block.
+        options: the options.
+        attention: the attention function of blocks that have attention; None: the model's own.
+
+    Returns:
+        The copy.
+    """
+    model, detached = recorded.model, options.context == "detached"
+    attention = replay.DETACHED if detached else attention
+    copy = replay.working_copy(model.blocks[layer], options.dtype, None if model.recurrent else attention)
+    return detach(copy, FORMS[model.architecture], gated="gate" in model.projections(layer)) if detached else copy
 
 
 def _by_rows(recorded: replay.Context, layer: int, options: Options, method: str) -> Tensor:
-    model, copy = recorded.model, _copy(recorded, layer, options, replay.LINEARISED if method == "frozen" else None)
-    if options.context == "detached":
-        detach(copy, FORMS[model.architecture], gated="gate" in model.projections(layer))
-    part = part_of_block(model, layer, copy, options.part)
-    d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
-    # A backward pass holds about two gradients of every width in the block; the widths add up to parameters / d.
-    row = 2 * itemsize * sum(parameter.numel() for parameter in part.block.parameters()) // d
+    attention = replay.LINEARISED if method == "frozen" else None
+    copy = working_copy_of(recorded, layer, options, attention)
+    part = part_of_block(recorded.model, layer, copy, options.part)
     if method == "jacrev":
-        heads = int(getattr(recorded.model.module.config, "num_attention_heads", 1))
-        length = recorded.tokens.shape[1]
-        row = row * length + 3 * itemsize * heads * length**2
-        return rows.reference(
-            recorded, layer, part, options.dtype, options.chunk or min(d, max(1, options.memory // row))
-        )
-    found = recorded.tokens.new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
-    position = max(_primal_bytes(recorded, itemsize), min(d, 32) * row)
+        return rows.reference(recorded, layer, part, options.dtype, options.rows_at_once(recorded, copy))
+    d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
+    found = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
+    position = max(_primal_bytes(recorded, itemsize), min(d, 32) * options.bytes_a_row(recorded, copy))
     for windows, chosen, piece in _pieces(recorded, options.memory // position):
-        chunk = options.chunk or min(d, max(1, options.memory // (row * piece.positions.numel())))
+        chunk = options.rows_at_once(recorded, copy, positions=piece.positions.numel())
         found[windows, chosen] = rows.frozen(piece, layer, part, options.dtype, chunk)
     return found
 
 
 def _composed(recorded: replay.Context, layer: int, options: Options) -> Tensor:
-    model, copy = recorded.model, _copy(recorded, layer, options, replay.LINEARISED)
+    model = recorded.model
     assert isinstance(model, HuggingFaceModel)
+    copy = replay.working_copy(model.blocks[layer], options.dtype, replay.LINEARISED)
     standard = analytic.StandardBlock.of(model, layer, copy, options.dtype)
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
-    found = recorded.tokens.new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
+    found = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
     one = itemsize * (standard.up.numel() + 3 * standard.output.numel() + 4 * d * d)
     # A batch larger than the caches is slower on a CPU; a GPU wants many matrices at once.
     size = options.chunk or (max(1, options.memory // (2 * one)) if found.is_cuda else 1)
@@ -261,8 +265,10 @@ def _composed(recorded: replay.Context, layer: int, options: Options) -> Tensor:
 
 
 def _primal_bytes(recorded: replay.Context, itemsize: int) -> int:
-    """What the primal point of attention takes at one position: three times its keys, all heads."""
-    return 3 * itemsize * (recorded.tokens.shape[1] + recorded.positions.shape[1]) * recorded.model.d_model
+    """What the primal point takes at one position: scores over the keys, attention's maps, what the block computes."""
+    heads = heads_of(recorded.model)
+    keys, d = recorded.tokens.shape[1] + recorded.positions.shape[1], recorded.model.d_model
+    return itemsize * (6 * heads * keys + d * d // heads + 20 * d)
 
 
 def _pieces(recorded: replay.Context, positions: int) -> Iterator[tuple[slice, slice, replay.Context]]:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
 from probe.errors import InputError
 from probe.huggingface import HuggingFaceModel
 from probe.jacobian.forms import FORMS
 from probe.jacobian.parts import require_part
 from probe.model import LanguageModel
+from probe.replay import Context
 
 logger = logging.getLogger("probe.jacobian")
 
@@ -78,6 +80,46 @@ class Options:
         logger.info("block Jacobians of %s (%s) by method %s", model.name, model.architecture, method)
         return method
 
+    def bytes_a_row(self, recorded: Context, block: nn.Module) -> int:
+        """What one row takes at one position in a backward pass: about two gradients of every width in the block."""
+        itemsize = torch.finfo(self.dtype).bits // 8
+        # The widths of a block add up to its parameters / d.
+        return 2 * itemsize * sum(parameter.numel() for parameter in block.parameters()) // recorded.model.d_model
+
+    def rows_at_once(self, recorded: Context, block: nn.Module, positions: int | None = None) -> int:
+        """Rows of a Jacobian in one batch: the user's `chunk`, or what fits the memory.
+
+        Args:
+            recorded: the context.
+            block: the block that is differentiated through.
+            positions: how many positions run; None: a whole sequence, its attention T × T.
+
+        Returns:
+            At least 1, at most d.
+        """
+        if self.chunk is not None:
+            return self.chunk
+        row = self.bytes_a_row(recorded, block)
+        if positions is None:
+            heads = heads_of(recorded.model)
+            length = recorded.tokens.shape[1]
+            row = row * length + 3 * torch.finfo(self.dtype).bits // 8 * heads * length**2
+        else:
+            row *= positions
+        return min(recorded.model.d_model, max(1, self.memory // row))
+
+
+def heads_of(model: LanguageModel) -> int:
+    """The number of attention heads; 1 where the model has none.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The number.
+    """
+    return int(getattr(getattr(model.module, "config", None), "num_attention_heads", 1))
+
 
 def is_standard(model: LanguageModel) -> bool:
     """Whether a model's block is one whose Jacobian is composed of its matrices: a row of `FORMS`, its own modules.
@@ -88,16 +130,20 @@ def is_standard(model: LanguageModel) -> bool:
     Returns:
         False also for blocks whose parts were replaced, as a TransformerBridge does.
     """
-    if not isinstance(model, HuggingFaceModel) or model.architecture not in FORMS:
-        return False
-    return all(type(module).__module__.startswith(("torch.", "transformers.")) for module in model.blocks[0].modules())
+    return isinstance(model, HuggingFaceModel) and model.architecture in FORMS and _runs_transformers(model)
+
+
+def _runs_transformers(model: LanguageModel) -> bool:
+    parts = {type(module).__module__ for block in model.blocks for module in block.modules()}
+    return all(part.startswith(("torch.", "transformers.")) for part in parts)
 
 
 def method_of(model: LanguageModel) -> str:
     """The method that `method="auto"` takes for a model.
 
-    "analytic" where the block is standard (`probe.jacobian.forms.FORMS`); else "frozen", which falls back to "jacrev"
-    where the attention of an architecture without a row of its own cannot be exchanged.
+    "analytic" where the block is standard (`probe.jacobian.forms.FORMS`); "frozen" where it is another one of
+    transformers' own, state-space blocks among them (with a fall back to "jacrev" where its attention turns out not to
+    be exchangeable); "jacrev" for all other code.
 
     Args:
         model: the model.
@@ -105,4 +151,6 @@ def method_of(model: LanguageModel) -> str:
     Returns:
         The method's name.
     """
-    return "analytic" if is_standard(model) else "frozen"
+    if is_standard(model):
+        return "analytic"
+    return "frozen" if _runs_transformers(model) else "jacrev"

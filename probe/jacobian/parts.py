@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.hooks import Site
 from probe.model import LanguageModel, first_tensor
 
 Part = Literal["block", "attention", "mlp"]
@@ -95,12 +94,6 @@ class Tap:
     module: nn.Module
     side: Literal["input", "output"]
 
-    @classmethod
-    def at(cls, site: Site, original: nn.Module, copy: nn.Module) -> Tap:
-        """The place in `copy` that `site` is in the block `original`."""
-        path = next(name for name, module in original.named_modules() if module is site.module)
-        return cls(copy.get_submodule(path), site.side)
-
     @contextmanager
     def reading(self) -> Iterator[list[Tensor]]:
         """Collects the tensor of each run, with its graph."""
@@ -128,6 +121,23 @@ class Tap:
             handle.remove()
 
 
+def tap_of(model: LanguageModel, layer: int, copy: nn.Module, name: str) -> Tap:
+    """The place of a site in a working copy of its block.
+
+    Args:
+        model: the model.
+        layer: which block.
+        copy: its working copy.
+        name: the site's short name, for example "hook_mlp_out".
+
+    Returns:
+        The place.
+    """
+    site = model.site(f"blocks.{layer}.{name}")
+    path = next(path for path, module in model.blocks[layer].named_modules() if module is site.module)
+    return Tap(copy.get_submodule(path), site.side)
+
+
 def part_of_block(model: LanguageModel, layer: int, copy: nn.Module, part: str) -> PartOfBlock:
     """The part of block `layer`, over its working copy.
 
@@ -140,12 +150,9 @@ def part_of_block(model: LanguageModel, layer: int, copy: nn.Module, part: str) 
     Returns:
         The part.
     """
-
-    def tap(name: str) -> Tap:
-        return Tap.at(model.site(f"blocks.{layer}.{name}"), model.blocks[layer], copy)
-
     if part == "block":
         return PartOfBlock(copy)
     if part == "attention":
-        return PartOfBlock(copy, target=tap("hook_resid_mid"))
-    return PartOfBlock(copy, source=tap("hook_resid_mid"), target=tap("hook_mlp_out"), residual=True)
+        return PartOfBlock(copy, target=tap_of(model, layer, copy, "hook_resid_mid"))
+    source, target = (tap_of(model, layer, copy, name) for name in ("hook_resid_mid", "hook_mlp_out"))
+    return PartOfBlock(copy, source, target, residual=True)

@@ -29,12 +29,45 @@ def jacobian_of_rows(
     """
     windows, chosen, rows = output.shape
     jacobian = output.new_empty((windows, chosen, rows, point.shape[-1]))
-    identity = torch.eye(rows, dtype=output.dtype, device=output.device)
     for start in range(0, rows, chunk):
-        cotangents = identity[start : start + chunk, None, None].expand(-1, windows, chosen, -1)
+        cotangents = units(start, min(rows, start + chunk), rows, output)[:, None, None].expand(-1, windows, chosen, -1)
         (part,) = torch.autograd.grad(output, point, cotangents, retain_graph=True, is_grads_batched=True)
         jacobian[:, :, start : start + chunk] = part.permute(1, 2, 0, 3)
     return jacobian
+
+
+class ForwardProducts:
+    """Products of ∂output/∂point with vectors on its right, out of backward passes.
+
+    The vector-Jacobian product is linear in its cotangent: its own derivative there is the Jacobian. (Forward-mode
+    differentiation would take half the time, but state-space blocks write in place, which it does not allow.)
+    """
+
+    def __init__(self, output: Tensor, point: Tensor) -> None:
+        self.cotangent = torch.zeros_like(output, requires_grad=True)
+        (self.pulled,) = torch.autograd.grad(output, point, self.cotangent, create_graph=True)
+
+    def __call__(self, vectors: Float[Tensor, "many ..."]) -> Float[Tensor, "many ..."]:
+        """∂output/∂point times each vector, which has the point's shape; the products have the output's."""
+        (found,) = torch.autograd.grad(self.pulled, self.cotangent, vectors, retain_graph=True, is_grads_batched=True)
+        return found
+
+
+def units(first: int, last: int, size: int, like: Tensor) -> Float[Tensor, "row size"]:
+    """Unit vectors e_first … e_(last − 1).
+
+    Args:
+        first: the first one.
+        last: one past the last.
+        size: how many entries each has.
+        like: a tensor of their dtype and device.
+
+    Returns:
+        One a row.
+    """
+    rows = like.new_zeros((last - first, size))
+    rows.diagonal(first).fill_(1)
+    return rows
 
 
 def frozen(

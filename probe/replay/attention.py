@@ -81,11 +81,11 @@ def attention_primal(
         The primal.
     """
     n, groups = query.shape[2], key.shape[1]
-    query = query.unflatten(1, (groups, -1))
-    keys = torch.cat([recorded.keys.to(key.dtype), key], dim=2)[:, :, None]  # (W, g, 1, T + n, d_head)
-    values = torch.cat([recorded.values.to(key.dtype), value], dim=2)[:, :, None]
-    scores = scale * query @ keys.mT
-    slope = torch.full_like(scores, scale)
+    query = query.unflatten(1, (groups, -1))  # (W, g, r, n, d_head)
+    keys = torch.cat([recorded.keys.to(key.dtype), key], dim=2)  # (W, g, T + n, d_head)
+    values = torch.cat([recorded.values.to(key.dtype), value], dim=2)
+    scores = scale * _by_group(query, keys.mT)
+    slope = torch.full((), scale, dtype=scores.dtype, device=scores.device).expand_as(scores)
     if softcap is not None:
         capped = torch.tanh(scores / softcap)
         scores, slope = softcap * capped, slope * (1 - capped.square())
@@ -93,14 +93,35 @@ def attention_primal(
     if sinks is not None:
         column = sinks.to(scores.dtype).reshape(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, column], dim=-1)
-    shares = scores.softmax(-1)[..., : keys.shape[-2]]
-    output = shares @ values
-    live, live_slope = shares[..., -n:], slope[..., -n:]
-    if detached:
-        return AttentionPrimal(query, values[..., -n:, :], output, None, live, live_slope)
-    deviations = values[..., None, :, :] - output[..., None, :]  # (W, g, r, n, T + n, d_head)
-    query_map = (deviations * (shares * slope)[..., None]).mT @ keys[..., None, :, :]
-    return AttentionPrimal(query, values[..., -n:, :], output, query_map, live, live_slope)
+    shares = scores.softmax(-1)[..., : keys.shape[2]]
+    output = _by_group(shares, values)
+    query_map = None if detached else _query_map(shares * slope, keys, values, output)
+    own = values[:, :, None, -n:]
+    return AttentionPrimal(query, own, output, query_map, shares[..., -n:], slope[..., -n:])
+
+
+def _by_group(
+    rows: Float[Tensor, "window g r n m"], matrix: Float[Tensor, "window g m k"]
+) -> Float[Tensor, "window g r n k"]:
+    """The product, without a copy of the matrix for each of the r heads that share it."""
+    return (rows.flatten(2, 3) @ matrix).reshape(*rows.shape[:4], matrix.shape[-1])
+
+
+def _query_map(
+    weights: Float[Tensor, "window g r n key"],
+    keys: Float[Tensor, "window g key d_head"],
+    values: Float[Tensor, "window g key d_head"],
+    output: Float[Tensor, "window g r n d_head"],
+) -> Float[Tensor, "window g r n d_head d_head"]:
+    """Σ_j w_j (v_j − o) k_jᵀ, position by position, so that what is held does not grow with their number."""
+    # Values are measured from their mean, which changes nothing but the rounding: o is near it.
+    centre = values.mean(2, keepdim=True)
+    deviations = (values - centre).mT.contiguous()[:, :, None]  # (W, g, 1, d_head, key)
+    found = output.new_empty((*output.shape, output.shape[-1]))
+    for position in range(output.shape[3]):
+        found[:, :, :, position] = _by_group(deviations * weights[:, :, :, position, None], keys)
+    found -= (output - centre[:, :, None])[..., None] * _by_group(weights, keys)[..., None, :]
+    return found
 
 
 def _attend(

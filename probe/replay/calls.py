@@ -40,7 +40,8 @@ def recorded_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
     calls: list[BlockCall] = []
 
     def remember(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = inspect.signature(block.forward).bind(*args, **kwargs)
+        # The blocks of a TransformerBridge take *args and hand them on to the one that they wrap.
+        bound = inspect.signature(getattr(block, "original_component", block).forward).bind(*args, **kwargs)
         arguments: dict[str, Any] = {}
         for name, value in bound.arguments.items():
             variadic = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 
-def working_copy(block: nn.Module, dtype: torch.dtype, attention: str | None = None) -> nn.Module:
+def working_copy(
+    block: nn.Module, dtype: torch.dtype, attention: str | None = None, *, without: nn.Module | None = None
+) -> nn.Module:
     """The same block, free to be set up otherwise while the user's own stays as it is.
 
     Weights are shared where they have the dtype already, so that the copy costs no memory, and cast where they have
@@ -23,12 +25,16 @@ def working_copy(block: nn.Module, dtype: torch.dtype, attention: str | None = N
         dtype: floating dtype of the copy's weights.
         attention: name of the attention function to run, as registered with transformers' `AttentionInterface`; by
             default the block's own.
+        without: a part that is left out.
 
     Returns:
         The copy, in evaluation mode.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {} if without is None else {id(without): nn.Module()}
+    left_out = set() if without is None else {id(tensor) for tensor in without.parameters()}
     for tensor in chain(block.parameters(), block.buffers()):
+        if id(tensor) in left_out:
+            continue
         cast = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
         memo[id(tensor)] = nn.Parameter(cast, requires_grad=False) if isinstance(tensor, nn.Parameter) else cast
     for hooks in _hooks(block):

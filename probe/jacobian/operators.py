@@ -1,0 +1,110 @@
+"""A block's Jacobian, or a stretch of blocks', as a linear operator: products with vectors, no matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from probe import replay
+from probe.errors import InputError
+from probe.jacobian.block import positions_of, working_copy_of
+from probe.jacobian.options import Options
+from probe.jacobian.rows import ForwardProducts
+from probe.model import LanguageModel
+
+
+class _Products:
+    """Products with ∂output/∂point at one position, all in numpy."""
+
+    def __init__(self, output: Tensor, point: Tensor, *, update: bool) -> None:
+        self.output, self.point, self.update = output, point, update
+        self.forward_products = ForwardProducts(output, point)
+
+    def forward(self, vectors: NDArray[Any]) -> NDArray[Any]:
+        return self._multiplied(vectors, self.forward_products)
+
+    def backward(self, vectors: NDArray[Any]) -> NDArray[Any]:
+        def pull(rows: Tensor) -> Tensor:
+            return torch.autograd.grad(self.output, self.point, rows, retain_graph=True, is_grads_batched=True)[0]
+
+        return self._multiplied(vectors, pull)
+
+    def _multiplied(self, vectors: NDArray[Any], multiply: Callable[[Tensor], Tensor]) -> NDArray[Any]:
+        columns = torch.as_tensor(vectors, dtype=self.point.dtype).to(self.point.device).reshape(self.point.numel(), -1)
+        product = multiply(columns.T.reshape(-1, *self.point.shape)).flatten(1).T
+        if self.update:
+            product = product - columns
+        answer: NDArray[Any] = product.detach().cpu().numpy().reshape(vectors.shape)
+        return answer
+
+
+def operator(
+    model: LanguageModel,
+    tokens: Int[Tensor, "window position"],
+    layer: int,
+    position: int,
+    *,
+    window: int = 0,
+    to_layer: int | None = None,
+    context: str = "sequence",
+    of: str = "state",
+    dtype: torch.dtype = torch.float32,
+) -> LinearOperator[Any]:
+    """The Jacobian at one position as an operator, for Krylov methods and for widths where d × d is too much.
+
+    A product costs about one (`rmatvec`) or two (`matvec`) backward passes of the position through the blocks,
+    2 · params FLOPs each, whatever T; `matmat` and `rmatmat` take many vectors at once. The graph of the blocks at this
+    one position is held.
+
+    Args:
+        model: the model.
+        tokens: int64 (W, T).
+        layer: the block whose input is varied.
+        position: where; negative ones count from the end.
+        window: in which window.
+        to_layer: the depth that is reached; by default `layer + 1`, one block.
+        context: "sequence", "alone" (one block only) or "detached", as in `probe.block_jacobian`.
+        of: "state": J. "update": J − I.
+        dtype: of the arithmetic.
+
+    Returns:
+        The operator, (d, d), with `matvec`, `rmatvec`, `matmat`, `rmatmat`.
+
+    Raises:
+        InputError: an option, layer, window or position that is not there.
+    """
+    options = Options(context=context, of=of, dtype=dtype)
+    options.resolved(model)
+    end = layer + 1 if to_layer is None else to_layer
+    if not 0 <= layer < end <= model.n_layers:
+        raise InputError(f"an operator needs 0 ≤ layer < to_layer ≤ {model.n_layers}, got {layer} and {end}")
+    if not 0 <= window < len(tokens):
+        raise InputError(f"window must lie in 0 … {len(tokens) - 1}, got {window}")
+    if context == "alone" and end > layer + 1:
+        raise InputError('context="alone" runs one block on a one-token input: leave out to_layer')
+    tokens = tokens[window : window + 1]
+    recorded = replay.record(model, tokens, positions_of(tokens, [position]))
+    if context == "alone":
+        recorded = recorded.alone()
+    point = recorded.state(layer).to(dtype).requires_grad_()
+    state = point
+    with torch.enable_grad():
+        for between in range(layer, end):
+            copy = working_copy_of(recorded, between, options, replay.LINEARISED)
+            state = recorded.linearised(between, state, copy)
+    products, d = _Products(state, point, update=of == "update"), model.d_model
+    return LinearOperator(
+        (d, d),
+        matvec=products.forward,
+        rmatvec=products.backward,
+        matmat=products.forward,
+        rmatmat=products.backward,
+        dtype=np.dtype(str(dtype).removeprefix("torch.")),
+    )

@@ -1,0 +1,204 @@
+"""Jacobians between named sites, to the logits, and from one position to a later one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probe import replay
+from probe.errors import InputError
+from probe.jacobian.block import Positions, positions_of, recorded_jacobian, require_layer, working_copy_of
+from probe.jacobian.options import MEMORY, Options
+from probe.jacobian.parts import PartOfBlock, part_of_block, tap_of
+from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
+from probe.model import HuggingFaceModel, LanguageModel
+
+LOGITS = "logits"
+_BLOCK_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
+
+
+def cross_jacobian(
+    model: LanguageModel,
+    tokens: Int[Tensor, "window position"],
+    layer: int,
+    *,
+    out_position: int,
+    in_position: int,
+    context: str = "sequence",
+    part: str = "block",
+    chunk: int | None = None,
+    memory: int = MEMORY,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "window d d"]:
+    r"""The Jacobian of a block from one position to a later one, ∂h_{l+1}(s)/∂h_l(t) with s ≥ t.
+
+    The singular values and the non-normality of the whole-sequence Jacobian depend on these; its spectrum does not.
+    By `torch.func.jacrev` on the block's call with the whole sequence: 2 · d · params · T FLOPs a window.
+
+    Args:
+        model: the model.
+        tokens: int64 (W, T).
+        layer: which block.
+        out_position: s, the same in all windows; negative ones count from the end.
+        in_position: t.
+        context: "sequence", or "detached" as in `probe.block_jacobian`.
+        part: as in `probe.block_jacobian`.
+        chunk: rows at once; by default what fits `memory`.
+        memory: bytes to be used besides the result.
+        dtype: of the arithmetic and the result.
+
+    Returns:
+        (W, d, d): [w, i, j] = ∂ out_i / ∂ in_j.
+
+    Raises:
+        InputError: s < t, where the Jacobian of a causal block is zero; `context="alone"`; or an option, layer or
+            position that is not there.
+    """
+    options = Options(context=context, part=part, method="jacrev", chunk=chunk, memory=memory, dtype=dtype)
+    options.resolved(model)
+    require_layer(model, layer)
+    where = positions_of(tokens, [out_position, in_position])
+    later, earlier = where[0].tolist()
+    if later < earlier:
+        raise InputError(
+            f"out_position must not lie before in_position, where a causal block's Jacobian is zero: got {later} and "
+            f"{earlier}; exchange them"
+        )
+    if context == "alone":
+        raise InputError('a one-token input has one position: use context="sequence" or "detached"')
+    recorded = replay.record(model, tokens, where[:, :1])
+    part_of = part_of_block(model, layer, working_copy_of(recorded, layer, options, None), part)
+    rows = options.rows_at_once(recorded, part_of.block)
+    found = [
+        sequence_jacobian(recorded, layer, part_of, window, later, earlier, dtype, rows)
+        for window in range(len(tokens))
+    ]
+    return torch.stack(found)
+
+
+def site_jacobian(
+    model: LanguageModel,
+    tokens: Int[Tensor, "window position"],
+    source: str,
+    target: str,
+    positions: Positions,
+    *,
+    method: str = "auto",
+    chunk: int | None = None,
+    memory: int = MEMORY,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "window chosen out d"]:
+    """The Jacobian at one position from one named site to another, ∂target(t)/∂source(t), earlier positions fixed.
+
+    It is the product of what lies between: the rest of the source's block, whole blocks, the part of the target's
+    block before the target; behind the last block the final norm and the head.
+
+    Args:
+        model: the model.
+        tokens: int64 (W, T).
+        source: a site of the stream (`blocks.L.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`), or something
+            that is added to it (`hook_attn_out`, `hook_mlp_out`, `hook_mixer_out`).
+        target: a site of `model.sites` behind it, or "logits".
+        positions: (P,) or (W, P), as in `probe.block_jacobian`.
+        method: of the whole blocks, as in `probe.block_jacobian`.
+        chunk: as in `probe.block_jacobian`.
+        memory: as in `probe.block_jacobian`.
+        dtype: of the arithmetic and the result.
+
+    Returns:
+        (W, P, out, d), with out = d, or the vocabulary for the logits.
+
+    Raises:
+        InputError: no such site, a source that is not of the stream, or a target that is not behind it.
+    """
+    options = Options(method=method, chunk=chunk, memory=memory, dtype=dtype)
+    options.resolved(model)
+    if target != LOGITS:
+        model.site(target)
+    layer, inside = _start(model, source)
+    last, name = _end(model, target)
+    recorded = replay.record(model, tokens, positions_of(tokens, positions))
+    d = model.d_model
+    identity = torch.eye(d, dtype=dtype, device=model.device).expand(*recorded.positions.shape, d, d)
+    order = [*model.sites, LOGITS]
+    if source == target or (inside and (last, name) == (layer, "hook_resid_mid")):
+        return identity.clone()
+    if inside and (last, name) == (layer, "hook_mlp_out"):
+        return recorded_jacobian(recorded, layer, replace(options, part="mlp", of="update"))
+    if order.index(source) > order.index(target) or last < layer + inside:
+        raise InputError(f"a target must lie behind its source in the forward pass: got {source} and {target}")
+    product = recorded_jacobian(recorded, layer, replace(options, part="mlp")) if inside else identity
+    for between in range(layer + inside, last):
+        product = recorded_jacobian(recorded, between, options) @ product
+    return _local(recorded, last, name, options, product)
+
+
+def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
+    """The block that a source of the stream enters, and whether it does so between attention and MLP."""
+    model.site(source)
+    found = _BLOCK_SITE.fullmatch(source)
+    if found is None:
+        raise InputError(f"a source must be a site of the stream inside the blocks, or added to it; got {source!r}")
+    layer, name = int(found[1]), found[2]
+    if name == "hook_resid_pre":
+        return layer, False
+    middle = f"blocks.{layer}.hook_resid_mid" in model.sites
+    if name == "hook_resid_mid" or (name == "hook_attn_out" and middle):
+        return layer, True
+    return layer + 1, False  # what is added to the stream moves it one to one
+
+
+def _end(model: LanguageModel, target: str) -> tuple[int, str]:
+    """The block that holds the target (L: what lies behind the last one), and the target's name there."""
+    found = _BLOCK_SITE.fullmatch(target)
+    if found is None:
+        return model.n_layers, target
+    if found[2] == "hook_resid_post":
+        return int(found[1]) + 1, "hook_resid_pre"
+    return int(found[1]), found[2]
+
+
+def _local(recorded: replay.Context, layer: int, name: str, options: Options, product: Tensor) -> Tensor:
+    """∂name/∂(stream that enters block `layer`) times `product`."""
+    model, d = recorded.model, recorded.model.d_model
+    if name in ("hook_resid_pre", "ln_final.hook_in"):
+        return product.clone()
+    if layer < model.n_layers:
+        copy = working_copy_of(recorded, layer, options, replay.LINEARISED)
+        part = PartOfBlock(copy, target=tap_of(model, layer, copy, name))
+        with torch.enable_grad():
+            point, output = part.run(
+                recorded.state(layer).to(options.dtype), lambda x: recorded.linearised(layer, x, copy)
+            )
+        rows = options.rows_at_once(recorded, copy, positions=recorded.positions.numel())
+        return jacobian_of_rows(output, point, rows) @ product
+    states = recorded.state(layer).to(options.dtype)
+    if name == "ln_final.hook_out":
+        norm = replay.working_copy(model.site(name).module, options.dtype)
+        return _along_columns(norm, states, product, options.chunk or d)
+    each = product.element_size() * recorded.positions.numel() * 3 * model.n_vocab
+    return _along_columns(_head(model, options.dtype), states, product, options.chunk or max(1, options.memory // each))
+
+
+def _along_columns(function: Callable[[Tensor], Tensor], states: Tensor, product: Tensor, chunk: int) -> Tensor:
+    """∂function/∂state times `product`, column by column: there are fewer of them than logits."""
+    point = states.detach().requires_grad_()
+    with torch.enable_grad():
+        multiply = ForwardProducts(function(point), point)
+    columns = product.movedim(-1, 0)
+    return torch.cat([multiply(part) for part in columns.split(chunk)]).movedim(0, -1)
+
+
+def _head(model: LanguageModel, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """`model.unembed`, in the arithmetic's dtype."""
+    if model.dtype is dtype:
+        return model.unembed
+    if not isinstance(model, HuggingFaceModel):
+        raise InputError(f"the logits of {model.name} come in {model.dtype}; ask for that dtype")
+    without = model.module.get_submodule(model.layout.blocks)
+    return replace(model, module=replay.working_copy(model.module, dtype, without=without)).unembed
