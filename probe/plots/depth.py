@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from probe.inference import Interval
-from probe.plots.spectral import VARIANT_STYLES, by_variant
+from probe.plots.spectral import VARIANT_STYLES, by_variant, positive_median
 from probe.plots.style import (
     BLACK,
     GREEN,
@@ -57,11 +57,11 @@ def bottleneck(data: xr.Dataset, nulls: Sequence[str] = (), *, variants: bool = 
     """
     ax, own = axes_or_new(ax)
     shown = data if variants else data.sel(variant=["model"])
-    by_variant(ax, shown, shown["product_participation_ratio"] / data.attrs["d_model"], along="depth")
+    by_variant(ax, shown, shown["product_participation_ratio"] / data.attrs["d_model"], along="depth", positive=True)
     for null in nulls:
         if "null" in data.coords and null in data["null"].values:
             values = geometric_mean(data["null_participation_ratio"].sel(null=null), "draw")
-            interval = median_over_documents(data, values / data.attrs["d_model"])
+            interval = positive_median(data, values / data.attrs["d_model"])
             curve(ax, data, interval, NULL_STYLES[null], along="depth")
     finish(ax, "participation ratio / d", log=True, legend=own, xlabel="blocks multiplied")
     return ax
@@ -79,11 +79,11 @@ def effective_rank_of_product(data: xr.Dataset, nulls: Sequence[str] = (), ax: A
         The Axes.
     """
     ax, own = axes_or_new(ax)
-    by_variant(ax, data, data["product_effective_rank"] / data.attrs["d_model"], along="depth")
+    by_variant(ax, data, data["product_effective_rank"] / data.attrs["d_model"], along="depth", positive=True)
     for null in nulls:
         if "null" in data.coords and null in data["null"].values:
             values = data["null_effective_rank"].sel(null=null) / data.attrs["d_model"]
-            curve(ax, data, median_over_documents(data, values), NULL_STYLES[null], along="depth")
+            curve(ax, data, positive_median(data, values), NULL_STYLES[null], along="depth")
     finish(ax, "effective rank / d", log=True, legend=own, xlabel="blocks multiplied")
     return ax
 
@@ -99,8 +99,8 @@ def lyapunov(data: xr.Dataset, ax: Axes | None = None) -> Axes:
         The Axes; above 0 the direction grows.
     """
     ax, own = axes_or_new(ax)
-    numbers = data["exponent"].values.tolist()
-    chosen = numbers if len(numbers) <= 7 else [*numbers[::2], numbers[-1]]
+    numbers = data["exponent"].values.tolist()[:-1]  # the last is so far below that it would flatten the others
+    chosen = numbers if len(numbers) <= 7 else numbers[::2]
     colors = [to_hex(color) for color in matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(chosen)))]
     for place, (number, color) in enumerate(zip(chosen, colors, strict=True)):
         values = data["lyapunov_exponent"].sel(exponent=number)
@@ -146,7 +146,7 @@ def mean_products(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     ax, own = axes_or_new(ax)
     width, n = data.attrs["d_model"], int(data.attrs["n_mean_windows"])
     values = data["product_participation_ratio"].sel(variant="model") / width
-    curve(ax, data, median_over_documents(data, values), VARIANT_STYLES["model"], along="depth")
+    curve(ax, data, positive_median(data, values), VARIANT_STYLES["model"], along="depth")
     for name, style in (
         ("product_of_averages", Style("product of averages", BLACK, "X", "--")),
         ("average_of_products", Style("average of products", PINK, "P", "-.")),
@@ -168,7 +168,7 @@ def singular_growth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
         The Axes; 1 keeps lengths on average.
     """
     ax, own = axes_or_new(ax)
-    by_variant(ax, data, np.exp(data["product_log_norm"]) / data.attrs["d_model"] ** 0.5, along="depth")
+    by_variant(ax, data, np.exp(data["product_log_norm"]) / data.attrs["d_model"] ** 0.5, along="depth", positive=True)
     line(ax, data["depth"].values, np.ones(data.sizes["depth"]), Style("length kept", GREY, "", ":"))
     finish(ax, "‖C‖_F / √d", log=True, legend=own, xlabel="blocks multiplied")
     return ax

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from probe.plots.spectral import positive_median
 from probe.plots.style import (
     BLACK,
     BLUE,
@@ -86,7 +87,7 @@ def linear_range(data: xr.Dataset, ax: Axes | None = None) -> Axes:
         reached = values.isel(start=values.notnull().any("query").values)
         if not reached.sizes["start"]:
             continue
-        interval = median_over_documents(data, reached)
+        interval = positive_median(data, reached)
         ax.fill_between(reached["start"], interval.low, interval.high, color=style.color, alpha=0.25, lw=0)
         line(ax, reached["start"].values, np.asarray(interval.estimate), style)
     finish(ax, "ε at 10 % error / median ‖u‖", log=True, legend=own, xlabel="block before which the step is made")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ LABELS = {
     "energy_effective_rank": "energy effective rank",
     "participation_ratio": "participation ratio",
 }
+SIZES = frozenset(name for name in LABELS if name.endswith(("norm", "radius", "rank", "ratio"))) - {"commutator_norm"}
+"""Scores that span orders of magnitude: drawn on a logarithmic scale."""
 RANDOM = {"antisymmetric_fraction": 0.5**0.5, "henrici_departure": 0.5**0.5}
 """What a large random matrix has: the dotted lines."""
 
@@ -65,7 +68,25 @@ def variants(data: xr.Dataset, kind: str) -> list[str]:
     return [name for name in data["variant"].values.tolist() if name == kind or name.startswith(f"{kind}-")]
 
 
-def by_variant(ax: Axes, data: xr.Dataset, values: xr.DataArray, along: str = "layer") -> None:
+def positive_median(data: xr.Dataset, values: xr.DataArray) -> Interval:
+    """Median over positions of positive values; its interval, made on the scale of logarithms, is positive too.
+
+    Args:
+        data: The Dataset.
+        values: Dimensions (..., query).
+
+    Returns:
+        Estimate and bounds of shape (...).
+    """
+    with np.errstate(divide="ignore"):
+        logs = median_over_documents(data, values.copy(data=np.log(values.values)))
+    estimate, low, high = (np.exp(end) for end in (logs.estimate, logs.low, logs.high))
+    return replace(logs, estimate=estimate, low=low, high=high)
+
+
+def by_variant(
+    ax: Axes, data: xr.Dataset, values: xr.DataArray, along: str = "layer", *, positive: bool = False
+) -> None:
     """Draw a curve for each kind of variant: a median with its interval, or for several seeds their mean and range.
 
     Args:
@@ -73,10 +94,12 @@ def by_variant(ax: Axes, data: xr.Dataset, values: xr.DataArray, along: str = "l
         data: The Dataset.
         values: (variant, `along`, query).
         along: The depth coordinate.
+        positive: Intervals on the scale of logarithms.
     """
+    interval_of = positive_median if positive else median_over_documents
     for kind, style in VARIANT_STYLES.items():
         names = variants(data, kind)
-        curves = [median_over_documents(data, values.sel(variant=name)) for name in names]
+        curves = [interval_of(data, values.sel(variant=name)) for name in names]
         if not names or not np.isfinite(np.asarray([one.estimate for one in curves])).any():
             continue
         if len(names) == 1:
@@ -100,12 +123,12 @@ def score_by_depth(data: xr.Dataset, score: str, matrix: str = "K", ax: Axes | N
         The Axes; dotted, where it is known, what a large random matrix has.
     """
     ax, own = axes_or_new(ax)
-    by_variant(ax, data, data[score].sel(matrix=matrix))
+    large = score in SIZES
+    by_variant(ax, data, data[score].sel(matrix=matrix), positive=large)
     null = 1 - (2 / (np.pi * data.attrs["d_model"])) ** 0.5 if score == "complex_fraction" else RANDOM.get(score)
     if null is not None:
         ax.axhline(null, color=GREY, lw=1, ls=(0, (1, 1)), label="a random matrix")
-    large = score in {"spectral_radius", "frobenius_norm", "stable_rank", "effective_rank", "participation_ratio"}
-    finish(ax, f"{LABELS[score]} of {matrix}", log=large or score == "energy_effective_rank", legend=own)
+    finish(ax, f"{LABELS[score]} of {matrix}", log=large, legend=own)
     return ax
 
 
@@ -192,12 +215,13 @@ def coupling(data: xr.Dataset, ax: Axes | None = None) -> Axes:
         ax: Where to draw.
 
     Returns:
-        The Axes; 0 is perfect coupling, unrelated blocks give about 1.
+        The Axes; 0 is perfect coupling, unrelated blocks give about 1. The diagonal, 0 by definition, is left out.
     """
     ax, _ = axes_or_new(ax)
     measured: Floats = data["coupling"].transpose("block", "other_block", "query").values
     median = np.nanmedian(measured[..., np.isfinite(measured).any(axis=(0, 1))], axis=-1)
-    shown = ax.imshow(median, origin="lower", cmap="viridis_r", vmin=0, vmax=max(1.0, float(np.quantile(median, 0.9))))
+    np.fill_diagonal(median, np.nan)  # 0 by definition
+    shown = ax.imshow(median, origin="lower", cmap="viridis_r", vmax=1.0)
     figure: Any = ax.get_figure(root=True)
     bar = figure.colorbar(shown, ax=ax, shrink=0.8, extend="max")
     bar.set_label("distance from coupling")

@@ -273,8 +273,8 @@ def _coupling(data: xr.Dataset) -> Figure | None:
     return Figure(
         "coupling",
         "Do blocks share their singular vectors?",
-        "How far K of block i is from diagonal in the 10 leading singular vectors of block j (Aubry et al. 2024): 0 on "
-        "the diagonal, by definition; 0 elsewhere would be perfect coupling, and the null, unrelated blocks, gives "
+        "How far K of block i is from diagonal in the 10 leading singular vectors of block j (Aubry et al. 2024); the "
+        "diagonal, 0 by definition, is left out. 0 would be perfect coupling, and the null, unrelated blocks, gives "
         f"about 1. Medians over {measured} positions. {_where(data)}",
         draw,
         alt="Heat map over pairs of blocks of the distance from coupling.",
