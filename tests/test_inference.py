@@ -80,6 +80,8 @@ class TestBootstrap:
         x = normal(15)
         both = bootstrap(lambda rows: np.array([x[rows].mean(), 1 - x[rows].mean()]), np.arange(15), resamples=100)
         assert both[0].low == pytest.approx(1 - both[1].high)
+        assert (both[1].estimate, both[1].low, both[1].high) == (both.estimate[1], both.low[1], both.high[1])
+        assert both[1].low < both[1].estimate < both[1].high
         difference = bootstrap(lambda rows: x[rows].mean() - x[rows].mean(), np.arange(15), resamples=100)
         assert difference.high - difference.low == 0
 
@@ -117,8 +119,9 @@ class TestBootstrap:
         assert np.isnan([found[1].low, found[1].high]).all()
         assert found[1].estimate == x.mean()
 
-    def test_statistic_missing_in_the_whole_sample_has_no_interval(self):
-        found = bootstrap(lambda rows: np.nan if len(np.unique(rows)) == 9 else 1.0, np.arange(9), resamples=50)
+    @pytest.mark.parametrize("n", [9, 60])
+    def test_statistic_missing_in_the_whole_sample_has_no_interval(self, n: int):
+        found = bootstrap(lambda rows: np.nan if len(np.unique(rows)) == n else 1.0, np.arange(n), resamples=50)
         assert np.isnan([found.estimate, found.low, found.high]).all()
 
     def test_no_rows(self):
