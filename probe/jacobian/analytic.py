@@ -163,7 +163,7 @@ def primal_point(context: Context, layer: int, standard: StandardBlock) -> Prima
 
 
 def update_jacobian(
-    standard: StandardBlock, primal: Primal, rows: slice, part: str, *, detached: bool
+    standard: StandardBlock, primal: Primal, rows: slice, part: str, *, detached: bool, symmetrised_ov: bool = False
 ) -> Float[Tensor, "n d d"]:
     """K = J − I of a part of a standard block.
 
@@ -173,11 +173,13 @@ def update_jacobian(
         rows: which of its positions.
         part: the block, its attention or its MLP.
         detached: norms' variances, attention's probabilities and gates are held fixed.
+        symmetrised_ov: each head's W_O W_V is replaced by its symmetric part.
 
     Returns:
         The matrices.
     """
-    attention = None if part == "mlp" else _attention(standard, primal, rows, detached=detached)
+    ways = {"detached": detached, "symmetrised_ov": symmetrised_ov}
+    attention = None if part == "mlp" else _attention(standard, primal, rows, **ways)
     if part == "attention":
         assert attention is not None
         return attention
@@ -214,7 +216,9 @@ def _between_norms(
     return matrix if inner is None else inner.after(matrix)
 
 
-def _attention(standard: StandardBlock, primal: Primal, rows: slice, *, detached: bool) -> Float[Tensor, "n d d"]:
+def _attention(
+    standard: StandardBlock, primal: Primal, rows: slice, *, detached: bool, symmetrised_ov: bool
+) -> Float[Tensor, "n d d"]:
     """N_o' W_O [diag_h(M_h R) W_Q' + u_h w_hᵀ W_K' + p_h W_V] N_a', W' being behind a norm of the queries or keys."""
     form, point = standard.form, primal.attention
     own = _by_position(point.live.diagonal(dim1=-2, dim2=-1)[..., None])[rows]  # (n, g, r, 1)
@@ -237,6 +241,9 @@ def _attention(standard: StandardBlock, primal: Primal, rows: slice, *, detached
         mixed += value.flatten(1, 2)
         mixed.flatten(0, 1).baddbmm_(surprise.reshape(-1, surprise.shape[-1], 1), along.reshape(-1, 1, along.shape[-1]))
     written = torch.matmul(standard.output, mixed.flatten(1, 2))
+    if symmetrised_ov:
+        carried = torch.matmul(standard.output, value.flatten(1, 2).flatten(1, 2))  # Σ_h p_h W_O W_V
+        written = written + (carried.mT - carried) / 2
     return _between_norms(standard, primal, rows, written, form.attention_norm, form.attention_out_norm, detached)
 
 

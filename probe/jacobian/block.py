@@ -257,7 +257,12 @@ def _composed(recorded: replay.Context, layer: int, options: Options) -> Tensor:
         into = found[windows, chosen]
         for start in range(0, piece.positions.numel(), size):
             part_of = analytic.update_jacobian(
-                standard, primal, slice(start, start + size), options.part, detached=options.context == "detached"
+                standard,
+                primal,
+                slice(start, start + size),
+                options.part,
+                detached=options.context == "detached",
+                symmetrised_ov=options.symmetrised_ov,
             )
             for index, matrix in enumerate(part_of, start):
                 into[index // into.shape[1], index % into.shape[1]] = matrix

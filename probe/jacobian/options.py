@@ -28,7 +28,12 @@ MEMORY = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of `probe.block_jacobian`, where each is described."""
+    """The options of `probe.block_jacobian`, where each is described, and one intervention.
+
+    Attributes:
+        symmetrised_ov: every head's W_O W_V, as it acts on the position itself, replaced by its symmetric part; the
+            method is then "analytic".
+    """
 
     context: str = "sequence"
     part: str = "block"
@@ -37,6 +42,7 @@ class Options:
     chunk: int | None = None
     memory: int = MEMORY
     dtype: torch.dtype = torch.float32
+    symmetrised_ov: bool = False
 
     def resolved(self, model: LanguageModel) -> str:
         """Check the options against a model.
@@ -73,6 +79,11 @@ class Options:
             raise InputError(
                 f'method="analytic" and context="detached" need a standard block of {", ".join(FORMS)}; {model.name} '
                 f'is {model.architecture}: use method="auto" and another context'
+            )
+        if self.symmetrised_ov and (self.method not in ("auto", "analytic") or not is_standard(model)):
+            raise InputError(
+                'symmetrised_ov needs a standard block that is composed of its matrices, method="analytic": got '
+                f"{self.method!r} for {model.name} ({model.architecture}); leave it out"
             )
         if self.method != "auto":
             return self.method

@@ -14,6 +14,7 @@ from probe.analyses.dynamics.config import Config
 from probe.command import print_plan
 from probe.engine import Plan, StagePlan
 from probe.errors import InputError
+from probe.jacobian import Options
 from probe.report import Result
 from probe.runs import open_run
 
@@ -43,6 +44,7 @@ def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: 
     """See `probe.analyses.dynamics.run`."""
     _check(config)
     model = subjects.model_of(config)
+    _options(config).resolved(model)  # refuses before any work what the model's blocks do not have
     units = work.units(config)
     fingerprint = subjects.fingerprint(model, work.windows_of(config))
     with open_run("dynamics", config, fingerprint, out=out, fresh=fresh) as opened:
@@ -116,9 +118,16 @@ def _schur_seconds(width: int) -> float:
     return (time.perf_counter() - start) * (width / size) ** 3
 
 
+def _options(config: Config) -> Options:
+    """How Jacobians are computed."""
+    return Options(context=config.context, method=config.method, symmetrised_ov=config.symmetrised_ov)
+
+
 def _check(config: Config) -> None:
     """Refuses options that contradict each other, before any work is done."""
     least = {"windows": 1, "positions_per_window": 1, "control_windows": 1, "draws": 1, "grid": 2, "perturb_layers": 1}
+    if config.symmetrised_ov and not config.interventions:
+        raise InputError("--symmetrised-ov is an intervention, but got --no-interventions too: leave one of them out")
     least |= dict.fromkeys(("init_seeds", "shuffled_seeds", "order_windows", "eigenvector_windows", "kreiss_layers"), 0)
     for option, bound in least.items():
         if getattr(config, option) < bound:

@@ -12,12 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import matrix_norm
 
-from probe import spectra
+from probe import replay, spectra
 from probe.analyses.dynamics import work
 from probe.analyses.dynamics.config import Config
 from probe.engine import Unit
+from probe.jacobian import Options, recorded_jacobian
 from probe.runs import Run
-from probe.subjects import layers_of
+from probe.subjects import layers_of, model_of
 
 NULLS = {
     "norm_matched": "updates replaced by Gaussian ones of the same ‖K‖",
@@ -89,6 +90,8 @@ def products_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
             fraction = spectra.antisymmetric_fraction(changed - _identity(J))
             antisymmetric.setdefault(null, []).append(fraction.mean(dim=0))
     found["shuffled_depth"] = _shuffled_depth(J, config.draws, generator)
+    if config.symmetrised_ov:
+        found["symmetrised_ov"], antisymmetric["symmetrised_ov"] = _symmetrised_ov(config, window)
     arrays = {"coupling": spectra.block_coupling(J - _identity(J), min(COUPLING, J.shape[-1]))}
     for null, product in found.items():
         arrays[f"participation_ratio.{null}"], arrays[f"effective_rank.{null}"] = product.spectrum()
@@ -130,6 +133,20 @@ def _shuffled_depth(J: Float[Tensor, "layer d d"], draws: int, generator: torch.
     for step in range(len(J)):
         product.step(J[orders[:, step]])
     return product
+
+
+def _symmetrised_ov(config: Config, window: int) -> tuple[Product, list[Tensor]]:
+    """The product, and the antisymmetric fraction of every block's K, with each head's W_O W_V symmetrised."""
+    rows = slice(window, window + 1)
+    context = replay.record(model_of(config), work.windows_of(config).tokens[rows], work.positions_of(config)[rows, :1])
+    context = context.alone() if config.context == "alone" else context
+    options = Options(context=config.context, symmetrised_ov=True, memory=work.JACOBIAN_MEMORY)
+    product, fractions = Product(work.width_of(config)), []
+    for layer in range(model_of(config).n_layers):
+        J = recorded_jacobian(context, layer, options)[0].double().cpu()  # one position: one draw
+        product.step(J)
+        fractions.append(spectra.antisymmetric_fraction(J - _identity(J)))
+    return product, fractions
 
 
 def _identity(J: Float[Tensor, "*batch d d"]) -> Float[Tensor, "d d"]:
