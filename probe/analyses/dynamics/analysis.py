@@ -28,6 +28,7 @@ STAGES = {
     "perturb": perturb.perturb_unit,
     "pseudospectra": work.pseudospectra_unit,
 }
+LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 DESCRIPTIONS = {
     "scores": "every block of the model",
     "controls": "token alone, fresh and shuffled",
@@ -103,7 +104,9 @@ def plan(config: Config) -> Plan:
     }
     weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
     return Plan([
-        StagePlan(stage, len(units[stage]), seconds[stage] if units[stage] else 0.0, int(weights + memory[stage]))
+        StagePlan(
+            stage, len(units[stage]), seconds[stage] if units[stage] else 0.0, int(LIBRARIES + weights + memory[stage])
+        )
         for stage in STAGES
     ])
 
