@@ -23,7 +23,8 @@ demo: $(INSTALLED) ## the layer updates of the default model on the sample text,
 	    --neighbours 128 --rank 32 --replacement one --draws 1 --no-sweep --no-floor --fit-windows 128 --out runs/demo
 
 test: $(INSTALLED) chromium ## all tests but the long studies
-	$(PYTHON) -m pytest
+	# a test a core: their small matrices gain nothing from threads
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist worksteal
 
 .PHONY: chromium
 chromium: # the report page is tested in a real browser
