@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from sklearn.covariance import LedoitWolf
 
 import probe
 from probe import graphs
@@ -32,6 +33,14 @@ def states(tokens: int, units: int, seed: int = 0) -> Float[np.ndarray, "token u
     """States with some correlation of every size and sign."""
     generator = np.random.default_rng(seed)
     return generator.standard_normal((tokens, units)) @ generator.standard_normal((units, units))
+
+
+def partitions_of(n: int) -> list[Int[np.ndarray, " node"]]:
+    """All partitions of n nodes."""
+    found = [[0]]
+    for _ in range(n - 1):
+        found = [[*labels, c] for labels in found for c in range(max(labels) + 2)]
+    return [np.asarray(labels) for labels in found]
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -72,6 +81,15 @@ class TestBuilding:
         assert r[0, 2] > 0.5
         assert abs(partial[0, 2]) < 0.05
         assert partial[0, 1] > 0.4
+
+    @pytest.mark.parametrize("tokens", [15, 60])
+    def test_the_precision_is_that_of_scikit_learns_shrinkage(self, tokens: int) -> None:
+        x = states(tokens, 20)
+        standard = (x - x.mean(0)) / x.std(0)
+        P = LedoitWolf(assume_centered=True).fit(standard).precision_
+        expected = -P / np.sqrt(np.outer(np.diag(P), np.diag(P))) + np.eye(20)
+        found = dense(graphs.correlation_graph(x, kind="partial", density=1.0))
+        np.testing.assert_allclose(found - np.diag(np.diag(found)), expected - np.diag(np.diag(expected)), atol=1e-9)
 
     def test_partial_correlation_of_fewer_tokens_than_units_exists(self) -> None:
         x = planted_states(np.arange(120) % 4, 60, noise=0.3)
@@ -239,6 +257,33 @@ class TestCommunities:
         foes = planted_graph(labels, 0.0, 0.4, weight=-1.0, seed=1)
         both = graphs.from_matrix(dense(graph) + dense(foes))
         assert ami(graphs.communities(both, method="spectral", n_communities=2, seeds=3).labels, labels) == 1.0
+
+    def test_spectral_clustering_is_not_drawn_to_heavy_weights(self) -> None:
+        # The noise of the heavy community has larger eigenvalues than the other communities themselves.
+        labels = np.arange(90) % 3
+        graph = planted_graph(labels, 0.5, 0.02)
+        heavy = graph.with_weights(np.where((labels[graph.edges] == 0).any(axis=1), 20.0, 1.0))
+        assert ami(graphs.communities(heavy, method="spectral", n_communities=3, seeds=3).labels, labels) > 0.9
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"signs": "layers"},
+            {"signs": "merged"},
+            {"objective": "modularity", "signs": "merged"},
+            {"method": "louvain"},
+        ],
+        ids=str,
+    )
+    def test_the_best_run_is_the_best_of_all_partitions(self, options: dict[str, str]) -> None:
+        algorithm = Algorithm(**options)
+        every = partitions_of(7)
+        for seed in range(6):
+            graph = random_graph(7, 0.7, seed=seed)
+            best = max(algorithm.quality(graph, labels, 0.7) for labels in every)
+            runs = [algorithm.quality(graph, algorithm.run(graph, 0.7, run), 0.7) for run in range(15)]
+            assert max(runs) == pytest.approx(best, rel=1e-12), seed
 
     def test_relabelling_the_units_changes_nothing(self) -> None:
         x = planted_states(EIGHT, 800, noise=1.5)

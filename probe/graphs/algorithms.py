@@ -7,6 +7,9 @@ Objectives, of edge weights w with signs, resolution γ, and δ = 1 inside a com
 - ``modularity``: ``Σ_{i<j}`` of positive weights against their configuration model less the same of negative ones
   (Gómez, Jensen & Arenas, arXiv 0812.3030); γ multiplies both models and is 1 for Newman's modularity.
 
+Leiden moves a node only to communities that it has an edge to. Under signed modularity two nodes without an edge can
+belong together (each is less hostile than chance), and then the best partition is out of its reach.
+
 Signs: ``signed`` as written, ``layers`` the same as a two-layer multiplex with layer weights (1, −1), ``merged`` with
 ``|w|`` for w, which loses opposed communities.
 """
