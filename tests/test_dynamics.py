@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -15,10 +16,20 @@ import xarray as xr
 import probe
 from probe import InputError, spectra
 from probe.analyses import dynamics
-from probe.analyses.dynamics import dataset, means, nulls, perturb, work
+from probe.analyses.dynamics import claims, dataset, means, nulls, perturb, work
+from probe.plots import style
 from probe.text import Windows
 from tests.test_tokenwise import _text
 from tests.tiny import LAYERS, WIDTH, tiny_module, tiny_tokenizer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    """Intervals are tested where they are made; here they would take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(claims, "claims", functools.partial(claims.claims, resamples=20))
+        patch.setattr(style, "RESAMPLES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -405,12 +416,12 @@ def test_the_run_directory_keeps_the_contract(result):
     assert result.write_report() == directory / "report.html"
     opened = xr.open_dataset(directory / "results.nc", engine="h5netcdf")
     assert json.loads(opened.attrs["provenance"])["config"]["windows"] == SMALL["windows"]
-    claims = json.loads((directory / "claims.json").read_text())
-    assert [claim["id"] for claim in claims] == [
+    judged = json.loads((directory / "claims.json").read_text())
+    assert [claim["id"] for claim in judged] == [
         f"dynamics.{row}"
         for row in ("gradient", "late_symmetric", "bottleneck", "learned", "nonnormal_origin", "linear_holds")
     ]
-    assert {claim["verdict"] for claim in claims} == {"inconclusive"}  # three documents
+    assert {claim["verdict"] for claim in judged} == {"inconclusive"}  # three documents
     drawn = {path.stem for path in (directory / "figures").glob("*.png")}
     assert {"depth", "clouds", "bottleneck", "perturbation", "pseudospectra", "coupling"} <= drawn
     assert not (directory / "units" / "matrices").exists()
