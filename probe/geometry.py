@@ -248,7 +248,8 @@ def haar_frame(
     """
     normal = torch.randn(d, k, generator=generator, dtype=dtype, device=generator.device)
     q, r = torch.linalg.qr(normal)
-    return q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(dtype)
+    frame: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(dtype)
+    return frame
 
 
 def covariance_matched(
