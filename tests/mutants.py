@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.mutants_dynamics import DYNAMICS
+from tests.mutants_jacobian import JACOBIAN
 from tests.mutants_spectra import SPECTRA
 
 
@@ -487,5 +488,15 @@ TOKENWISE_CLAIMS = _mutants(
 
 SPECTRA_MUTANTS = [mutant for file, groups in SPECTRA.items() for mutant in _mutants(file, *groups)]
 DYNAMICS_MUTANTS = [mutant for file, groups in DYNAMICS.items() for mutant in _mutants(file, *groups)]
+JACOBIAN_MUTANTS = [mutant for file, groups in JACOBIAN.items() for mutant in _mutants(file, *groups)]
 
-MUTANTS = [*GEOMETRY, *MAPS, *INFERENCE, *CLAIMS, *TOKENWISE_CLAIMS, *DYNAMICS_MUTANTS, *SPECTRA_MUTANTS]
+MUTANTS = [
+    *GEOMETRY,
+    *MAPS,
+    *INFERENCE,
+    *CLAIMS,
+    *TOKENWISE_CLAIMS,
+    *DYNAMICS_MUTANTS,
+    *JACOBIAN_MUTANTS,
+    *SPECTRA_MUTANTS,
+]

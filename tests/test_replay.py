@@ -193,3 +193,68 @@ def test_the_model_is_left_as_it_was(architecture):
     assert model.module.config._attn_implementation == implementation
     assert all(torch.equal(before[name], value) for name, value in model.module.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.module.modules())
+
+
+@pytest.mark.parametrize("architecture", [name for name in CONFIGURATIONS if "mamba" not in name])
+def test_linearised_attention_has_the_value_of_the_replay(architecture):
+    model, tokens = tiny_model(architecture), _tokens()
+    context = replay.record(model, tokens, POSITIONS)
+    copy = replay.working_copy(model.blocks[2], torch.float32, replay.LINEARISED)
+    states = _pushed(context.state(2))
+    primals = []
+    with torch.no_grad():
+        found = context.linearised(2, states, copy, primals)
+        assert_same(found, context.replay(2, states[:, None])[:, 0])
+    (primal,) = primals
+    own = primal.live.diagonal(dim1=-2, dim2=-1)
+    assert_same(torch.diag_embed(own), primal.live)  # chosen positions do not see each other
+    assert_same(own[0, ..., 0], torch.ones_like(own[0, ..., 0]))  # position 0 has itself alone
+
+
+def test_linearised_attention_has_the_derivative_of_the_replay():
+    model, tokens = tiny_model("gemma3"), _tokens()
+    context = replay.record(model, tokens, POSITIONS)
+    copy = replay.working_copy(model.blocks[2], torch.float32, replay.LINEARISED)
+    states, direction = context.state(2), _pushed(torch.zeros_like(context.state(2)) + torch.eye(3, 32))
+    gradients = []
+    for run in (
+        lambda x: context.linearised(2, x, copy),
+        lambda x: context.replay(2, x[:, None])[:, 0],
+    ):
+        point = states.clone().requires_grad_()
+        gradients.append(torch.autograd.grad((run(point) * direction).sum(), point)[0])
+    assert_same(gradients[0], gradients[1])
+
+
+@every_architecture
+def test_a_context_alone_replays_as_one_token_inputs(architecture):
+    model, tokens = tiny_model(architecture), _tokens()
+    alone = replay.record(model, tokens, POSITIONS).alone()
+    states = alone.state(2)
+    assert states.shape == (POSITIONS.numel(), 1, model.d_model)
+    with torch.no_grad():
+        found = alone.replay(2, states[:, None])[:, 0, 0]
+    assert_same(found, replay.alone(model, 2, states[:, 0]))
+
+
+def test_a_working_copy_shares_weights_and_keeps_hooks_to_itself():
+    model = tiny_model("llama")
+    block, calls = model.blocks[1].train(), []
+    handle = block.mlp.register_forward_hook(lambda *_: calls.append("user"))
+    copy = replay.working_copy(block, torch.float32, replay.LINEARISED)
+    copy.mlp.register_forward_hook(lambda *_: calls.append("copy"))
+    block.mlp(torch.zeros(1, 1, 32))
+    assert calls == ["user"]
+    copy.mlp(torch.zeros(1, 1, 32))
+    assert calls == ["user", "user", "copy"]
+    handle.remove()
+    for one, other in zip(block.parameters(), copy.parameters(), strict=True):
+        assert one.data_ptr() == other.data_ptr()
+        assert one.requires_grad != other.requires_grad
+    assert block.training
+    assert not any(part.training for part in copy.modules())
+    assert model.module.config._attn_implementation != replay.LINEARISED
+    assert copy.self_attn.config._attn_implementation == replay.LINEARISED
+    assert {p.dtype for p in replay.working_copy(block, torch.float64).parameters()} == {torch.float64}
+    rest = replay.working_copy(model.module, torch.float64, without=model.module.model.layers)
+    assert not list(rest.model.layers.parameters())

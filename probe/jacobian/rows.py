@@ -150,9 +150,8 @@ def sequence_jacobian(
 
     def of_state(state: Tensor) -> Tensor:
         changed = torch.cat([before, state[None, None], after], dim=1)
-        return part.leaving(changed, lambda x: context.block_on_sequences(layer, x, windows, part.block))[
-            0, out_position
-        ]
+        left = part.leaving(changed, lambda x: context.block_on_sequences(layer, x, windows, part.block))
+        return left[0, out_position]
 
     with sdpa_kernel(SDPBackend.MATH):
         jacobian = torch.func.jacrev(of_state, chunk_size=chunk)(sequence[0, in_position])
