@@ -423,7 +423,7 @@ def test_the_run_directory_keeps_the_contract(result):
     ]
     assert {claim["verdict"] for claim in judged} == {"inconclusive"}  # three documents
     drawn = {path.stem for path in (directory / "figures").glob("*.png")}
-    assert {"depth", "clouds", "bottleneck", "perturbation", "pseudospectra", "coupling"} <= drawn
+    assert {"depth", "clouds", "bottleneck", "perturbation", "linear-range", "pseudospectra", "coupling"} <= drawn
     assert not (directory / "units" / "matrices").exists()
 
 

@@ -20,6 +20,7 @@ from probe.analyses.dynamics.config import Config
 from probe.analyses.dynamics.interactive import clouds
 from probe.plots.depth import NULL_STYLES
 from probe.plots.spectral import LABELS, VARIANT_STYLES, variants
+from probe.plots.style import geometric_mean
 from probe.report import Figure
 
 LINES = "Lines are medians over positions, bands their 95 % intervals, documents resampled; for fresh initialisations "
@@ -49,6 +50,7 @@ def figures(data: xr.Dataset, config: Config) -> list[Figure]:
         _interventions(data),
         _directions(data),
         _perturbation(data, config),
+        _range(data),
         _pseudospectra(data),
         _coupling(data),
         _depth(data, "K", "size", "Size and rank of every block's update", SIZE_SCORES),
@@ -211,24 +213,42 @@ def _perturbation(data: xr.Dataset, config: Config) -> Figure | None:
         plots.shared_legend(figure, columns=3)
         return figure
 
-    def range_by_depth() -> pd.DataFrame:
-        values = data["epsilon_at_tenth"].median("query").mean("direction").transpose("start", "horizon").values
-        table = pd.DataFrame(values, columns=[f"{name} on" for name in data["horizon"].values.tolist()])
-        shown = table.map(lambda value: "–" if np.isnan(value) else f"{value:.3g}")
-        shown.insert(0, "block", data["start"].values)
-        return shown
-
     return Figure(
         "perturbation",
         "Does the product of Jacobians predict the network?",
         "A step of ε times the window's median ‖u‖ before a block, at one position, run on by the real network: "
         "relative error ‖Δ − Cεδ‖/‖Δ‖ and cosine of its change Δ and the linear prediction, medians over positions, "
         f"mean over {data.sizes['start']} blocks. Dotted: the 10 % at which the claim reads ε. The null is 0 error, a "
-        "linear network; at the smallest ε float32 rounding shows. The table: ε at 10 % by block and horizon, mean "
-        f"over directions. {_where(data)}",
+        f"linear network; at the smallest ε float32 rounding shows. {_where(data)}",
         draw,
-        table=range_by_depth,
         alt="Relative error and cosine of the linear prediction against the size of the step.",
+    )
+
+
+def _range(data: xr.Dataset) -> Figure | None:
+    if "epsilon_at_tenth" not in data:
+        return None
+
+    def draw() -> matplotlib.figure.Figure:
+        return _panels([partial(plots.linear_range, data)], height=2.8, legend=True)
+
+    def table() -> pd.DataFrame:
+        typical = geometric_mean(data["epsilon_at_tenth"], "direction").median("query")
+        values = typical.transpose("start", "horizon").values
+        table = pd.DataFrame(values, columns=[f"{name} on" for name in data["horizon"].values.tolist()])
+        shown = table.map(lambda value: "–" if np.isnan(value) else f"{value:.3g}")
+        shown.insert(0, "block", data["start"].values)
+        return shown
+
+    return Figure(
+        "linear-range",
+        "How large a step is the Jacobian good for, through depth?",
+        "ε, in units of the window's median ‖u‖, at which the linear prediction is 10 % off, by the block before which "
+        "the step is made and the number of blocks to the comparison; geometric mean over the directions. "
+        f"Lines are medians over positions, bands their 95 % intervals, documents resampled. {_where(data)}",
+        draw,
+        table=table,
+        alt="Line chart of the size of the step at 10 % error over depth, for several horizons.",
     )
 
 
