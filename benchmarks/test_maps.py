@@ -1,7 +1,7 @@
 """The linear fit against scikit-learn's Ridge, and batched local fits against one SVD after another.
 
 Every linear fit is a fresh process, so that its peak memory is its own: what it needs beyond the data. The local fits
-run on the same queries in one process, and their predictions have to agree.
+run on the same queries in one process. What is compared has to agree: coefficients, predictions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from probe.maps import LinearMap
 who, tokens, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 generator = torch.Generator().manual_seed(0)
 dtype = torch.float64 if who.endswith("64") else torch.float32
-x, y = (torch.randn(tokens, width, generator=generator, dtype=dtype) for _ in range(2))
+x, y = (torch.randn(tokens, width, generator=generator).to(dtype) for _ in range(2))
 def fit(x, y):
     if who.startswith("probe"):
         return LinearMap(ridge=0.01).fit(x, y)
@@ -37,9 +37,11 @@ def fit(x, y):
 fit(x[:700], y[:700])  # loads what is loaded once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
-fit(x, y)
+fitted = fit(x, y)
 seconds = time.perf_counter() - start
-print(json.dumps([seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
+megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+weight = fitted.weight_ if who.startswith("probe") else fitted.coef_
+print(json.dumps([seconds, megabytes, float((weight**2).sum() ** 0.5)]))
 """
 FITS = {"probe": "probe.maps.LinearMap", "ridge32": "Ridge, float32", "ridge64": "Ridge, float64"}
 
@@ -60,11 +62,12 @@ def updates(x: Tensor) -> Tensor:
     return torch.tanh(x @ mix)
 
 
-def linear(who: str, tokens: int) -> tuple[float, float]:
+def linear(who: str, tokens: int) -> tuple[float, float, float]:
+    """Seconds, MiB and the norm of the coefficients."""
     command = [sys.executable, "-c", LINEAR, who, str(tokens), str(WIDTH)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds, megabytes = json.loads(done.stdout.splitlines()[-1])
-    return seconds, megabytes
+    seconds, megabytes, norm = json.loads(done.stdout.splitlines()[-1])
+    return seconds, megabytes, norm
 
 
 def test_a_linear_fit_needs_no_more_memory_as_tokens_grow() -> None:
@@ -72,9 +75,10 @@ def test_a_linear_fit_needs_no_more_memory_as_tokens_grow() -> None:
     memory: dict[tuple[str, int], float] = {}
     for tokens in TOKENS:
         results = {who: linear(who, tokens) for who in FITS}
-        for who, (seconds, megabytes) in results.items():
+        for who, (seconds, megabytes, norm) in results.items():
             memory[who, tokens] = megabytes
             times, mega = seconds / results["probe"][0], megabytes / max(results["probe"][1], 1)
+            assert abs(norm / results["probe"][2] - 1) < 1e-3
             print(f"{FITS[who]:22}{tokens:8}{seconds:9.2f}{times:9.2f}{megabytes:10.0f}{mega:9.2f}")
     most, least = memory["probe", TOKENS[-1]], memory["probe", TOKENS[0]]
     assert most < least + 64
