@@ -124,6 +124,30 @@ def _query_map(
     return found
 
 
+class _Mapped(torch.autograd.Function):
+    """xᵀ A with A constant; for a batch of cotangents one product, where vmap's own rule copies A for each of them."""
+
+    @staticmethod
+    def forward(vectors: Tensor, matrices: Tensor) -> Tensor:
+        return (vectors[..., None, :] @ matrices)[..., 0, :]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (matrices,) = ctx.saved_tensors
+        return _mapped(gradients[0], matrices.mT), None
+
+    @staticmethod
+    def vmap(_info: Any, in_dims: tuple[int, None], vectors: Tensor, matrices: Tensor) -> tuple[Tensor, int]:
+        return vectors.movedim(in_dims[0], -2) @ matrices, vectors.ndim - 2
+
+
+_mapped: Any = _Mapped.apply
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -163,7 +187,7 @@ def _attend(
     if primal.query_map is not None:
         moved = query.unflatten(1, (key.shape[1], -1)) - primal.query
         scores = primal.live * primal.slope * (primal.query @ (key - key.detach())[:, :, None].mT)
-        output = output + (primal.query_map @ moved[..., None])[..., 0]
+        output = output + _mapped(moved, primal.query_map.mT)
         output = output + scores @ primal.value - scores.sum(-1, keepdim=True) * primal.output
     return output.flatten(1, 2).transpose(1, 2).contiguous(), None
 
