@@ -76,13 +76,14 @@ def plan(config: Config) -> Plan:
     score, factor, null = 1.9 * schur, 0.6 * schur, 0.25 * schur
     variants = len(work.variants_of(config)) - 1
     drawn = 3 * config.draws + 3
-    order = min(config.order_windows, few) / max(few, 1)
+    repeated = min(few, config.product_windows)
+    order = min(config.order_windows, repeated) / repeated
     measured = means.measured_windows(config)
     ends = 20 * 8 * width**2 / rate  # of one point of the resolvent: ten steps of Lanczos
     seconds = {
         "scores": n_windows * chosen * (depth * (jacobian + 1.6 * factor) + layers * score / cores),
         "controls": variants * few * (depth * (jacobian + factor) + layers * score / cores),
-        "products": few * depth * (jacobian + (1.2 + 2.4 * order) * schur / cores + drawn * null),
+        "products": repeated * depth * (jacobian + (1.2 + 2.4 * order) * schur / cores + drawn * null),
         "eigenvectors": layers * (jacobian + 3.0 * schur),
         "means": layers * measured * (jacobian + score / cores),
         "mean_products": depth * measured * (jacobian + 6 * product),
@@ -128,7 +129,8 @@ def _options(config: Config) -> Options:
 
 def _check(config: Config) -> None:
     """Refuses options that contradict each other, before any work is done."""
-    least = {"windows": 1, "positions_per_window": 1, "control_windows": 1, "draws": 1, "grid": 2, "perturb_layers": 1}
+    ones = ("windows", "positions_per_window", "control_windows", "product_windows", "draws", "perturb_layers")
+    least = dict.fromkeys(ones, 1) | {"grid": 2}
     if config.symmetrised_ov and not config.interventions:
         raise InputError("--symmetrised-ov is an intervention, but got --no-interventions too: leave one of them out")
     least |= dict.fromkeys(("init_seeds", "shuffled_seeds", "order_windows", "eigenvector_windows", "kreiss_layers"), 0)

@@ -38,6 +38,8 @@ class Config(TextConfig):
     """Windows on which the controls are measured, one position each."""
     interventions: bool = True
     """Products under nulls and interventions: norm-matched random, shuffled depth, Schur family, symmetrised."""
+    product_windows: int = 12
+    """How many of these windows the products are repeated on, which is what costs most."""
     draws: int = 5
     """Draws of each random null of the product."""
     order_windows: int = 4

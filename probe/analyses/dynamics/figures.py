@@ -155,7 +155,7 @@ def _interventions(data: xr.Dataset) -> Figure | None:
         return figure
 
     measured = data["null_participation_ratio"].notnull().any(("draw", "depth")).sum("query")
-    few = int(measured.min())
+    few, many = int(measured.min()), int(measured.max())
     return Figure(
         "interventions",
         "The bottleneck without structured non-normality",
@@ -163,7 +163,7 @@ def _interventions(data: xr.Dataset) -> Figure | None:
         "size of the non-normal part of K and shuffles its entries; schur_normal removes that part and scales to the "
         "same ‖K‖ (which scales the eigenvalues), from the Schur form of K, of Kᵀ and of a rotated K, for it depends "
         f"on their order (the latter two at {few} positions); with its own, smaller ‖K‖ it shows little. The null line "
-        f"(black): random K of the same norm. {LINES} {_where(data)}",
+        f"(black): random K of the same norm. Products at {many} positions. {LINES} {_where(data)}",
         draw,
         alt="Participation ratio of the product over depth under interventions on the update's Jacobian.",
     )

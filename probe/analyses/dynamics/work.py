@@ -100,7 +100,7 @@ def units(config: Config) -> dict[str, list[Unit]]:
     return {
         "scores": batches("model", n_windows, size),
         "controls": [unit for variant in others for unit in batches(variant, few, batch_of(config, 1))],
-        "products": single("products", few) if config.interventions else [],
+        "products": single("products", min(few, config.product_windows)) if config.interventions else [],
         "eigenvectors": single("eigenvectors", config.eigenvector_windows),
         "means": [Unit("means", f"layer-{layer:03d}", {"layer": layer}) for layer in layers] if config.mean else [],
         "mean_products": [Unit("mean_products", "all", {})] if config.mean else [],
