@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.mutants_dynamics import DYNAMICS
+from tests.mutants_graphs import GRAPHS
 from tests.mutants_jacobian import JACOBIAN
 from tests.mutants_spectra import SPECTRA
 
@@ -486,6 +487,7 @@ TOKENWISE_CLAIMS = _mutants(
     ),
 )
 
+GRAPHS_MUTANTS = [mutant for file, groups in GRAPHS.items() for mutant in _mutants(file, *groups)]
 SPECTRA_MUTANTS = [mutant for file, groups in SPECTRA.items() for mutant in _mutants(file, *groups)]
 DYNAMICS_MUTANTS = [mutant for file, groups in DYNAMICS.items() for mutant in _mutants(file, *groups)]
 JACOBIAN_MUTANTS = [mutant for file, groups in JACOBIAN.items() for mutant in _mutants(file, *groups)]
@@ -498,5 +500,6 @@ MUTANTS = [
     *TOKENWISE_CLAIMS,
     *DYNAMICS_MUTANTS,
     *JACOBIAN_MUTANTS,
+    *GRAPHS_MUTANTS,
     *SPECTRA_MUTANTS,
 ]
