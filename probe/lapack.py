@@ -37,7 +37,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -70,6 +70,9 @@ _GPU_FROM: dict[Operation, int] = {
 _GPU_EIG_SINCE = (2, 10)
 # d³ of the work that is worth a task for another thread: about a millisecond.
 _TASK = 2e6
+# The width from which several BLAS threads are let loose on one matrix. Below it they gain little, and where other
+# programs use the cores they wait for each other: ten times as long was seen.
+_THREADS_FROM = 1024
 # One after another: the number of BLAS threads belongs to the whole process.
 _ONE_BLAS_THREAD = threading.Lock()
 _BLAS = ThreadpoolController().select(user_api="blas")
@@ -266,12 +269,13 @@ def _factorised(
 
 
 def _on_cpu(routine: Callable[[Array], Arrays], A: Array, workers: int | None) -> Arrays:
-    """Runs the routine on slices of the batch in threads; in this thread alone where the work is small."""
+    """Runs the routine on slices of the batch in threads, one BLAS thread each; here where the work is small."""
     workers = workers or min(torch.get_num_threads(), _cores())
     size = max(1, round(_TASK / max(1, A.shape[-1]) ** 3))  # matrices a task
     slices = [A[start : start + size] for start in range(0, len(A), size)]
     if workers == 1 or len(slices) < 2:
-        return routine(A)
+        with _single_threaded_blas() if A.shape[-1] < _THREADS_FROM else nullcontext():
+            return routine(A)
     with _single_threaded_blas():
         pool = ThreadPoolExecutor(min(workers, len(slices)), thread_name_prefix="probe-lapack")
         try:
