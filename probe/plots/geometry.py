@@ -51,11 +51,14 @@ def relative_error(
     ax, own = axes_or_new(ax)
     error = data["relative_error"].sel(target=target)
     class_curves(ax, data, "relative_error", lambda name: median_over_documents(data, error.sel(fit=name)), fits)
+    ax.set_yscale("log")
+    limits = ax.get_ylim()  # the classes decide them: in the first blocks the floor lies decades below
     decides = deciding_fit(data)
     if decides in fits_present(data, "floor", fits) and target == "update":
         floor = data["floor"].sel(fit=decides).median("query")
         ax.plot(data["layer"], floor, color=BLACK, lw=1, ls=(0, (1, 1)), label="floor: local, one-token input")
     finish(ax, f"relative error ‖r‖ / {'‖u‖' if target == 'update' else '‖h′‖'}", log=True, legend=own)
+    ax.set_ylim(limits)
     return ax
 
 
