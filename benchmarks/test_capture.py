@@ -1,7 +1,8 @@
 """Capture against the bare forward pass and against TransformerLens's `run_with_cache`, on the default model.
 
-Times are interleaved in one process, so that a change of the machine's load meets all of them; the smallest of the
-rounds counts. Peak memory is what a fresh process for each needs beyond the loaded model.
+Times are interleaved in one process, so that a change of the machine's load meets all of them; the clock is the CPU
+time of one thread, and the smallest of the rounds counts. Peak memory is what a fresh process for each needs beyond
+the loaded model.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ def seconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     with torch.no_grad():
         for _ in range(ROUNDS):
             for name, call in calls.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 call()
-                best[name] = min(best[name], time.perf_counter() - start)
+                best[name] = min(best[name], time.process_time() - start)
     return best
 
 
@@ -99,13 +100,14 @@ def measure_peak(name: str) -> float:
 
 
 def test_capture_costs_little_more_than_the_pass() -> None:
+    torch.set_num_threads(1)
     model = load_model("smollm2-135m-instruct-q4")
     calls = conditions(model, bridge_of(model))
     long = "probe.capture to disk, 4 x the windows"
     times = seconds({name: call for name, call in calls.items() if name != long})
     times[long] = float("nan")
     peaks = {name: peak_megabytes(name) for name in calls}
-    print(f"\n{model.name}, {WINDOWS} windows x {POSITIONS} tokens, float32, {torch.get_num_threads()} threads")
+    print(f"\n{model.name}, {WINDOWS} windows x {POSITIONS} tokens, float32, one thread")
     print(f"{'':40}{'seconds':>9}{'x forward':>11}{'peak MB':>9}")
     for name in calls:
         print(f"{name:40}{times[name]:9.2f}{times[name] / times['forward pass']:11.2f}{peaks[name]:9.0f}")

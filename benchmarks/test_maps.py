@@ -1,12 +1,14 @@
 """The linear fit against scikit-learn's Ridge, and batched local fits against one SVD after another.
 
 Every linear fit is a fresh process, so that its peak memory is its own: what it needs beyond the data. The local fits
-run on the same queries in one process. What is compared has to agree: coefficients, predictions.
+run on the same queries in one process. What is compared has to agree: coefficients, predictions. The clock is the CPU
+time of one thread, so that other programs on the machine count for less.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,21 +26,24 @@ QUERIES, BANK, NEIGHBOURS, RANK = 2_000, 20_000, 256, 64
 LINEAR = """
 import json, resource, sys, time
 import torch
+torch.set_num_threads(1)
 from sklearn.linear_model import Ridge
 from probe.maps import LinearMap
 who, tokens, width = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 generator = torch.Generator().manual_seed(0)
 dtype = torch.float64 if who.endswith("64") else torch.float32
-x, y = (torch.randn(tokens, width, generator=generator).to(dtype) for _ in range(2))
+x, y = (torch.empty(tokens, width, dtype=dtype) for _ in range(2))
+for block in (*x.split(1000), *y.split(1000)):
+    block.copy_(torch.randn(block.shape, generator=generator))
 def fit(x, y):
     if who.startswith("probe"):
         return LinearMap(ridge=0.01).fit(x, y)
     return Ridge(alpha=0.01 * len(x)).fit(x.numpy(), y.numpy())
 fit(x[:700], y[:700])  # loads what is loaded once
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.perf_counter()
+start = time.process_time()
 fitted = fit(x, y)
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 weight = fitted.weight_ if who.startswith("probe") else fitted.coef_
 print(json.dumps([seconds, megabytes, float((weight**2).sum() ** 0.5)]))
@@ -65,7 +70,9 @@ def updates(x: Tensor) -> Tensor:
 def linear(who: str, tokens: int) -> tuple[float, float, float]:
     """Seconds, MiB and the norm of the coefficients."""
     command = [sys.executable, "-c", LINEAR, who, str(tokens), str(WIDTH)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    # what is freed goes back at once, so that the peak is what is held and not how the heap has broken up
+    settings = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | settings)
     seconds, megabytes, norm = json.loads(done.stdout.splitlines()[-1])
     return seconds, megabytes, norm
 
@@ -81,7 +88,7 @@ def test_a_linear_fit_needs_no_more_memory_as_tokens_grow() -> None:
             assert abs(norm / results["probe"][2] - 1) < 1e-3
             print(f"{FITS[who]:22}{tokens:8}{seconds:9.2f}{times:9.2f}{megabytes:10.0f}{mega:9.2f}")
     most, least = memory["probe", TOKENS[-1]], memory["probe", TOKENS[0]]
-    assert most < least + 64
+    assert most < 1.1 * least
     assert most < memory["ridge64", TOKENS[-1]]
 
 
@@ -110,19 +117,20 @@ def naive(bank: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
 
 
 def test_local_fits_in_batches_against_a_loop() -> None:
+    torch.set_num_threads(1)
     bank = states(BANK, 0)
     targets = updates(bank)
     queries = states(QUERIES, 1)
     fit = LocalMap(neighbours=NEIGHBOURS, rank=RANK).fit(bank, targets)
     few = queries[:40]
     fit.predict(few)
-    start = time.perf_counter()
+    start = time.process_time()
     batched = fit.predict(few)
-    middle = time.perf_counter()
+    middle = time.process_time()
     looped = naive(bank, targets, few)
-    end = time.perf_counter()
+    end = time.process_time()
     fit.predict(queries)
-    whole = time.perf_counter() - end
+    whole = time.process_time() - end
     print(f"\n{'':26}{'queries':>8}{'seconds':>9}{'ms a query':>12}{'x probe':>9}")
     for name, count, seconds in (
         ("probe.maps.LocalMap", len(few), middle - start),
