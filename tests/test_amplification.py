@@ -262,6 +262,10 @@ def test_sets_that_are_all_alike_have_no_score() -> None:
     z = amp.z_scores(2 * torch.eye(6), torch.tensor([0, 0, 0, 1, 1, 1]), torch.Generator().manual_seed(0), draws=5)
     assert z.gain.isnan().all()
     assert z.numerical_abscissa.isnan().all()
+    turn = torch.linalg.qr(draw(6, 6)).Q  # columns of length 1, but for rounding
+    z = amp.z_scores(turn, torch.tensor([0, 0, 0, 1, 1, 1]), torch.Generator().manual_seed(0), draws=5)
+    assert z.gain.isnan().all()
+    assert not z.self_gain.isnan().any()
 
 
 def test_random_subspaces_have_the_mean_of_all() -> None:
