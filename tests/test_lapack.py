@@ -208,6 +208,7 @@ def test_the_number_of_workers_is_torch_s_unless_it_is_given(monkeypatch: pytest
     assert started == [3, 2, 2]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_workers_and_restores_the_limits() -> None:
     done: list[int] = []
 
