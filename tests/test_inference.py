@@ -355,6 +355,12 @@ class TestSpearman:
         a, b = normal(2, 20)
         assert np.isnan(partial_spearman(a, b, [np.exp(a)]))
         assert np.isnan(partial_spearman(a[:2], b[:2], [b[:2]]))
+        assert np.isnan(partial_spearman(a[:2], b[:2], [np.ones(2)])), "two rows are always on a line"
+
+    def test_partial_takes_what_rounding_leaves_for_nothing(self):
+        a, b, c, d = normal(4, 50, 20)
+        for explained in ((a, b), (b, a)):
+            assert np.isnan(partial_spearman(*explained, [c, np.exp(a), d])).all()
 
     def test_fisher_mean(self):
         rho = np.array([[0.2, 0.9], [0.5, 0.5]])
