@@ -14,6 +14,8 @@ from probe.errors import InputError
 Labels = Int[np.ndarray, " node"]
 Partitions = Int[np.ndarray, "run node"]
 
+# Runs of Leiden on the co-assignment graph, of which the best counts: where runs disagree, one can be stuck.
+RESTARTS = 5
 # Rows of the co-assignment matrix held at a time.
 ROWS = 1024
 
@@ -136,16 +138,19 @@ def consensus(partitions: Partitions, seed: int = 0) -> Labels:
     ]).tocsr()
     i, j, share = _often_together(members, len(runs))
     graph = igraph.Graph(n=len(size), edges=np.stack([i, j], axis=1))
-    partition = leidenalg.CPMVertexPartition(
-        graph,
-        weights=(share * size[i] * size[j]).tolist(),
-        node_sizes=size.tolist(),
-        resolution_parameter=0.5,
-    )
-    optimiser = leidenalg.Optimiser()
-    optimiser.set_rng_seed(seed)
-    optimiser.optimise_partition(partition, n_iterations=-1)
-    return canonical_labels(np.asarray(partition.membership)[atom])
+    found = []
+    for restart in range(RESTARTS):
+        partition = leidenalg.CPMVertexPartition(
+            graph,
+            weights=(share * size[i] * size[j]).tolist(),
+            node_sizes=size.tolist(),
+            resolution_parameter=0.5,
+        )
+        optimiser = leidenalg.Optimiser()
+        optimiser.set_rng_seed(seed + restart)
+        optimiser.optimise_partition(partition, n_iterations=-1)
+        found.append((partition.quality(), -restart, partition.membership))
+    return canonical_labels(np.asarray(max(found)[-1])[atom])
 
 
 def _often_together(
