@@ -81,6 +81,21 @@ class Table(Generic[L]):
         except AbsentError:
             return None
 
+    def measured(self, values: Floats) -> Table[L]:
+        """The same run, of its scored tokens those alone at which something was measured.
+
+        What costs much is measured on fewer tokens than the rest: an interval must count the documents it rests on,
+        and a contrast compares the same tokens.
+
+        Args:
+            values: (..., query), NaN where it was not measured.
+
+        Returns:
+            A table of the tokens at which some value is finite.
+        """
+        finite = np.isfinite(values).reshape(-1, values.shape[-1]).any(axis=0)
+        return replace(self, data=self.data.isel(query=np.flatnonzero(finite)))
+
     def intervals(self, statistic: Callable[[Weights], Mapping[str, float]]) -> dict[str, Interval]:
         """Intervals of several named statistics from the same resamples of documents."""
         n = len(self.documents)
@@ -193,7 +208,6 @@ def claim_of(table: Table[Any], row: Row) -> Claim:
         The claim.
     """
     n_documents = len(np.unique(table.documents))
-    documents = enough_units(n_documents, table.thresholds.threshold_documents, "documents")
     try:
         found = row.compute(table)
     except AbsentError as absent:
@@ -201,6 +215,9 @@ def claim_of(table: Table[Any], row: Row) -> Claim:
         nothing = Interval(float("nan"), float("nan"), float("nan"), n_documents, "none")
         evidence = Evidence([Criterion("θ", nothing, bound)], preconditions=[Condition(False, str(absent))])
         found = Finding(evidence, "not computed", {})
+    deciding = [one.interval for one in (*found.evidence.parts, *found.evidence.contrasts) if one.interval is not None]
+    fewest = min([n_documents, *(interval.n_units for interval in deciding)])
+    documents = enough_units(fewest, table.thresholds.threshold_documents, "documents")
     evidence = replace(found.evidence, preconditions=[*found.evidence.preconditions, documents])
     return decide(
         row.sentence, evidence, statistic=found.statistic, unit=found.unit, null=found.null, shown=found.shown

@@ -13,7 +13,7 @@ from probe.analyses.dynamics.claims import ROWS, claims
 from probe.analyses.dynamics.thresholds import Thresholds
 from probe.claims import Claim
 from probe.table import Table, claim_of
-from tests.dynamics import DOCUMENTS, LAYERS, NULL_WHOLE, WHOLE, WIDTH, dataset
+from tests.dynamics import CHOSEN, DOCUMENTS, LAYERS, NULL_WHOLE, WHOLE, WIDTH, dataset
 
 CLAIMS = ("gradient", "late_symmetric", "bottleneck", "learned", "nonnormal_origin", "linear_holds")
 
@@ -292,6 +292,42 @@ def test_eleven_documents_decide_nothing(row: str):
     claim = judged(dataset(documents=11), row)
     assert claim.verdict == "inconclusive"
     assert "only 11 documents: 12 are needed" in claim.reason
+
+
+class TestFewerDocumentsThanTheRun:
+    """What costs much is measured in some windows only: the documents of these are what a claim rests on."""
+
+    def test_the_documents_with_the_control_are_counted(self):
+        data = dataset()
+        data["null_participation_ratio"][..., 12 * CHOSEN :] = np.nan
+        claim = judged(data, "nonnormal_origin")
+        assert (claim.verdict, claim.n_units) == ("supported", 12)
+        assert judged(data, "bottleneck").n_units == DOCUMENTS
+
+    @pytest.mark.parametrize("row", ["bottleneck", "nonnormal_origin"])
+    def test_products_in_eleven_documents_decide_nothing(self, row: str):
+        data = dataset()
+        data["null_participation_ratio"][..., 11 * CHOSEN :] = np.nan
+        claim = judged(data, row)
+        assert (claim.verdict, claim.reason) == ("inconclusive", "only 11 documents: 12 are needed for a verdict")
+
+    @pytest.mark.parametrize("row", ["late_symmetric", "bottleneck", "learned"])
+    def test_fresh_weights_in_eleven_documents_decide_nothing(self, row: str):
+        data = dataset()
+        fresh = [str(name).startswith("init-") for name in data["variant"].values]
+        for variable in ("antisymmetric_fraction", "henrici_departure", "product_participation_ratio"):
+            data[variable].values[fresh, ..., 11 * CHOSEN :] = np.nan
+        claim = judged(data, row)
+        assert (claim.verdict, claim.reason) == ("inconclusive", "only 11 documents: 12 are needed for a verdict")
+
+    def test_a_contrast_compares_the_tokens_of_the_control(self):
+        """The model's other positions are no part of a contrast with controls that were not measured there."""
+        data = dataset()
+        other = np.arange(data.sizes["query"]) % CHOSEN == 1
+        at(data, "antisymmetric_fraction", variant="model", matrix="K")[:, other] = 0.0
+        claim = judged(data, "late_symmetric")
+        contrast = next(c for c in claim.controls if c["role"] == "deciding contrast")
+        assert contrast["estimate"] == pytest.approx(np.linspace(0.65, 0.1, LAYERS)[-2:].mean() - 0.7, abs=0.02)
 
 
 @pytest.mark.parametrize(

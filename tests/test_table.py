@@ -68,6 +68,17 @@ def test_one_value_is_resampled_over_documents_alone():
     assert crossed(one, lambda weights: {"x": np.array([typical(weights)])})["x"] == alone
 
 
+def test_a_table_of_what_was_measured_counts_its_documents():
+    values = np.random.default_rng(0).normal(size=(2, 30))
+    control = np.where(np.arange(30) < 18, values[None], np.nan)
+    control[0, 0] = np.nan  # one layer is enough
+    part = table(values, np.arange(30) // 2).measured(control)
+    assert part.documents.tolist() == (np.arange(18) // 2).tolist()
+    np.testing.assert_array_equal(part.get("score"), values[:, :18])
+    typical = Typical(part.get("score"))
+    assert part.intervals(lambda weights: {"x": typical(weights)})["x"].n_units == 9
+
+
 class TestRows:
     row = Row(
         Sentence("a.b", "It is so.", "here"),

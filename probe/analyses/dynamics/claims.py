@@ -1,16 +1,17 @@
 """The claims on the dynamics of the residual stream (arXiv 2605.14258), computed from a run's Dataset.
 
 Every statistic is recomputed on resampled documents, a claim about depth with its whole curve: the median over
-positions by layer, then the statistic of the curve. Where a control is drawn from seeds, its value is the mean over
-seeds, and `probe.table.crossed` joins the errors over documents and over seeds. "Ends out" leaves out the first and the
-last of the measured blocks, which are often outliers; both are shown by themselves.
+positions by layer, then the statistic of the curve. A contrast rests on the tokens at which the control was measured,
+and the documents of these are counted. Where a control is drawn from seeds, its value is the mean over seeds, and
+`probe.table.crossed` joins the errors over documents and over seeds. "Ends out" leaves out the first and the last of
+the measured blocks, which are often outliers; both are shown by themselves.
 
 Cost: a few seconds a claim at 30 layers, 48 positions and 1,000 resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -106,22 +107,25 @@ def gradient(table: Runs) -> Finding:
 
 def late_symmetric(table: Runs) -> Finding:
     """Antisymmetric fraction of K in the last quarter of the blocks."""
-    curve = Depth(table.get("antisymmetric_fraction", variant="model", matrix="K"))
     layers = len(table.data["layer"])
     late = slice(layers - max(1, layers // 4), layers)
     fresh = _controls(table, "init")
-    control = Depth(_stacked(table, "antisymmetric_fraction", fresh))
+    controlled = table.measured(_stacked(table, "antisymmetric_fraction", fresh))
+    curve, own = (Depth(one.get("antisymmetric_fraction", variant="model", matrix="K")) for one in (table, controlled))
+    control = Depth(_stacked(controlled, "antisymmetric_fraction", fresh))
 
-    def statistic(weights: Weights) -> dict[str, Floats | float]:
+    def statistic(weights: Weights) -> dict[str, float]:
         measured = curve(weights)
-        value = float(measured[late].mean())
-        init = control(weights)[:, late].mean(axis=-1)
-        shown = {"last": float(measured[-1]), "init": float(init.mean())}
+        value = {"θ": float(measured[late].mean()), "last": float(measured[-1])}
         if late.stop - late.start > 1:
-            shown["without last"] = float(measured[late][:-1].mean())
-        return {"θ": value, "Δ": value - init} | shown
+            value["without last"] = float(measured[late][:-1].mean())
+        return value
 
-    found = crossed(table, statistic)
+    def contrast(weights: Weights) -> dict[str, Floats | float]:
+        init = control(weights)[:, late].mean(axis=-1)
+        return {"Δ": float(own(weights)[late].mean()) - init, "init": float(init.mean())}
+
+    found = table.intervals(statistic) | crossed(controlled, contrast)
     shown = {"fresh initialisation": found["init"], "last block by itself": found["last"]}
     if "without last" in found:
         shown["last quarter without the last block"] = found["without last"]
@@ -142,31 +146,26 @@ def late_symmetric(table: Runs) -> Finding:
 def bottleneck(table: Runs) -> Finding:
     """Participation ratio of the product of all blocks' Jacobians, over d."""
     width = float(table.data.attrs["d_model"])
-    ratio = _whole_product(table, "model")
     fresh = _controls(table, "init")
-    parts = {"θ": Typical(ratio / width)}
-    logs = Typical(np.log(ratio))
-    paired = {"Δ norm": Typical(_log_null(table, "norm_matched", ratio))}
-    shuffled = table.find("null_participation_ratio", dims=("draw", "depth", "query"), null="shuffled_depth")
-    shown = (
-        {"shuffled depth": Typical(np.exp(np.log(shuffled[:, -1]).mean(axis=0)) / width)}
-        if shuffled is not None
-        else {}
-    )
-    null = Typical(np.exp(np.log(_null(table, "norm_matched")).mean(axis=0)) / width)
-    init = [Typical(np.log(_whole_product(table, name))) for name in fresh]
+    parts = {"θ": Typical(_whole_product(table, "model") / width)}
     effective = table.find("product_effective_rank", dims=("depth", "query"), variant="model")
     if effective is not None:
-        shown["effective rank of the product, over d"] = Typical(effective[-1] / width)
+        parts["effective rank of the product, over d"] = Typical(effective[-1] / width)
+    controlled = table.measured(np.stack([_whole_product(table, name) for name in fresh]))
+    logs, *init = (Typical(np.log(_whole_product(controlled, name))) for name in ("model", *fresh))
+    repeated = table.measured(_null(table, "norm_matched"))
+    random = _log_null(repeated, "norm_matched")
+    against = {"Δ norm": Typical(np.log(_whole_product(repeated, "model")) - random)}
+    nulls = {"null": Typical(np.exp(random) / width)}
+    if table.find("null_participation_ratio", dims=ALL, null="shuffled_depth") is not None:
+        nulls["shuffled depth"] = Typical(np.exp(_log_null(repeated, "shuffled_depth")) / width)
 
-    def statistic(weights: Weights) -> dict[str, Floats | float]:
-        values: dict[str, Floats | float] = {
-            name: part(weights) for name, part in (parts | paired | {"null": null} | shown).items()
-        }
+    def contrast(weights: Weights) -> dict[str, Floats | float]:
         seeds = np.array([one(weights) for one in init])
-        return values | {"Δ init": logs(weights) - seeds, "init": float(np.exp(seeds.mean()) / width)}
+        return {"Δ init": logs(weights) - seeds, "init": float(np.exp(seeds.mean()) / width)}
 
-    found = crossed(table, statistic)
+    found = table.intervals(_each(parts)) | crossed(controlled, contrast) | repeated.intervals(_each(against | nulls))
+    shown = [name for name in (*nulls, *parts) if name not in {"θ", "null"}]
     return Finding(
         Evidence(
             [Criterion("participation ratio / d", found["θ"], table.thresholds.threshold_bottleneck, "below")],
@@ -188,6 +187,8 @@ def learned(table: Runs) -> Finding:
     fresh, shuffled = _controls(table, "init"), _controls(table, "shuffled")
     if len(table.data["layer"]) < 5:
         raise AbsentError(f"a drop over depth needs five layers or more: this run measured {len(table.data['layer'])}")
+    for control in (*fresh, *shuffled):
+        table = table.measured(_whole_product(table, control))
     curves = {score: Depth(table.get(score, variant="model", matrix="K")) for score in SCORES}
     ratio = Typical(np.log(_whole_product(table, "model")))
     against = {
@@ -248,34 +249,15 @@ INTERVENTIONS = {
 
 def nonnormal_origin(table: Runs) -> Finding:
     """Share of the bottleneck, relative to norm-matched random updates, that a shuffle of the Schur form dissolves."""
-    ratio, random = _whole_product(table, "model"), np.log(_null(table, "norm_matched")).mean(axis=0)
-    excess = {"raw": Typical(random - np.log(ratio))}
+    table = table.measured(_null(table, "norm_matched"))
+    found = table.intervals(_each({"raw": Typical(_excess(table))}))
     for name in INTERVENTIONS:
         if name == "schur_shuffle" or table.find("null_participation_ratio", dims=ALL, null=name) is not None:
-            excess[name] = Typical(random - np.log(_null(table, name)).mean(axis=0))
-    steep = {
-        name: Depth(values)
-        for name in INTERVENTIONS
-        if (values := table.find("null_antisymmetric_fraction", null=name)) is not None
-    }
-
-    def statistic(weights: Weights) -> dict[str, float]:
-        value = {name: part(weights) for name, part in excess.items()}
-        dissolved = {f"dissolved {name}": 1 - value[name] / value["raw"] for name in excess if name != "raw"}
-        trends = {f"ρ {name}": _trend(curve(weights)[1:-1]) for name, curve in steep.items()}
-        return value | dissolved | trends
-
-    found = table.intervals(statistic)
+            found |= _dissolved(table.measured(_null(table, name)), name)
     raw = found["raw"]
     return Finding(
         Evidence(
-            [
-                Criterion(
-                    "1 − B(schur_shuffle)/B",
-                    found["dissolved schur_shuffle"],
-                    table.thresholds.threshold_nonnormal_origin,
-                )
-            ],
+            [Criterion("1 − B(schur_shuffle)/B", found["schur_shuffle"], table.thresholds.threshold_nonnormal_origin)],
             preconditions=[
                 Condition(
                     float(raw.low) > 0,
@@ -289,21 +271,35 @@ def nonnormal_origin(table: Runs) -> Finding:
         "schur_normal it vanishes, and under schur_shuffle it stays, by definition",
         line("B(raw): the bottleneck itself", raw),
         {
-            f"dissolved by {words}": found[f"dissolved {name}"]
+            f"dissolved by {words}": found[name]
             for name, words in INTERVENTIONS.items()
-            if name in excess and name != "schur_shuffle"
+            if name in found and name != "schur_shuffle"
         }
         | {
             f"ρ(layer, antisymmetric fraction of K) under {words}": found[f"ρ {name}"]
             for name, words in INTERVENTIONS.items()
-            if name in steep and np.isfinite(found[f"ρ {name}"].estimate)
+            if f"ρ {name}" in found and np.isfinite(found[f"ρ {name}"].estimate)
         },
     )
+
+
+def _dissolved(table: Runs, name: str) -> dict[str, Interval]:
+    """1 − B(control)/B, and where the updates keep a rotation its trend over depth, at the tokens of the control."""
+    raw, left = Typical(_excess(table)), Typical(_excess(table, name))
+    fraction = table.find("null_antisymmetric_fraction", null=name)
+    curve = None if fraction is None else Depth(fraction)
+
+    def statistic(weights: Weights) -> dict[str, float]:
+        value = {name: 1 - left(weights) / raw(weights)}
+        return value if curve is None else value | {f"ρ {name}": _trend(curve(weights)[1:-1])}
+
+    return table.intervals(statistic)
 
 
 def linear_holds(table: Runs) -> Finding:
     """ε over median ‖u‖ at which the linear prediction is 10 % off, one block on."""
     dims = ("direction", "start", "query")
+    table = table.measured(table.get("epsilon_at_tenth", dims=dims, horizon="1"))
     epsilon = np.log(table.get("epsilon_at_tenth", dims=dims, horizon="1"))
     directions = [str(name) for name in table.data["direction"].values]
     parts = {"θ": Typical(epsilon.mean(axis=0))}
@@ -422,9 +418,20 @@ def _null(table: Runs, name: str) -> Floats:
     return np.asarray(values[np.isfinite(values).any(axis=-1)])
 
 
-def _log_null(table: Runs, name: str, ratio: Floats) -> Floats:
-    """Log participation ratio, measured less mean over draws of the null, position by position."""
-    return np.asarray(np.log(ratio) - np.log(_null(table, name)).mean(axis=0))
+def _log_null(table: Runs, name: str) -> Floats:
+    """Log participation ratio of the whole product under a null, mean over draws, (query,)."""
+    return np.asarray(np.log(_null(table, name)).mean(axis=0))
+
+
+def _excess(table: Runs, null: str | None = None) -> Floats:
+    """B at each position: how far norm-matched random updates leave the product above the model's, or a null's."""
+    own = np.log(_whole_product(table, "model")) if null is None else _log_null(table, null)
+    return np.asarray(_log_null(table, "norm_matched") - own)
+
+
+def _each(parts: Mapping[str, Typical]) -> Callable[[Weights], dict[str, float]]:
+    """The statistic that names each part's value."""
+    return lambda weights: {name: part(weights) for name, part in parts.items()}
 
 
 def _trend(curve: Curve) -> float:
