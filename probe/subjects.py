@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from probe.command import ModelConfig, TextConfig
@@ -56,6 +57,9 @@ def draw_positions(
 ) -> Int[Tensor, "window chosen"]:
     """A seeded draw from each window's counted positions, sorted.
 
+    A window's positions depend on its tokens and the seed alone, whichever windows it is drawn with: analyses that read
+    the same window measure it at the same positions, and can use each other's results.
+
     Args:
         windows: the windows.
         count: positions a window; fewer where a window has fewer.
@@ -72,8 +76,7 @@ def draw_positions(
     counted = windows.counted(skip_first)
     if followed:
         counted[:, -1] = False
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(counted.shape, generator=generator).masked_fill(~counted, -1.0)
+    drawn = torch.stack([_uniform(tokens, seed) for tokens in windows.tokens]).masked_fill(~counted, -1.0)
     chosen = min(count, int(counted.sum(1).min()))
     if chosen < 1:
         raise InputError(
@@ -81,6 +84,12 @@ def draw_positions(
             f"{skip_first} left out has none: pass a smaller --skip-first or a larger --window-length"
         )
     return drawn.topk(chosen, dim=1).indices.sort(dim=1).values
+
+
+def _uniform(tokens: Int64[Tensor, " position"], seed: int) -> Float[Tensor, " position"]:
+    """Uniform numbers drawn from a window's tokens and a seed."""
+    digest = hashlib.sha256(seed.to_bytes(8, "big", signed=True) + tokens.numpy().tobytes()).digest()
+    return torch.rand(len(tokens), generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
 
 
 def fingerprint(model: LanguageModel, windows: Windows) -> dict[str, str]:

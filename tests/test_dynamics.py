@@ -455,6 +455,23 @@ def test_windows_without_a_position_that_counts_are_refused():
         draw_positions(windows, 2, skip_first=1, seed=0)
 
 
+def test_a_windows_positions_do_not_depend_on_the_other_windows():
+    from probe.subjects import draw_positions
+
+    tokens = torch.randint(1, 100, (6, 50), generator=torch.Generator().manual_seed(0))
+
+    def drawn(rows, seed=0):
+        windows = Windows(tokens[rows], torch.arange(6)[rows], ("a",) * 6, frozenset({0}), "text", "0")
+        return draw_positions(windows, 3, skip_first=10, seed=seed)
+
+    whole = drawn(slice(None))
+    assert torch.equal(drawn(slice(3, None)), whole[3:])
+    assert torch.equal(drawn([5, 0]), whole[[5, 0]])
+    assert len(set(map(tuple, whole.tolist()))) == 6
+    assert not torch.equal(drawn(slice(None), seed=1), whole)
+    assert bool((whole >= 10).all() and (whole.diff(dim=1) > 0).all())
+
+
 def test_a_plan_names_every_stage(folder, text):
     plan = dynamics.plan(_config(_saved(folder, "llama"), text))
     units = {stage.name: stage.units for stage in plan.stages}

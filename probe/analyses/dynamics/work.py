@@ -177,7 +177,8 @@ def scores_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     Returns:
         For each score (window, chosen, matrix, layer); `product_participation_ratio`, `product_effective_rank`,
         `product_log_norm` (window, chosen, depth); of the model itself also `lyapunov_exponent` (window, chosen, depth,
-        exponent), `product_overlap` (window, chosen, depth, k) and `eigenvalues` (window, layer, d, 2) of K.
+        exponent), `product_overlap` (window, chosen, depth, k), `eigenvalues` (window, layer, d, 2) of K, and the
+        `tokens` (window, position) and `positions` (window, chosen) by which another analysis finds them.
     """
     variant, rows = unit.arguments["variant"], slice(unit.arguments["start"], unit.arguments["stop"])
     whole = variant == "model"
@@ -193,6 +194,7 @@ def scores_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     if clouds is not None:
         kept = slice(0, max(0, CLOUDS - rows.start))
         arrays["eigenvalues"] = torch.stack([cloud[kept, 0] for cloud in clouds], dim=1)
+        arrays |= {"tokens": windows_of(config).tokens[rows], "positions": positions_of(config)[rows]}
     return arrays | products(J, overlaps=whole)
 
 
