@@ -24,7 +24,7 @@ FLOORS = [
     ("stream",),
     ("replay",),
     ("patching",),
-    ("maps", "graphs", "jacobian"),
+    ("maps", "graphs", "jacobian", "training"),
     ("claims",),
     ("runs", "engine"),
     ("plots",),

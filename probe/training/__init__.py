@@ -1,0 +1,65 @@
+"""Toy MLPs and small transformers in which each suspected cause of continuity is switched on and off.
+
+All seeds of an experiment are trained at once, and watched through training by batched measures. From the seed alone
+follow the start, the data of every step and so the result, whatever else is trained beside it.
+"""
+
+from __future__ import annotations
+
+from probe.training.activations import ACTIVATIONS, NORMS, RADIAL, normalise
+from probe.training.data import NextByte, Regression, generator
+from probe.training.loop import Checkpoint, Plan, Stack, snapshot_steps, train
+from probe.training.measures import (
+    Leading,
+    best_matches,
+    coherence,
+    continuity,
+    haar_band,
+    haar_continuity,
+    haar_matches,
+    leading_triplets,
+    rotation,
+    subspace_continuity,
+)
+from probe.training.mlp import FORMS, PLAIN_SCALE, RESIDUAL_SCALE, Shape, ToyMLP
+from probe.training.optimisers import LEARNING_RATES, Optimiser, orthogonalise
+from probe.training.transformer import ARMS, PROJECTIONS, Arm, Size, SmallTransformer, next_byte_loss
+
+__all__ = [
+    "ACTIVATIONS",
+    "ARMS",
+    "FORMS",
+    "LEARNING_RATES",
+    "NORMS",
+    "PLAIN_SCALE",
+    "PROJECTIONS",
+    "RADIAL",
+    "RESIDUAL_SCALE",
+    "Arm",
+    "Checkpoint",
+    "Leading",
+    "NextByte",
+    "Optimiser",
+    "Plan",
+    "Regression",
+    "Shape",
+    "Size",
+    "SmallTransformer",
+    "Stack",
+    "ToyMLP",
+    "best_matches",
+    "coherence",
+    "continuity",
+    "generator",
+    "haar_band",
+    "haar_continuity",
+    "haar_matches",
+    "leading_triplets",
+    "next_byte_loss",
+    "normalise",
+    "orthogonalise",
+    "rotation",
+    "snapshot_steps",
+    "subspace_continuity",
+    "train",
+]

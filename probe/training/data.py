@@ -1,0 +1,169 @@
+"""What the toys and the small transformers learn: a frozen teacher's outputs, or the next byte of a text.
+
+Everything is drawn from a seed and the number of the step, never from a generator that runs along: the batch of step
+1,000 is the same in a resumed run, in one seed trained alone, and in every arm of a contrast.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from probe.errors import InputError
+
+CHUNK = 64  # steps whose inputs are drawn at once: drawing one by one would cost more than the products
+TEACHER_WIDTH = 64
+STANDARD = 8192  # inputs on which a teacher's outputs are standardised
+_TEACHER, _STANDARD, _TRAIN, _HELD_OUT, _PROBE = range(1, 6)
+
+
+def generator(*parts: int) -> torch.Generator:
+    """A generator for one purpose, from a seed and the numbers that name the purpose.
+
+    Args:
+        *parts: The seed, then what it is for.
+
+    Returns:
+        Independent streams for different parts.
+    """
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
+
+
+class Regression:
+    """Inputs ``x ~ N(0, I)`` and the outputs of a frozen random teacher, one teacher a seed.
+
+    Outputs have mean 0 and variance 1 (over all coordinates), so that a loss of 1 is that of the best constant.
+
+    Args:
+        seeds: One stream of data each.
+        teacher: "nonlinear" (two hidden ReLU layers) or "linear".
+        inputs: Width of the inputs.
+        outputs: Width of the outputs.
+        batch: Inputs a step.
+        dtype: Of inputs and outputs; drawn in float32 whatever it is.
+
+    Raises:
+        ValueError: If there is no such teacher.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        teacher: str,
+        *,
+        inputs: int = 32,
+        outputs: int = 16,
+        batch: int = 128,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if teacher not in ("nonlinear", "linear"):
+            raise ValueError(f"a teacher is nonlinear or linear, got {teacher!r}")
+        self.seeds, self.size, self.inputs, self.dtype = tuple(seeds), batch, inputs, dtype
+        widths = [inputs, TEACHER_WIDTH, TEACHER_WIDTH, outputs] if teacher == "nonlinear" else [inputs, outputs]
+        draws = [generator(seed, _TEACHER) for seed in self.seeds]
+        self._layers = [
+            torch.stack([math.sqrt(2 / fan_in) * torch.randn(fan_in, out, generator=draw) for draw in draws])
+            for fan_in, out in itertools.pairwise(widths)
+        ]
+        self._mean, self._std = torch.zeros(()), torch.ones(())
+        raw = self._taught(self._normal(STANDARD, _STANDARD))
+        self._mean = raw.mean(1, keepdim=True)
+        self._std = (raw - self._mean).square().mean((1, 2), keepdim=True).sqrt()
+        self._chunk: tuple[int, Tensor, Tensor] | None = None
+
+    def batch(self, step: int) -> tuple[Float[Tensor, "seed batch inputs"], Float[Tensor, "seed batch outputs"]]:
+        """Inputs and outputs of one step."""
+        index, place = divmod(step, CHUNK)
+        if self._chunk is None or self._chunk[0] != index:
+            self._chunk = (index, *self._pair(CHUNK * self.size, _TRAIN, index))
+        rows = slice(place * self.size, (place + 1) * self.size)
+        return self._chunk[1][:, rows], self._chunk[2][:, rows]
+
+    def held_out(self, n: int) -> tuple[Float[Tensor, "seed n inputs"], Float[Tensor, "seed n outputs"]]:
+        """Inputs and outputs that no step sees."""
+        return self._pair(n, _HELD_OUT)
+
+    def probes(
+        self, count: int
+    ) -> list[tuple[Float[Tensor, "seed batch inputs"], Float[Tensor, "seed batch outputs"]]]:
+        """Further batches that no step sees, on which gradients are measured."""
+        return [self._pair(self.size, _PROBE, index) for index in range(count)]
+
+    def _pair(self, n: int, *purpose: int) -> tuple[Tensor, Tensor]:
+        x = self._normal(n, *purpose)
+        return x.to(self.dtype), self._taught(x).to(self.dtype)
+
+    def _normal(self, n: int, *purpose: int) -> Float[Tensor, "seed n inputs"]:
+        return torch.stack([torch.randn(n, self.inputs, generator=generator(seed, *purpose)) for seed in self.seeds])
+
+    def _taught(self, x: Float[Tensor, "seed n inputs"]) -> Float[Tensor, "seed n outputs"]:
+        for layer in self._layers[:-1]:
+            x = torch.relu(x @ layer)
+        return (x @ self._layers[-1] - self._mean) / self._std
+
+
+class NextByte:
+    """Windows of a text's bytes, and the bytes that follow.
+
+    Args:
+        seeds: One stream of windows each.
+        train: The bytes to learn.
+        held_out: The bytes to be judged on.
+        context: Bytes a window.
+        batch: Windows a step.
+
+    Raises:
+        InputError: If a text is shorter than a window.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        train: UInt8[Tensor, " learned"],
+        held_out: UInt8[Tensor, " byte"],
+        *,
+        context: int = 128,
+        batch: int = 16,
+    ) -> None:
+        for name, text in (("to learn", train), ("held out", held_out)):
+            if len(text) <= context:
+                raise InputError(
+                    f"a text {name} must be longer than a window of {context} bytes, got {len(text)}: "
+                    "pass a longer text or a smaller --context"
+                )
+        self.seeds, self.context, self.size = tuple(seeds), context, batch
+        self._train, self._held_out = train, held_out
+
+    def batch(self, step: int) -> tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]:
+        """Windows and following bytes of one step."""
+        return self._draw(self._train, self.size, _TRAIN, step)
+
+    def held_out(self, n: int) -> tuple[Int64[Tensor, "seed n context"], Int64[Tensor, "seed n context"]]:
+        """Windows that no step sees: the same for all seeds, evenly spread over the text that is held out."""
+        starts = torch.linspace(0, len(self._held_out) - self.context - 1, n).long()
+        x, y = self._windows(self._held_out, starts)
+        return x.expand(len(self.seeds), -1, -1), y.expand(len(self.seeds), -1, -1)
+
+    def probes(
+        self, count: int
+    ) -> list[tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]]:
+        """Batches that no step sees, on which gradients are measured."""
+        return [self._draw(self._held_out, self.size, _PROBE, index) for index in range(count)]
+
+    def _draw(self, text: UInt8[Tensor, " byte"], n: int, *purpose: int) -> tuple[Tensor, Tensor]:
+        most = len(text) - self.context
+        pairs = [
+            self._windows(text, torch.randint(most, (n,), generator=generator(seed, *purpose))) for seed in self.seeds
+        ]
+        return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
+
+    def _windows(self, text: UInt8[Tensor, " byte"], starts: Int64[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        rows = text[starts[:, None] + torch.arange(self.context + 1)].long()
+        return rows[:, :-1], rows[:, 1:]

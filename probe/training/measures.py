@@ -1,0 +1,173 @@
+"""Measures of neighbouring layers' matrices through training: continuity, gaps, coherence, rotation of frames.
+
+All act on stacks (..., layer, out, in) in float64, seeds among the leading axes, and compare each layer with the next:
+a result has one entry a pair. ``W = U Σ Vᵀ``. Signs of singular vectors mean nothing, so cosines are absolute; where σ₁
+and σ₂ nearly coincide the leading vector means nothing either, so that the gap stands beside every value. Where a
+matrix is zero (W − W₀ at step 0) everything is NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.geometry import principal_angles
+
+LEADING = 8  # singular vectors that are compared
+
+
+@dataclass(frozen=True)
+class Leading:
+    """Leading singular triplets.
+
+    Attributes:
+        left: Columns u_1 … u_k, (..., layer, out, k).
+        values: σ_1 … σ_k, falling, (..., layer, k).
+        right: Columns v_1 … v_k, (..., layer, in, k).
+    """
+
+    left: Float[Tensor, "*batch out k"]
+    values: Float[Tensor, "*batch k"]
+    right: Float[Tensor, "*batch in k"]
+
+    @property
+    def gap(self) -> Float[Tensor, "*batch"]:
+        """σ₁/σ₂."""
+        return self.values[..., 0] / self.values[..., 1]
+
+
+def leading_triplets(matrices: Float[Tensor, "*batch out in"], k: int = LEADING) -> Leading:
+    """The k leading singular triplets, from the eigenvectors of the smaller Gram matrix in float64.
+
+    Half the digits of the small singular values are lost that way; the leading ones and their vectors keep enough.
+
+    Args:
+        matrices: (..., out, in).
+        k: How many, at most min(out, in).
+
+    Returns:
+        Triplets; NaN for a matrix of zeros.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = (matrices.mT if tall else matrices).double()
+    eigenvalues, vectors = torch.linalg.eigh(wide @ wide.mT)  # eigenvalues rise
+    values = eigenvalues[..., -k:].flip(-1).clamp(min=0).sqrt()
+    near = vectors[..., -k:].flip(-1)
+    near = torch.where(values[..., None, :1] > 0, near, torch.nan)
+    far = wide.mT @ near / values[..., None, :]
+    return Leading(far, values, near) if tall else Leading(near, values, far)
+
+
+def continuity(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batch pair"]:
+    """``|v₁(l) · v₁(l+1)|`` of neighbouring layers; √(2/(πn)) for random directions."""
+    first = vectors[..., 0]
+    return (first[..., :-1, :] * first[..., 1:, :]).sum(-1).abs()
+
+
+def subspace_continuity(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batch pair k"]:
+    """``‖V_j(l)ᵀ V_j(l+1)‖_F² / j`` for j = 1 … k, the mean squared cosine; j/n for random subspaces.
+
+    Args:
+        vectors: Orthonormal columns, (..., layer, n, k).
+
+    Returns:
+        Values in [0, 1], (..., pair, k).
+    """
+    sums = _squares(vectors).cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1)
+    mean: Tensor = sums / torch.arange(1, vectors.shape[-1] + 1, dtype=sums.dtype, device=sums.device)
+    return mean
+
+
+def best_matches(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batch pair k"]:
+    """``m_i² = max_{j ≤ k} (v_i(l) · v_j(l+1))²``: how well each direction carries on, whatever its new rank.
+
+    Args:
+        vectors: Orthonormal columns, (..., layer, n, k).
+
+    Returns:
+        Squared cosines, (..., pair, k); `haar_matches` is what random frames have.
+    """
+    return _squares(vectors).amax(-1)
+
+
+def _squares(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batch pair k k"]:
+    return (vectors[..., :-1, :, :].mT @ vectors[..., 1:, :, :]).square()
+
+
+def coherence(gradients: Float[Tensor, "*batch layer out in"]) -> Float[Tensor, "*batch pair"]:
+    """``cos(vec G_l, vec G_{l+1})`` of neighbouring layers' gradients.
+
+    Args:
+        gradients: (..., layer, out, in).
+
+    Returns:
+        Values in [−1, 1], (..., pair); NaN where a gradient is zero.
+    """
+    flat = gradients.double().flatten(-2)
+    unit = flat / torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+    cosines: Tensor = (unit[..., :-1, :] * unit[..., 1:, :]).sum(-1)
+    return cosines
+
+
+def rotation(a: Float[Tensor, "*batch n k"], b: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
+    """How far one frame has turned from another: the mean principal angle of the two column spaces.
+
+    The singular values of ``AᵀB``, whose polar factor is the orthogonal Procrustes rotation of one basis into the
+    other, are the cosines of these angles.
+
+    Args:
+        a: Orthonormal columns, (..., n, k).
+        b: Orthonormal columns, (..., n, k).
+
+    Returns:
+        Degrees in [0, 90], (...); NaN where a frame is missing.
+    """
+    missing = (a.isnan() | b.isnan()).any(-1).any(-1)
+    safe = [torch.where(missing[..., None, None], torch.eye(*a.shape[-2:], dtype=a.dtype), one) for one in (a, b)]
+    return torch.where(missing, torch.nan, principal_angles(*safe).mean(-1))
+
+
+def haar_continuity(n: int) -> float:
+    """Mean ``|cos|`` of two random directions, ``Γ(n/2)/(√π Γ((n+1)/2)) ≈ √(2/(πn))``."""
+    log = torch.lgamma(torch.tensor([n / 2, (n + 1) / 2], dtype=torch.float64))
+    return float((log[0] - log[1]).exp()) / float(np.sqrt(np.pi))
+
+
+def haar_band(n: int, pairs: int, *, level: float = 0.99, draws: int = 20_000) -> float:
+    """The upper end of the Haar band: a quantile of the mean ``|cos|`` over independent pairs of random directions.
+
+    Args:
+        n: Width.
+        pairs: How many pairs enter the mean.
+        level: Of the one-sided quantile.
+        draws: Of the simulation.
+
+    Returns:
+        The quantile.
+    """
+    rng = np.random.default_rng(0)
+    squares = rng.beta(0.5, (n - 1) / 2, size=(draws, pairs))  # of cos between random directions
+    return float(np.quantile(np.sqrt(squares).mean(axis=-1), level))
+
+
+def haar_matches(n: int, k: int = LEADING, *, draws: int = 4000) -> Float[np.ndarray, " k"]:
+    """Mean of `best_matches` for pairs of random k-frames, simulated: null_i, i = 1 … k.
+
+    A frame of width n is set against the first k axes, so that its first k rows are the cosines.
+
+    Args:
+        n: Width.
+        k: Columns.
+        draws: Of the simulation.
+
+    Returns:
+        The mean squared cosine of each direction's best match, (k,).
+    """
+    normal = torch.randn(draws, n, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    frames = torch.linalg.qr(normal).Q
+    matches: Float[np.ndarray, " k"] = frames[:, :k].square().amax(-1).mean(0).numpy()
+    return np.full_like(matches, matches.mean())  # the ranks of a random frame are alike

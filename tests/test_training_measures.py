@@ -1,0 +1,141 @@
+"""Continuity, coherence and rotation of planted matrices, against closed forms and dense references."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from probe.geometry import haar_frame
+from probe.training import (
+    best_matches,
+    coherence,
+    continuity,
+    generator,
+    haar_band,
+    haar_continuity,
+    haar_matches,
+    leading_triplets,
+    rotation,
+    subspace_continuity,
+)
+
+N, LAYERS = 24, 5
+
+
+def frame(n: int = N, k: int | None = None, seed: int = 0) -> Tensor:
+    return haar_frame(n, n if k is None else k, generator(seed), dtype=torch.float64)
+
+
+def turning(angle: float) -> Tensor:
+    """Matrices (layer, n, n) whose every singular plane turns by `angle` from layer to layer."""
+    block = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64)
+    one_turn = torch.block_diag(*[block] * (N // 2))
+    U, V = frame(seed=1), frame(seed=2)
+    # v_i and v_{i + n/2} share a plane: the leading one meets no other leading direction
+    order = torch.cat([torch.arange(0, N, 2), torch.arange(1, N, 2)])
+    sigma = torch.diag(torch.linspace(3, 1, N, dtype=torch.float64))
+    layers = [torch.linalg.matrix_power(one_turn, layer)[:, order] for layer in range(LAYERS)]
+    return torch.stack([U @ layer @ sigma @ (V @ layer).mT for layer in layers])
+
+
+class TestTriplets:
+    @pytest.mark.parametrize("shape", [(2, 3, 10, 6), (2, 3, 6, 10), (7, 7)])
+    def test_against_a_dense_svd(self, shape: tuple[int, ...]):
+        W = torch.randn(shape, generator=generator(0), dtype=torch.float64)
+        found = leading_triplets(W, 4)
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        torch.testing.assert_close(found.values, S[..., :4])
+        torch.testing.assert_close((found.left * U[..., :4]).sum(-2).abs(), torch.ones_like(found.values))
+        torch.testing.assert_close((found.right * Vh[..., :4, :].mT).sum(-2).abs(), torch.ones_like(found.values))
+        torch.testing.assert_close(found.gap, S[..., 0] / S[..., 1])
+        torch.testing.assert_close(W @ found.right, found.left * found.values[..., None, :])
+
+    def test_a_zero_matrix_has_no_direction(self):
+        found = leading_triplets(torch.zeros(2, 6, 6), 2)
+        assert continuity(found.right).isnan().all()
+        assert continuity(found.left).isnan().all()
+        assert subspace_continuity(found.right).isnan().all()
+        assert rotation(found.right, found.right).isnan().all()
+
+
+class TestContinuity:
+    @pytest.mark.parametrize("angle", [0.0, 0.3, 1.2])
+    def test_planted_rotation(self, angle: float):
+        found = leading_triplets(turning(angle))
+        for vectors in (found.right, found.left):
+            torch.testing.assert_close(
+                continuity(vectors), torch.full((LAYERS - 1,), math.cos(angle), dtype=torch.float64)
+            )
+            expected = torch.full((LAYERS - 1, 8), math.cos(angle) ** 2, dtype=torch.float64)
+            torch.testing.assert_close(subspace_continuity(vectors), expected)
+            torch.testing.assert_close(best_matches(vectors), expected)
+            turned = rotation(vectors[:-1], vectors[1:])
+            torch.testing.assert_close(turned, torch.full_like(turned, math.degrees(angle)), atol=1e-6, rtol=1e-6)
+
+    def test_swapped_ranks_are_found_by_the_best_match_and_by_subspaces(self):
+        vectors = torch.stack([frame()[:, :4], frame()[:, [1, 0, 2, 3]]])
+        assert continuity(vectors).item() == pytest.approx(0.0, abs=1e-12)
+        torch.testing.assert_close(
+            subspace_continuity(vectors)[0], torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+        )
+        torch.testing.assert_close(best_matches(vectors)[0], torch.ones(4, dtype=torch.float64))
+
+    def test_only_one_direction_carries_on(self):
+        q = frame()
+        vectors = torch.stack([q[:, :4], q[:, [0, 5, 6, 7]]])
+        torch.testing.assert_close(subspace_continuity(vectors)[0], 1 / torch.arange(1, 5, dtype=torch.float64))
+        torch.testing.assert_close(best_matches(vectors)[0], torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
+
+    def test_signs_do_not_matter(self):
+        W = torch.randn(LAYERS, N, N, generator=generator(3), dtype=torch.float64)
+        vectors = leading_triplets(W).right
+        flipped = vectors * torch.where(torch.rand(LAYERS, 1, 8, generator=generator(4)) < 0.5, -1.0, 1.0)
+        for measure in (continuity, subspace_continuity, best_matches):
+            torch.testing.assert_close(measure(flipped), measure(vectors))
+
+    def test_batches_are_single_stacks(self):
+        W = torch.randn(3, LAYERS, N, N, generator=generator(5), dtype=torch.float64)
+        vectors = leading_triplets(W).right
+        for measure in (continuity, subspace_continuity, best_matches):
+            torch.testing.assert_close(measure(vectors)[1], measure(leading_triplets(W[1]).right))
+
+
+class TestNulls:
+    def test_random_directions(self):
+        squares = torch.randn(20_000, 2, N, generator=generator(0), dtype=torch.float64)
+        unit = squares / squares.norm(dim=-1, keepdim=True)
+        cosines = (unit[:, 0] * unit[:, 1]).sum(-1).abs()
+        assert haar_continuity(N) == pytest.approx(cosines.mean().item(), rel=0.02)
+        assert haar_continuity(4096) == pytest.approx(math.sqrt(2 / (math.pi * 4096)), rel=1e-3)
+        assert haar_continuity(2) == pytest.approx(2 / math.pi)  # mean |cos| of an even angle
+        assert haar_band(N, 1) == pytest.approx(float(np.quantile(cosines, 0.99)), rel=0.03)
+        assert haar_continuity(N) < haar_band(N, 7) < haar_band(N, 1)
+
+    def test_random_frames(self):
+        null = haar_matches(N, 4)
+        frames = torch.stack([torch.stack([frame(k=4, seed=2 * i), frame(k=4, seed=2 * i + 1)]) for i in range(400)])
+        np.testing.assert_allclose(null, best_matches(frames).mean((0, 1, 2)).item(), rtol=0.1)
+        assert haar_matches(N, 1)[0] == pytest.approx(1 / N, rel=0.05)
+
+
+class TestCoherence:
+    def test_planted(self):
+        base, other = (torch.randn(4, 4, generator=generator(seed), dtype=torch.float64) for seed in (0, 1))
+        other = other - (base * other).sum() / base.square().sum() * base
+        other = other / other.norm() * base.norm()
+        gradients = torch.stack([base, 5 * base, base + other, -base])
+        half = math.sqrt(0.5)
+        torch.testing.assert_close(coherence(gradients), torch.tensor([1.0, half, -half], dtype=torch.float64))
+
+    def test_a_zero_gradient_has_none(self):
+        assert coherence(torch.zeros(2, 3, 3)).isnan().all()
+
+    def test_rotation_between_known_frames(self):
+        eye = torch.eye(6, dtype=torch.float64)
+        assert rotation(eye[:, :2], eye[:, :2]).item() == pytest.approx(0.0, abs=1e-6)
+        assert rotation(eye[:, :2], eye[:, 2:4]).item() == pytest.approx(90.0)
+        assert rotation(eye[:, :2], eye[:, [0, 3]]).item() == pytest.approx(45.0)
