@@ -1,7 +1,8 @@
-"""A run as its claims read it: variables by label, medians by layer, intervals over documents; a row a claim."""
+"""A run as its claims read it: variables by label; where tokens are scored, intervals over documents; a row a claim."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -27,6 +28,7 @@ class Limits(Protocol):
         """Fewer scored documents than this decide nothing."""
 
 
+T = TypeVar("T")
 L = TypeVar("L", bound=Limits)
 
 
@@ -35,18 +37,32 @@ class AbsentError(LookupError):
 
 
 @dataclass(frozen=True)
-class Table(Generic[L]):
-    """A run's Dataset with what its claims share."""
+class Sample:
+    """What the intervals of a run's claims are over.
+
+    Attributes:
+        unit: its name in the plural: "documents", "seeds".
+        size: how many of them the run holds.
+        needed: fewer than this decide nothing.
+    """
+
+    unit: str
+    size: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class Reading(ABC, Generic[T]):
+    """A run's Dataset and the thresholds of its claims."""
 
     data: xr.Dataset
-    thresholds: L
+    thresholds: T
     seed: int
-    resamples: int
 
     @property
-    def documents(self) -> Shaped[np.ndarray, " query"]:
-        """The document of each scored token."""
-        return np.asarray(self.data["document"].values)
+    @abstractmethod
+    def sample(self) -> Sample:
+        """What the intervals are over."""
 
     def get(self, variable: str, *, dims: Sequence[str] = ("layer", "query"), **labels: object) -> Floats:
         """A variable at chosen labels as float64, axes in the order of ``dims``.
@@ -80,6 +96,23 @@ class Table(Generic[L]):
             return self.get(variable, dims=dims, **labels)
         except AbsentError:
             return None
+
+
+@dataclass(frozen=True)
+class Table(Reading[L]):
+    """A run of scored tokens, whose documents are resampled."""
+
+    resamples: int
+
+    @property
+    def documents(self) -> Shaped[np.ndarray, " query"]:
+        """The document of each scored token."""
+        return np.asarray(self.data["document"].values)
+
+    @property
+    def sample(self) -> Sample:
+        """The documents."""
+        return Sample("documents", len(np.unique(self.documents)), self.thresholds.threshold_documents)
 
     def measured(self, values: Floats) -> Table[L]:
         """The same run, of its scored tokens those alone at which something was measured.
@@ -197,7 +230,7 @@ class Row:
     compute: Callable[[Any], Finding]
 
 
-def claim_of(table: Table[Any], row: Row) -> Claim:
+def claim_of(table: Reading[Any], row: Row) -> Claim:
     """One row's claim; inconclusive, with the reason, where the run lacks what it needs.
 
     Args:
@@ -207,18 +240,18 @@ def claim_of(table: Table[Any], row: Row) -> Claim:
     Returns:
         The claim.
     """
-    n_documents = len(np.unique(table.documents))
+    sample = table.sample
     try:
         found = row.compute(table)
     except AbsentError as absent:
         bound = float(getattr(table.thresholds, row.threshold))
-        nothing = Interval(float("nan"), float("nan"), float("nan"), n_documents, "none")
+        nothing = Interval(float("nan"), float("nan"), float("nan"), sample.size, "none")
         evidence = Evidence([Criterion("θ", nothing, bound)], preconditions=[Condition(False, str(absent))])
-        found = Finding(evidence, "not computed", {})
+        found = Finding(evidence, "not computed", {}, unit=sample.unit)
     deciding = [one.interval for one in (*found.evidence.parts, *found.evidence.contrasts) if one.interval is not None]
-    fewest = min([n_documents, *(interval.n_units for interval in deciding)])
-    documents = enough_units(fewest, table.thresholds.threshold_documents, "documents")
-    evidence = replace(found.evidence, preconditions=[*found.evidence.preconditions, documents])
+    fewest = min([sample.size, *(interval.n_units for interval in deciding)])
+    enough = enough_units(fewest, sample.needed, sample.unit)
+    evidence = replace(found.evidence, preconditions=[*found.evidence.preconditions, enough])
     return decide(
         row.sentence, evidence, statistic=found.statistic, unit=found.unit, null=found.null, shown=found.shown
     )
