@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from probe import InputError
 from probe.geometry import haar_frame
+from probe.text import load_windows
 from probe.training import (
     ACTIVATIONS,
     ARMS,
     FORMS,
     NORMS,
     RADIAL,
+    Bytes,
     NextByte,
     Optimiser,
     Plan,
@@ -198,20 +200,22 @@ class TestData:
         assert (explained > 0.999) if teacher == "linear" else (0.2 < explained < 0.9)
 
     def test_bytes_follow_one_another(self):
-        text = torch.arange(200, dtype=torch.uint8)
-        data = NextByte((0, 1), text, text[100:], context=10, batch=4)
+        windows = torch.arange(220).reshape(20, 11)
+        data = NextByte((0, 1), windows[:15], windows[15:], batch=4)
         x, y = data.batch(5)
         assert x.shape == (2, 4, 10)
         torch.testing.assert_close(y, x + 1)
-        torch.testing.assert_close(x[..., 1:], x[..., :-1] + 1)
+        assert x.max() < 165
         assert not torch.equal(x[0], x[1])
         held, _ = data.held_out(3)
-        assert held[0, :, 0].tolist() == [100, 144, 189]
-        torch.testing.assert_close(held[0], held[1])
+        assert held[1, :, 0].tolist() == [165, 176, 187]
+        assert min(x.min().item() for x, _ in data.probes(4)) >= 165
 
-    def test_a_text_shorter_than_a_window(self):
-        with pytest.raises(InputError, match="longer than a window of 10 bytes, got 7"):
-            NextByte((0,), torch.zeros(50, dtype=torch.uint8), torch.zeros(7, dtype=torch.uint8), context=10)
+    def test_a_text_is_read_byte_by_byte(self, tmp_path: Path):
+        words = " = One = \n\n naïve text\n"
+        (tmp_path / "text.txt").write_text(words * 3, encoding="utf-8")
+        windows = load_windows(Bytes(), text=tmp_path / "text.txt", windows=None, window_length=12, part="fit")
+        assert bytes(windows.tokens.flatten().tolist()[:24]) in (words * 2).encode()
 
 
 class TestOptimisers:
@@ -313,10 +317,10 @@ class TestTogether:
             torch.testing.assert_close(found[name][0], value.data)
 
     def test_a_transformers_seeds_together_are_seeds_alone(self):
-        text = torch.randint(256, (500,), generator=generator(0), dtype=torch.uint8)
+        text = torch.randint(256, (20, 13), generator=generator(0))
         for arm in ARMS.values():
             modules = [SmallTransformer(arm, seed=seed, size=SIZE).double() for seed in (0, 3)]
-            data = NextByte((0, 3), text, text, context=12, batch=3)
+            data = NextByte((0, 3), text, text, batch=3)
             losses, gradients = Stack(modules, next_byte_loss).gradients(
                 Stack(modules, next_byte_loss).start, data.batch(0)
             )

@@ -7,7 +7,7 @@ follow the start, the data of every step and so the result, whatever else is tra
 from __future__ import annotations
 
 from probe.training.activations import ACTIVATIONS, NORMS, RADIAL, normalise
-from probe.training.data import NextByte, Regression, generator
+from probe.training.data import Bytes, NextByte, Regression, generator
 from probe.training.loop import Checkpoint, Plan, Stack, snapshot_steps, train
 from probe.training.measures import (
     Leading,
@@ -36,6 +36,7 @@ __all__ = [
     "RADIAL",
     "RESIDUAL_SCALE",
     "Arm",
+    "Bytes",
     "Checkpoint",
     "Leading",
     "NextByte",

@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
-
-from probe.errors import InputError
 
 CHUNK = 64  # steps whose inputs are drawn at once: drawing one by one would cost more than the products
 TEACHER_WIDTH = 64
@@ -109,61 +108,64 @@ class Regression:
         return (x @ self._layers[-1] - self._mean) / self._std
 
 
+@dataclass(frozen=True)
+class Bytes:
+    """A text read byte by byte, as `probe.text.load_windows` asks of a model.
+
+    Attributes:
+        tokenizer: There is one: UTF-8.
+        max_positions: No window is too long.
+        special_ids: No byte is special.
+        bos_id: Windows begin with the text itself.
+    """
+
+    tokenizer: str = "utf-8"
+    max_positions: int | None = None
+    special_ids: frozenset[int] = frozenset()
+    bos_id: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of a text."""
+        return list(text.encode())
+
+
 class NextByte:
     """Windows of a text's bytes, and the bytes that follow.
 
     Args:
         seeds: One stream of windows each.
-        train: The bytes to learn.
-        held_out: The bytes to be judged on.
-        context: Bytes a window.
+        train: Windows to learn, one byte longer than the context.
+        held_out: Windows to be judged on, of the same length.
         batch: Windows a step.
-
-    Raises:
-        InputError: If a text is shorter than a window.
     """
 
     def __init__(
         self,
         seeds: Sequence[int],
-        train: UInt8[Tensor, " learned"],
-        held_out: UInt8[Tensor, " byte"],
+        train: Int64[Tensor, "window position"],
+        held_out: Int64[Tensor, "other position"],
         *,
-        context: int = 128,
         batch: int = 16,
     ) -> None:
-        for name, text in (("to learn", train), ("held out", held_out)):
-            if len(text) <= context:
-                raise InputError(
-                    f"a text {name} must be longer than a window of {context} bytes, got {len(text)}: "
-                    "pass a longer text or a smaller --context"
-                )
-        self.seeds, self.context, self.size = tuple(seeds), context, batch
+        self.seeds, self.size = tuple(seeds), batch
         self._train, self._held_out = train, held_out
 
     def batch(self, step: int) -> tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]:
         """Windows and following bytes of one step."""
-        return self._draw(self._train, self.size, _TRAIN, step)
+        return self._draw(self._train, _TRAIN, step)
 
     def held_out(self, n: int) -> tuple[Int64[Tensor, "seed n context"], Int64[Tensor, "seed n context"]]:
-        """Windows that no step sees: the same for all seeds, evenly spread over the text that is held out."""
-        starts = torch.linspace(0, len(self._held_out) - self.context - 1, n).long()
-        x, y = self._windows(self._held_out, starts)
-        return x.expand(len(self.seeds), -1, -1), y.expand(len(self.seeds), -1, -1)
+        """Windows that no step sees: the first n, or all there are, the same for all seeds."""
+        rows = self._held_out[:n].expand(len(self.seeds), -1, -1)
+        return rows[..., :-1], rows[..., 1:]
 
     def probes(
         self, count: int
     ) -> list[tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]]:
         """Batches that no step sees, on which gradients are measured."""
-        return [self._draw(self._held_out, self.size, _PROBE, index) for index in range(count)]
+        return [self._draw(self._held_out, _PROBE, index) for index in range(count)]
 
-    def _draw(self, text: UInt8[Tensor, " byte"], n: int, *purpose: int) -> tuple[Tensor, Tensor]:
-        most = len(text) - self.context
-        pairs = [
-            self._windows(text, torch.randint(most, (n,), generator=generator(seed, *purpose))) for seed in self.seeds
-        ]
-        return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
-
-    def _windows(self, text: UInt8[Tensor, " byte"], starts: Int64[Tensor, " n"]) -> tuple[Tensor, Tensor]:
-        rows = text[starts[:, None] + torch.arange(self.context + 1)].long()
-        return rows[:, :-1], rows[:, 1:]
+    def _draw(self, windows: Int64[Tensor, "window position"], *purpose: int) -> tuple[Tensor, Tensor]:
+        draws = [torch.randint(len(windows), (self.size,), generator=generator(seed, *purpose)) for seed in self.seeds]
+        rows = torch.stack([windows[draw] for draw in draws])
+        return rows[..., :-1], rows[..., 1:]
