@@ -65,7 +65,7 @@ class _Reader:
         from transformers import AutoConfig, AutoTokenizer
 
         options = {"revision": revision or "main", "trust_remote_code": self.trust_remote_code}
-        with _readable(self.name, location), _without_progress_bars():
+        with readable(self.name, location), _without_progress_bars():
             config = AutoConfig.from_pretrained(location, **options)
             module = self._fresh(config) if self.random_init is not None else self._weights(location, config, options)
             with_tokenizer = isinstance(location, str) or has_tokenizer(location)
@@ -116,7 +116,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _readable(name: str, location: Path | str) -> Iterator[None]:
+def readable(name: str, location: Path | str) -> Iterator[None]:
+    """Turn what the libraries raise while they read a model into one sentence.
+
+    Args:
+        name: what the user called the model.
+        location: the file or folder that is read.
+
+    Yields:
+        None.
+
+    Raises:
+        InputError: reading failed inside the context.
+    """
     try:
         yield
     except InputError:
@@ -200,7 +212,7 @@ def _dequantise(source: Source, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = Path(source.location)
-    with _readable(source.name, path):
+    with readable(source.name, path):
         module = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # save_pretrained refuses a model that was ever quantised, so the three parts are written one by one.

@@ -1,0 +1,280 @@
+"""Checkpoints that are read one tensor at a time: safetensors (in shards or not), PyTorch files, GGUF."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from probe.errors import InputError
+from probe.loading import readable
+from probe.model import LanguageModel
+from probe.sources import Source, require, require_gguf, resolve
+from probe.weights.reading import ModuleWeights, Weights, layout_of, of_model, skeleton
+
+_PATTERNS = ("*.json", "*.safetensors")
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Reads tensors by the names that the model's own state dict gives them."""
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor."""
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """Fills parts of a skeleton from a checkpoint.
+
+    Attributes:
+        reader: of the checkpoint.
+    """
+
+    reader: Reader
+
+    def fill(self, block: nn.Module, path: str, place: str, skeleton: nn.Module) -> None:
+        """Read the tensors of a sub-module.
+
+        Args:
+            block: a copied block; its sub-module gets values.
+            path: of the sub-module inside the block.
+            place: the block's path in the skeleton.
+            skeleton: not used.
+        """
+        part = block.get_submodule(path)
+        values = {name: self.reader.read(f"{place}.{path}.{name}") for name in part.state_dict()}
+        part.load_state_dict(values, assign=True)
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Safetensors or PyTorch files of one checkpoint.
+
+    Attributes:
+        folder: where they are.
+        prefix: what the class calls its trunk; a checkpoint of the trunk alone leaves it out.
+    """
+
+    folder: Path
+    prefix: str
+
+    @cached_property
+    def _file_of(self) -> Mapping[str, Path]:
+        """The file of each stored tensor, from the index where there is one."""
+        for single, names in (("model.safetensors", _safetensors_names), ("pytorch_model.bin", _pickled_names)):
+            index = self.folder / f"{single}.index.json"
+            if index.is_file():
+                listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                return {name: self.folder / file for name, file in listed.items()}
+            if (self.folder / single).is_file():
+                return dict.fromkeys(names(self.folder / single), self.folder / single)
+        raise InputError(
+            f"a checkpoint must hold model.safetensors or pytorch_model.bin, whole or with an index, and {self.folder} "
+            "does not; fetch the files again"
+        )
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that hold tensors."""
+        return sorted(set(self._file_of.values()))
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor.
+
+        Args:
+            name: as in the model's state dict.
+
+        Returns:
+            The tensor, as it is stored.
+        """
+        stored = self._stored(name)
+        file = self._file_of[stored]
+        with readable(self.folder.name, file):
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    tensor: Tensor = opened.get_tensor(stored)
+                    return tensor
+            return _pickled(file)[stored].clone()
+
+    def _stored(self, name: str) -> str:
+        """The name in the file: with or without the trunk's, or inside a larger model's."""
+        bare = name.removeprefix(f"{self.prefix}.")
+        for candidate in (name, bare):
+            if candidate in self._file_of:
+                return candidate
+        inside = [stored for stored in self._file_of if stored.endswith(f".{bare}")]
+        if len(inside) != 1:
+            raise InputError(
+                f"a checkpoint must hold every tensor of its model, and {self.folder} holds {len(inside) or 'no'} "
+                f"{name}; load the model whole and pass it instead"
+            )
+        return inside[0]
+
+
+def _safetensors_names(path: Path) -> Sequence[str]:
+    with readable(path.parent.name, path), safe_open(path, framework="pt") as opened:
+        return list(opened.keys())
+
+
+def _pickled_names(path: Path) -> Sequence[str]:
+    with readable(path.parent.name, path):
+        return list(_pickled(path))
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    """A PyTorch file mapped into memory: what is not touched is not read."""
+    loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return loaded
+
+
+@dataclass(frozen=True)
+class GGUFReader:
+    """A GGUF file, dequantised one tensor at a time; names and orders are transformers' own.
+
+    Attributes:
+        path: the file.
+        names: the file's name of each tensor of the state dict.
+        process: undoes what the file's architecture does to a tensor (rotary order, transposition).
+    """
+
+    path: Path
+    names: Mapping[str, str]
+    process: Callable[..., Any]
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, Any]:
+        import gguf
+
+        with readable(self.path.name, self.path):
+            return {tensor.name: tensor for tensor in gguf.GGUFReader(self.path).tensors}
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor.
+
+        Args:
+            name: as in the model's state dict.
+
+        Returns:
+            The tensor in float32.
+
+        Raises:
+            InputError: the file does not hold it.
+        """
+        import gguf
+
+        stored = self.names.get(name, "")
+        if stored not in self._tensors:
+            raise InputError(f"a checkpoint must hold every tensor of its model, and {self.path} holds no {name}")
+        tensor = self._tensors[stored]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        values = self.process(weights=values, name=stored, tensor_key_mapping={}, parsed_parameters={}).weights
+        return torch.from_numpy(values.copy())
+
+
+def gguf_reader(path: Path, module: nn.Module) -> GGUFReader:
+    """The reader of a GGUF file for a skeleton.
+
+    Args:
+        path: the file.
+        module: the skeleton.
+
+    Returns:
+        The reader.
+    """
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    config: Any = module.config
+    kind = str(config.model_type)
+    # The processors are listed under the names of GGUF, which writes no underscore.
+    processor = TENSOR_PROCESSORS.get(kind.removesuffix("_text"), TensorProcessor)(config=config.to_dict())
+    with readable(path.name, path):
+        names = get_gguf_hf_weights_map(module, processor)
+    return GGUFReader(path, {ours: theirs for theirs, ours in names.items()}, processor.process)
+
+
+def open_weights(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ModuleWeights:
+    """Open a checkpoint for reading one matrix at a time; the model is never loaded.
+
+    Args:
+        name: alias, hub id, directory or .gguf file.
+        revision: branch, tag or commit, of a hub id only.
+        trust_remote_code: run the code that comes with the model's repository.
+
+    Returns:
+        The weights. Memory and time to open: those of the configuration.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(str(name), revision)
+    location = _fetched(source)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    folder = location
+    if source.kind == "gguf":
+        require_gguf(location)
+        folder, options["gguf_file"] = location.parent, location.name
+    with readable(source.name, location):
+        config = AutoConfig.from_pretrained(folder, **options)
+        module = skeleton(config, trust_remote_code=trust_remote_code)
+    reader: Reader
+    if source.kind == "gguf":
+        reader = gguf_reader(location, module)
+    else:
+        reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")))
+    return ModuleWeights(source.name, module, layout_of(module), source.description, FromFile(reader))
+
+
+def _fetched(source: Source) -> Path:
+    """Where the files are; a hub id that is not in the local cache is downloaded, its safetensors alone."""
+    if source.kind != "hub":
+        return Path(source.location)
+    cached = require(source)
+    if cached is not None:
+        return cached
+    from huggingface_hub import snapshot_download
+
+    with readable(source.name, source.location):
+        return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(_PATTERNS)))
+
+
+def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:
+    """The matrices of anything that names or is a model.
+
+    Args:
+        model: an alias, hub id, directory or .gguf file, which is opened without being loaded; a loaded model; or
+            weights, which are given back.
+
+    Returns:
+        Its weights.
+    """
+    if isinstance(model, str | Path):
+        return open_weights(model)
+    if isinstance(model, Weights):
+        return model
+    return of_model(model)
+
+
+def file_hash(weights: ModuleWeights) -> str:
+    """Sha256 over the files that an opened checkpoint reads.
+
+    Args:
+        weights: from `open_weights`.
+
+    Returns:
+        The hash, as hex; it reads every byte once.
+    """
+    assert isinstance(weights.filler, FromFile)
+    reader: Any = weights.filler.reader
+    digest = hashlib.sha256()
+    for path in reader.files if isinstance(reader, ShardReader) else [reader.path]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

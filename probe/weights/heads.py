@@ -1,0 +1,104 @@
+"""Single heads, and the composites `ov` and `qk` in which attention acts on the residual stream.
+
+``ov = W_O W_V`` carries what a position writes to the position that attends to it, ``qk = W_Qᵀ W_K`` scores a pair of
+positions, both d × d and per head of low rank; with grouped queries a key or value head serves several query heads.
+Biases, norms of queries and keys, and rotary embeddings are not in them: qk is the score at distance zero.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from probe.errors import InputError
+from probe.weights.reading import Heads, Matrix, Weights
+
+COMPOSITES = ("ov", "qk")
+"""Left singular vectors of `ov` are what is written, right ones what is read; of `qk` the query's and the key's."""
+
+
+def names_of(weights: Weights, *, composites: bool = True) -> tuple[str, ...]:
+    """Names of all projections of a model.
+
+    Args:
+        weights: the model.
+        composites: with `ov` and `qk`, where the heads are known.
+
+    Returns:
+        Stored projections, then composites.
+    """
+    known = weights.heads is not None and all(name in weights.stored for name in "qkvo")
+    return (*weights.stored, *(COMPOSITES if composites and known else ()))
+
+
+def matrix_of(weights: Weights, layer: int, name: str) -> Matrix:
+    """A projection or, summed over the heads, a composite: O(d² · heads · d_head).
+
+    Args:
+        weights: the model.
+        layer: index of the block.
+        name: a stored projection, "ov" or "qk".
+
+    Returns:
+        The matrix as (out, in); of `qk` (query side, key side).
+    """
+    if name not in COMPOSITES:
+        return weights.matrix(layer, name)
+    left, right = head_factors(weights, layer, name)
+    return left.transpose(0, 1).flatten(1) @ right.flatten(0, 1)
+
+
+def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head out in"]:
+    """The part of each head of a projection of attention.
+
+    Args:
+        weights: the model.
+        layer: index of the block.
+        name: "q", "k", "v" (rows of each head) or "o" (columns of each head).
+
+    Returns:
+        One matrix a head; of `k` and `v` one a key head.
+
+    Raises:
+        InputError: the projection is not one of attention's, or its heads are not known.
+    """
+    heads = weights.heads
+    if name not in "qkvo" or heads is None:
+        raise InputError(
+            f"heads are parts of q, k, v or o of a model with attention, got {name!r} of {weights.name}; ask for one "
+            "of these"
+        )
+    matrix: Tensor = weights.matrix(layer, name)
+    if name == "o":
+        columns: Tensor = matrix.unflatten(1, (heads.query, -1))
+        return columns.transpose(0, 1)
+    rows: Tensor = matrix.unflatten(0, (heads.query if name == "q" else heads.key, -1))
+    return rows
+
+
+def head_factors(
+    weights: Weights, layer: int, name: str
+) -> tuple[Float[Tensor, "head d d_head"], Float[Tensor, "head d_head d"]]:
+    """The two factors of each head's composite, ``composite = left @ right``.
+
+    Args:
+        weights: the model.
+        layer: index of the block.
+        name: "ov" or "qk".
+
+    Returns:
+        (W_O, W_V) or (W_Qᵀ, W_K) of every query head, keys and values repeated over the heads that share them.
+
+    Raises:
+        InputError: the name is no composite.
+    """
+    if name not in COMPOSITES:
+        raise InputError(f"a composite is one of {', '.join(COMPOSITES)}, got {name!r}; ask for one of these")
+    if name == "ov":
+        return head_views(weights, layer, "o"), _repeated(head_views(weights, layer, "v"), weights.heads)
+    return head_views(weights, layer, "q").mT, _repeated(head_views(weights, layer, "k"), weights.heads)
+
+
+def _repeated(views: Float[Tensor, "key d_head d"], heads: Heads | None) -> Float[Tensor, "head d_head d"]:
+    assert heads is not None
+    return views.repeat_interleave(heads.query // heads.key, dim=0)

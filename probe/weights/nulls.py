@@ -1,0 +1,126 @@
+"""What continuity is without any: random directions by formula and by simulation, and permuted orders of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import special, stats
+from torch import Tensor
+
+from probe.geometry import haar_frame
+from probe.inference import PermutationNull, permutation_null
+
+
+def haar_cosine(n: int) -> float:
+    """Mean |cosine| of two random directions, ``Γ(n/2) / (√π Γ((n+1)/2))``, about ``sqrt(2 / (π n))``.
+
+    Args:
+        n: dimension.
+
+    Returns:
+        The mean.
+    """
+    return float(np.exp(special.gammaln(n / 2) - special.gammaln((n + 1) / 2)) / np.sqrt(np.pi))
+
+
+def haar_quantile(n: int, level: float) -> float:
+    """A quantile of the |cosine| of two random directions: its square is Beta(1/2, (n − 1)/2) distributed.
+
+    Args:
+        n: dimension, at least 2.
+        level: in [0, 1]; for .99 the quantile is about 2.58 / √n.
+
+    Returns:
+        The quantile.
+    """
+    return float(np.sqrt(stats.beta.ppf(level, 0.5, (n - 1) / 2)))
+
+
+def haar_mean_quantiles(
+    pairs: Mapping[int, int], levels: Float[np.ndarray, " level"], *, draws: int = 20_000, seed: int = 0
+) -> Float[np.ndarray, " level"]:
+    """Quantiles of the mean |cosine| over many pairs of random directions, by simulation.
+
+    Along a chain of independent random directions the cosines of neighbours are independent of each other.
+
+    Args:
+        pairs: dimension to number of pairs in it.
+        levels: in [0, 1].
+        draws: of the whole mean.
+        seed: of the draws.
+
+    Returns:
+        One quantile a level.
+    """
+    generator = np.random.default_rng(seed)
+    total = np.zeros(draws)
+    for n, count in pairs.items():
+        for _ in range(count):
+            total += np.sqrt(generator.beta(0.5, (n - 1) / 2, size=draws))
+    return np.asarray(np.quantile(total / sum(pairs.values()), levels))
+
+
+def haar_best_match(n: int, others: int) -> float:
+    """Mean of the largest |cosine| of a random direction to some others, ``∫ 1 − F(x)^others dx``.
+
+    Args:
+        n: dimension.
+        others: how many independent random directions it is compared with.
+
+    Returns:
+        The mean.
+    """
+    x = np.linspace(0, 1, 20_001)
+    below = stats.beta.cdf(x**2, 0.5, (n - 1) / 2) ** others
+    return float(np.trapezoid(1 - below, x))
+
+
+def simulated_cosines(n: int, draws: int, generator: torch.Generator) -> Float[Tensor, " draw"]:
+    """|cosine| of pairs of random directions, drawn: what the formulas above are checked against.
+
+    Args:
+        n: dimension.
+        draws: number of pairs.
+        generator: source of the directions.
+
+    Returns:
+        Values in [0, 1], (draws,).
+    """
+    frames = (haar_frame(n, 1, generator, dtype=torch.float64)[:, 0] for _ in range(2 * draws))
+    vectors = torch.stack(list(frames)).unflatten(0, (draws, 2))
+    cosines: Tensor = (vectors[:, 0] * vectors[:, 1]).sum(-1)
+    return cosines.abs()
+
+
+def permuted_order(
+    cosines: Float[np.ndarray, "projection block block"],
+    statistic: Callable[[Float[np.ndarray, "projection block block"]], float],
+    *,
+    permutations: int = 999,
+    seed: int = 0,
+    greater: bool = True,
+) -> PermutationNull:
+    """A statistic of L × L matrices of |cosine| when the blocks come in another order, one for all projections.
+
+    Is it adjacency, or one direction that all blocks share? The second survives every order.
+
+    Args:
+        cosines: |v(l) · v(m)| of each projection.
+        statistic: of such an array, for example the mean of the first off-diagonals.
+        permutations: how many orders.
+        seed: of the orders.
+        greater: large values are extreme; False: small ones.
+
+    Returns:
+        The observed value, the null values and the p value.
+    """
+
+    def reordered(order: Int[np.ndarray, " row"]) -> float:
+        return statistic(cosines[:, order[:, None], order[None, :]])
+
+    alternative: Literal["greater", "less"] = "greater" if greater else "less"
+    return permutation_null(reordered, cosines.shape[-1], permutations=permutations, seed=seed, alternative=alternative)

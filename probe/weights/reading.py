@@ -1,0 +1,447 @@
+"""Where matrices come from, one at a time: a loaded model, a checkpoint that is never loaded, a fresh initialisation.
+
+A checkpoint is read through a *skeleton*: the model's modules without values (on torch's meta device), made from its
+configuration. For one matrix a block of it is copied, the sub-module that holds the matrix is filled from the file, and
+the architecture's layout (`probe.layouts`) cuts the matrix out, as it does in a loaded model: joint matrices are taken
+apart and a Conv1D is transposed by the same code. Memory: the largest sub-module, not the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probe import adapters
+from probe.errors import InputError
+from probe.huggingface import HuggingFaceModel
+from probe.layouts import LAYOUTS, Layout, require_constant_width
+from probe.loading import seeded
+from probe.model import LanguageModel
+
+Matrix = Float[Tensor, "out in"]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How the rows of the queries, and of the keys and values, fall into heads.
+
+    Attributes:
+        query: number of query heads.
+        key: number of key and value heads; several query heads share one where it is smaller.
+    """
+
+    query: int
+    key: int
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """The matrices of a model by name; `weights_of` makes one of a name, a path or a loaded model."""
+
+    @property
+    def name(self) -> str:
+        """What the user called the model."""
+
+    @property
+    def description(self) -> str:
+        """What a report says about the weights."""
+
+    @property
+    def architecture(self) -> str:
+        """The family, for example "llama"."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def recurrent(self) -> bool:
+        """Blocks carry a state along the positions instead of attention."""
+
+    @property
+    def heads(self) -> Heads | None:
+        """The heads of attention; None where there are none or they are not known."""
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Names of the projections that every block has."""
+
+    def matrix(self, layer: int, name: str) -> Matrix:
+        """Read one projection, (out, in), in at least float32."""
+
+    def gain(self, layer: int, name: str) -> Float[Tensor, " d_model"] | None:
+        """Give the gain γ of the norm on the stream's side of a projection; None where there is none."""
+
+
+@runtime_checkable
+class Filler(Protocol):
+    """Gives a sub-module of a skeleton its values."""
+
+    def fill(self, block: nn.Module, path: str, place: str, skeleton: nn.Module) -> None:
+        """Fill the sub-module at a path of a block, a copy of the one at a place of the skeleton."""
+
+
+@dataclass(frozen=True)
+class ModuleWeights:
+    """The matrices of a Hugging Face module, or of a skeleton of one with a source of values.
+
+    Attributes:
+        name: what the user called it.
+        module: the causal LM; on the meta device where it is a skeleton.
+        layout: where its parts are.
+        description: what a report says about the weights.
+        filler: where a skeleton's values come from; None for a module that has them.
+        permuted: seed under which the entries of every matrix are permuted, or None.
+    """
+
+    name: str
+    module: nn.Module
+    layout: Layout
+    description: str
+    filler: Filler | None = None
+    permuted: int | None = None
+
+    @cached_property
+    def config(self) -> Any:
+        """The Hugging Face configuration of the language model."""
+        config: Any = self.module.config
+        return config.get_text_config(decoder=True)
+
+    @property
+    def architecture(self) -> str:
+        """The configuration's `model_type`."""
+        return str(self.config.model_type)
+
+    @cached_property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks in depth order."""
+        return tuple(cast("nn.ModuleList", self.module.get_submodule(self.layout.blocks)))
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def recurrent(self) -> bool:
+        """Blocks carry a state along the positions instead of attention."""
+        return self.layout.recurrent
+
+    @property
+    def heads(self) -> Heads | None:
+        """The heads of attention; None in a recurrent model."""
+        query = getattr(self.config, "num_attention_heads", None)
+        if self.recurrent or query is None:
+            return None
+        return Heads(int(query), int(getattr(self.config, "num_key_value_heads", None) or query))
+
+    @cached_property
+    def stored(self) -> tuple[str, ...]:
+        """Names of the projections that every block has."""
+        return tuple(self.layout.restricted_to(self.blocks).projections)
+
+    def matrix(self, layer: int, name: str) -> Matrix:
+        """Read one projection.
+
+        Args:
+            layer: index of the block.
+            name: one of `stored`.
+
+        Returns:
+            The matrix as (out, in), in float32 or, where it is stored so, float64.
+
+        Raises:
+            InputError: the model has no such block or projection.
+        """
+        require_projection(self, layer, name)
+        projection = self.layout.projections[name]
+        block = self._filled(layer, projection.module)
+        weight = projection.weight(block, self.heads.query if self.heads else 1).detach()
+        if self.permuted is not None:
+            order = torch.randperm(weight.numel(), generator=_generator(self.permuted, layer, name))
+            weight = weight.flatten()[order.to(weight.device)].view_as(weight)
+        return weight if weight.dtype == torch.float64 else weight.float()
+
+    def gain(self, layer: int, name: str) -> Float[Tensor, " d_model"] | None:
+        """Give the gain of the norm between the stream and a projection.
+
+        For a matrix that reads the stream the norm before it, for one that writes to it the norm behind it.
+
+        Args:
+            layer: index of the block.
+            name: a projection or a composite.
+
+        Returns:
+            γ, with what the architecture adds to it (Gemma: 1); None where no such norm is known, or it has no gain.
+        """
+        found = norm_of(self.architecture, self.recurrent, name)
+        if found is None:
+            return None
+        path, offset = found
+        weight = getattr(self._filled(layer, path).get_submodule(path), "weight", None)
+        return None if weight is None else weight.detach().float() + offset
+
+    def _filled(self, layer: int, path: str) -> nn.Module:
+        """The block with values at a path: itself, or a copy of the skeleton's."""
+        if self.filler is None:
+            return self.blocks[layer]
+        block = copy.deepcopy(self.blocks[layer])
+        self.filler.fill(block, path, f"{self.layout.blocks}.{layer}", self.module)
+        return block
+
+
+READERS = ("q", "k", "v", "gate", "up", "in")
+"""Projections that read the residual stream: their right singular vectors lie in it."""
+WRITERS = ("o", "down", "out")
+"""Projections that write to it: their left singular vectors lie in it."""
+
+
+def norm_of(architecture: str, recurrent: bool, name: str) -> tuple[str, float] | None:
+    """Where the norm between the stream and a projection is.
+
+    Args:
+        architecture: the configuration's `model_type`.
+        recurrent: a block is one mixer behind one norm.
+        name: a projection.
+
+    Returns:
+        Its path inside the block, and what it adds to its weight; None where there is none or it is not known.
+    """
+    from probe.jacobian.forms import FORMS
+
+    if recurrent:
+        return ("norm", 0.0) if name == "in" else None
+    form = FORMS.get(architecture)
+    if form is None:
+        return None
+    paths = dict.fromkeys("qkv", form.attention_norm) | dict.fromkeys(("gate", "up"), form.mlp_norm)
+    paths |= {"o": form.attention_out_norm, "down": form.mlp_out_norm}
+    path = paths.get(name)
+    return None if path is None else (path, form.gain_offset)
+
+
+@dataclass(frozen=True)
+class ProjectedWeights:
+    """The matrices of a `LanguageModel` of the user's own: by its `projections`; heads and norms are not known.
+
+    Attributes:
+        model: the model.
+    """
+
+    model: LanguageModel
+    heads: Heads | None = None
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.model.name
+
+    @property
+    def description(self) -> str:
+        """What a report says about the weights."""
+        return self.model.description
+
+    @property
+    def architecture(self) -> str:
+        """The family."""
+        return self.model.architecture
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.model.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.model.d_model
+
+    @property
+    def recurrent(self) -> bool:
+        """Blocks carry a state along the positions instead of attention."""
+        return self.model.recurrent
+
+    @cached_property
+    def stored(self) -> tuple[str, ...]:
+        """Names of the projections that every block has."""
+        first, *others = (self.model.projections(layer) for layer in range(self.n_layers))
+        return tuple(name for name in first if all(name in other for other in others))
+
+    def matrix(self, layer: int, name: str) -> Matrix:
+        """Read one projection, (out, in), in float32 or, where it is stored so, float64."""
+        require_projection(self, layer, name)
+        weight = self.model.projections(layer)[name].detach()
+        return weight if weight.dtype == torch.float64 else weight.float()
+
+    def gain(self, layer: int, name: str) -> None:
+        """Nothing is known of the norms."""
+
+
+def require_projection(weights: Weights, layer: int, name: str) -> None:
+    """Refuse a block or a projection that a model does not have.
+
+    Args:
+        weights: the model.
+        layer: index of a block.
+        name: of a projection.
+
+    Raises:
+        InputError: it has none such.
+    """
+    if name not in weights.stored:
+        raise InputError(
+            f"a projection must be one that every block of this {weights.architecture} has "
+            f"({', '.join(weights.stored)}), got {name!r}; choose among them"
+        )
+    if not 0 <= layer < weights.n_layers:
+        raise InputError(f"a layer must lie in 0 … {weights.n_layers - 1}, got {layer}; choose a block of the model")
+
+
+def of_model(model: LanguageModel) -> Weights:
+    """The matrices of a loaded model, read where they lie.
+
+    Args:
+        model: any `LanguageModel`.
+
+    Returns:
+        Its weights.
+    """
+    if isinstance(model, HuggingFaceModel):
+        return ModuleWeights(model.name, model.module, model.layout, model.description)
+    return ProjectedWeights(model)
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """The layout of a Hugging Face causal LM: that of our table, or that of its TransformerLens adapter.
+
+    Args:
+        module: the causal LM, with or without values.
+
+    Returns:
+        Its layout.
+    """
+    config: Any = module.config
+    text_config = config.get_text_config(decoder=True)
+    require_constant_width(text_config)
+    return LAYOUTS.get(text_config.model_type) or adapters.layout(module)
+
+
+def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_code: bool = False) -> nn.Module:
+    """A causal LM without values, on the meta device.
+
+    Args:
+        config: its Hugging Face configuration.
+        like: its class; by default what transformers chooses for the configuration.
+        trust_remote_code: run the code that comes with the model's repository.
+
+    Returns:
+        The module.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        if like is not None:
+            made: nn.Module = like(copy.deepcopy(config))
+        else:
+            made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return made.eval()
+
+
+# Nulls, as sources of weights
+
+
+@dataclass(frozen=True)
+class Initialiser:
+    """Values drawn as the model's own class initialises them, the same at every reading.
+
+    Attributes:
+        seed: of the draws; every sub-layer of every block has its own stream of it.
+    """
+
+    seed: int
+
+    def fill(self, block: nn.Module, path: str, place: str, skeleton: nn.Module) -> None:
+        """Initialise the sub-layer that holds a sub-module: some classes do it for a whole mixer.
+
+        Args:
+            block: a copied block; its sub-layer gets values.
+            path: of the sub-module inside the block.
+            place: the block's path in the skeleton, which with the sub-layer names the stream of random numbers.
+            skeleton: the whole model, which knows how its modules are initialised.
+        """
+        whole: Any = skeleton
+        name = path.split(".", 1)[0]
+        part = block.get_submodule(name).to_empty(device="cpu")
+
+        def initialise(module: nn.Module) -> None:
+            reset: Any = getattr(module, "reset_parameters", None)
+            if reset is not None:  # what the class leaves as torch made it
+                reset()
+            whole._init_weights(module)
+
+        with seeded(_generator(self.seed, place, name).initial_seed()), torch.no_grad():
+            part.apply(initialise)  # what is inside comes first, as in transformers
+
+
+def fresh_twin(weights: Weights, seed: int) -> Weights:
+    """The same architecture, freshly initialised, one sub-layer at a time.
+
+    The draws have the distribution of `load_model(..., random_init=seed)` (up to a factor on a matrix that some classes
+    apply afterwards, which moves no singular vector), but are not the same draws.
+
+    Args:
+        weights: of a Hugging Face model.
+        seed: of the draw.
+
+    Returns:
+        The twin.
+    """
+    own = _of_module(weights)
+    module = own.module if own.filler is not None else skeleton(own.module.config, like=type(own.module))
+    return replace(own, module=module, filler=Initialiser(seed), description=f"random weights (seed {seed})")
+
+
+def shuffled_twin(weights: Weights, seed: int) -> Weights:
+    """The same model with the entries of every matrix permuted, gains kept.
+
+    Args:
+        weights: of a Hugging Face model.
+        seed: of the permutations; every matrix has its own.
+
+    Returns:
+        The twin.
+    """
+    described = f"{weights.description}, the entries of each matrix permuted (seed {seed})"
+    return replace(_of_module(weights), permuted=seed, description=described)
+
+
+def _of_module(weights: Weights) -> ModuleWeights:
+    if not isinstance(weights, ModuleWeights):
+        raise InputError(
+            f"a control needs a model whose modules are known, and {weights.name} is no Hugging Face module; leave "
+            "fresh and shuffled controls out"
+        )
+    return weights
+
+
+def _generator(*names: object) -> torch.Generator:
+    """A stream of random numbers of its own for every place that it is named by."""
+    digest = hashlib.sha256(" ".join(map(str, names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
