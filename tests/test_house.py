@@ -24,7 +24,7 @@ FLOORS = [
     ("stream",),
     ("replay",),
     ("patching",),
-    ("maps", "graphs", "jacobian", "training"),
+    ("maps", "graphs", "jacobian", "training", "weights"),
     ("claims",),
     ("runs", "engine"),
     ("plots",),
