@@ -19,7 +19,7 @@ a cumulative sum, not a sort.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -102,15 +102,46 @@ def bootstrap(
         raise InputError(
             f"a bootstrap needs at least one row and two resamples, not {len(documents)} and {resamples}: pass more"
         )
-    groups = _rows_of_groups(documents)
-    n = len(groups)
     estimate = np.asarray(statistic(np.arange(len(documents))), dtype=np.float64)
+    rows = resampled_rows(documents, resamples=resamples, seed=seed)
+    draws = np.stack([np.asarray(statistic(index), dtype=np.float64) for index in rows])
+    return bootstrap_interval(estimate, draws, len(np.unique(documents)), level=level)
+
+
+def resampled_rows(
+    documents: Shaped[np.ndarray, " row"], *, resamples: int, seed: int = 0
+) -> Iterator[Int[np.ndarray, " row"]]:
+    """The rows of each resample of whole documents, for statistics that are computed apart from each other.
+
+    Args:
+        documents: the document of each row.
+        resamples: how many.
+        seed: of the draw of documents.
+
+    Yields:
+        Row indices, with repeats: equal ones for equal documents and seed.
+    """
+    groups = _rows_of_groups(documents)
     generator = np.random.default_rng(seed)
-    draws = np.stack([
-        np.asarray(statistic(np.concatenate([groups[g] for g in generator.integers(n, size=n)])), dtype=np.float64)
-        for _ in range(resamples)
-    ])
-    return _interval_of_draws(estimate, draws, n, level, "documents", t=n < SMALL_SAMPLE)
+    for _ in range(resamples):
+        yield np.concatenate([groups[g] for g in generator.integers(len(groups), size=len(groups))])
+
+
+def bootstrap_interval(
+    estimate: Floats, draws: Float[np.ndarray, "draw ..."], n_documents: int, *, level: float = 0.95
+) -> Interval:
+    """The interval of `bootstrap` from a statistic's values on `resampled_rows`.
+
+    Args:
+        estimate: the statistic of the whole sample.
+        draws: the statistic of each resample, along the first axis.
+        n_documents: how many documents were resampled.
+        level: nominal coverage.
+
+    Returns:
+        The interval.
+    """
+    return _interval_of_draws(estimate, draws, n_documents, level, "documents", t=n_documents < SMALL_SAMPLE)
 
 
 def circular_block_bootstrap(

@@ -31,7 +31,7 @@ def model_of(config: ModelConfig) -> LanguageModel:
     )
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=6)
 def windows_of(config: TextConfig, windows: int, part: Part = "all", *, at_most: bool = False) -> Windows:
     """Windows of a configuration's text, drawn once in a process; `part` as in `probe.text.load_windows`."""
     return load_windows(
@@ -50,6 +50,12 @@ def windows_of(config: TextConfig, windows: int, part: Part = "all", *, at_most:
 def layers_of(config: ModelConfig) -> list[int]:
     """The layers that are analysed."""
     return config.layer_indices(model_of(config).n_layers)
+
+
+def spread(layers: list[int], count: int) -> list[int]:
+    """At most `count` of the layers, evenly spread, first and last among them."""
+    places = torch.linspace(0, len(layers) - 1, min(count, len(layers))).round().int().tolist()
+    return [layers[place] for place in dict.fromkeys(places)]
 
 
 def draw_positions(

@@ -24,7 +24,7 @@ from torch import Tensor
 from probe import hub, shipped
 from probe.errors import InputError
 
-Part = Literal["all", "fit", "validation", "scored"]
+Part = Literal["all", "fit", "validation", "scored", "half_a", "half_b"]
 
 _TITLE = re.compile(r"^ ?= (?![= ])(.+?)(?<![= ]) = ?$", re.MULTILINE)
 _WORDS_WITHOUT_TITLES = 1000
@@ -131,8 +131,8 @@ def load_windows(
         at_most: Where the text has fewer windows, take them all; by default that is an error.
         window_length: Tokens in a window, BOS included; 256 by default.
         part: "all" (default), or one of three parts that share no document: "fit" (60 %), "validation" (10 %) and
-            "scored" (30 %). Documents are ranked by the SHA-256 of their text, so that the part of a document depends
-            neither on the seed nor on the window length.
+            "scored" (30 %); or one of the two halves "half_a" and "half_b". Documents are ranked by the SHA-256 of
+            their text, so that the part of a document depends neither on the seed nor on the window length.
         seed: Seed of the drawing, 0 by default.
 
     Returns:
@@ -261,13 +261,19 @@ def _members(documents: list[tuple[str, str]], part: Part, name: str) -> list[in
         return list(range(n))
     if n < 3:
         raise InputError(
-            f"a text must have at least 3 documents to be divided into fit, validation and scored, but {name} has {n}: "
+            f"a text must have at least 3 documents to be divided into parts, but {name} has {n}: "
             "open each document with a line ' = Title = '"
         )
     ranked = sorted(range(n), key=lambda index: (hashlib.sha256(documents[index][1].encode()).digest(), index))
     validation = max(1, round(_VALIDATION_SHARE * n))
     fit = min(max(1, round(_FIT_SHARE * n)), n - validation - 1)
-    bounds = {"fit": (0, fit), "validation": (fit, fit + validation), "scored": (fit + validation, n)}[part]
+    bounds = {
+        "fit": (0, fit),
+        "validation": (fit, fit + validation),
+        "scored": (fit + validation, n),
+        "half_a": (0, (n + 1) // 2),
+        "half_b": ((n + 1) // 2, n),
+    }[part]
     return sorted(ranked[slice(*bounds)])
 
 

@@ -9,7 +9,8 @@
 - communities: `communities`, `Algorithm`, `resolution_profile`, `choose_resolution`
 - partitions: `ami`, `pairwise_ami`, `stability`, `consensus`, `canonical_labels`
 - nulls: `null_graph`, `permuted_columns`, `rewired`, `degree_deciles`, `compare_with_null`
-- topology: `node_topology`, `community_topology`
+- drawing: `layout`
+- topology: `node_topology`, `participation`, `community_topology`
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from probe.graphs.algorithms import Algorithm
 from probe.graphs.build import correlation_graph, from_matrix, permuted_columns
 from probe.graphs.detect import (
+    RESOLUTIONS,
     Communities,
     NullComparison,
     ResolutionChoice,
@@ -25,12 +27,14 @@ from probe.graphs.detect import (
     compare_with_null,
     resolution_profile,
 )
+from probe.graphs.drawing import layout
 from probe.graphs.graph import Graph
 from probe.graphs.nulls import degree_deciles, null_graph, rewired
 from probe.graphs.partition import ami, canonical_labels, consensus, pairwise_ami, stability
-from probe.graphs.topology import community_topology, node_topology
+from probe.graphs.topology import community_topology, node_topology, participation
 
 __all__ = [
+    "RESOLUTIONS",
     "Algorithm",
     "Communities",
     "Graph",
@@ -46,9 +50,11 @@ __all__ = [
     "correlation_graph",
     "degree_deciles",
     "from_matrix",
+    "layout",
     "node_topology",
     "null_graph",
     "pairwise_ami",
+    "participation",
     "permuted_columns",
     "resolution_profile",
     "rewired",

@@ -94,6 +94,20 @@ def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dat
     return _dataset("node", measures, NODE_NAMES).assign_coords(node=np.arange(graph.n_nodes))
 
 
+def participation(graph: Graph, labels: Labels) -> Floats:
+    """Participation coefficient of each node, as in `node_topology`, by itself.
+
+    Args:
+        graph: The graph.
+        labels: The community of each node, (n,).
+
+    Returns:
+        ``1 − Σ_c (k_ic / k_i)²``, (n,); NaN for isolated nodes.
+    """
+    _check(graph, labels)
+    return _participation((abs(graph.adjacency()) @ _membership(labels)).toarray())
+
+
 def community_topology(graph: Graph, labels: Labels, nodes: xr.Dataset | None = None) -> xr.Dataset:
     """What each community is like.
 

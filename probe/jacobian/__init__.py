@@ -23,7 +23,13 @@ block's call with the whole sequence, a position (random weights, d = 256, T = 1
 The ratio grows with d: on SmolLM2-135M (d = 576) it was 299.
 """
 
-from probe.jacobian.block import block_jacobian, iter_block_jacobians, recorded_jacobian
+from probe.jacobian.block import (
+    block_jacobian,
+    iter_block_jacobians,
+    mlp_unit_gain,
+    norm_gains,
+    recorded_jacobian,
+)
 from probe.jacobian.operators import operator
 from probe.jacobian.options import MEMORY, Options, method_of
 from probe.jacobian.products import MeanJacobian, cumulative_jacobian, mean_jacobian
@@ -39,6 +45,8 @@ __all__ = [
     "iter_block_jacobians",
     "mean_jacobian",
     "method_of",
+    "mlp_unit_gain",
+    "norm_gains",
     "operator",
     "recorded_jacobian",
     "site_jacobian",

@@ -285,20 +285,45 @@ def _normed(
 
 
 def _mlp(standard: StandardBlock, primal: Primal, rows: slice, *, detached: bool) -> Float[Tensor, "n d d"]:
+    written = torch.matmul(standard.down, _read(standard, primal, rows, detached=detached))
     form = standard.form
-    activation = standard.block.get_submodule(form.activation)
-    before = primal.seen[form.activation][rows]
+    return _between_norms(standard, primal, rows, written, form.mlp_norm, form.mlp_out_norm, detached)
+
+
+def _read(standard: StandardBlock, primal: Primal, rows: slice, *, detached: bool) -> Float[Tensor, "n d_ff d"]:
+    """What the MLP's units read of its normed input: the derivative of what enters the matrix `down`."""
+    activation = standard.block.get_submodule(standard.form.activation)
+    before = primal.seen[standard.form.activation][rows]
     active, slope = _activation(activation, before)
     if standard.gate is None:
         factor = detached_ratio(active, before) if detached else slope
-        inner = factor[..., None] * standard.up
-    elif detached:
-        inner = active[..., None] * standard.up
-    else:
-        upward = primal.seen[standard.paths["up"]][rows]
-        inner = torch.mul(standard.gate, (slope * upward)[..., None]).addcmul_(standard.up, active[..., None])
-    written = torch.matmul(standard.down, inner)
-    return _between_norms(standard, primal, rows, written, form.mlp_norm, form.mlp_out_norm, detached)
+        return factor[..., None] * standard.up
+    if detached:
+        return active[..., None] * standard.up
+    upward = primal.seen[standard.paths["up"]][rows]
+    return torch.mul(standard.gate, (slope * upward)[..., None]).addcmul_(standard.up, active[..., None])
+
+
+def unit_terms(standard: StandardBlock, primal: Primal) -> Float[Tensor, "n d_ff"]:
+    """Norm of each MLP unit's term of rank one in K; see `probe.jacobian.mlp_unit_gain`.
+
+    Args:
+        standard: the block.
+        primal: its primal point.
+
+    Returns:
+        ``‖N_o' w_i‖ ‖N' ∂a_i/∂x‖`` at each position.
+    """
+    form, found = standard.form, list[Tensor]()
+    for start in range(next(iter(primal.seen.values())).shape[0]):
+        rows = slice(start, start + 1)
+        read, write = _read(standard, primal, rows, detached=False), standard.down[None].clone()
+        inner = _norm(standard, primal, form.mlp_norm, rows, False)
+        outer = _norm(standard, primal, form.mlp_out_norm, rows, False)
+        read = read if inner is None else inner.after(read)
+        write = write if outer is None else outer.times(write)
+        found.append(torch.linalg.vector_norm(read, dim=-1) * torch.linalg.vector_norm(write, dim=-2))
+    return torch.cat(found)
 
 
 def _activation(module: nn.Module, before: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,8 @@ from probe.errors import InputError
 from probe.jacobian import analytic, rows
 from probe.jacobian.detached import detach
 from probe.jacobian.forms import FORMS
-from probe.jacobian.options import MEMORY, Options, heads_of
+from probe.jacobian.norms import gain_of
+from probe.jacobian.options import MEMORY, Options, heads_of, method_of
 from probe.jacobian.parts import part_of_block
 from probe.model import HuggingFaceModel, LanguageModel
 
@@ -207,6 +209,60 @@ def recorded_jacobian(
     if (method == "analytic") != (options.of == "update"):
         found.diagonal(dim1=-2, dim2=-1).add_(1.0 if options.of == "state" else -1.0)
     return found
+
+
+def mlp_unit_gain(
+    recorded: replay.Context, layer: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "window chosen d_ff"]:
+    r"""How much each unit of a block's MLP adds to the block's Jacobian: the norm of its term of rank one.
+
+    .. math:: K_{\mathrm{MLP}} = \sum_i w_i (\partial a_i / \partial x)^\top, \qquad
+       g_i = \lVert w_i \rVert \, \lVert \partial a_i / \partial x \rVert
+
+    with a_i the unit's activation (what enters the matrix `down`), w_i what it writes into the stream and x the stream
+    that enters the MLP, norms included on both sides.
+
+    Args:
+        recorded: the recorded context; its positions are the chosen ones.
+        layer: which block.
+        dtype: of the arithmetic.
+
+    Returns:
+        g, (W, P, d_ff).
+
+    Raises:
+        InputError: the model's blocks are not standard (see `method_of`: "analytic").
+    """
+    model = recorded.model
+    if not isinstance(model, HuggingFaceModel) or method_of(model) != "analytic":
+        raise InputError(
+            f"the units of an MLP can be told apart in standard blocks ({', '.join(FORMS)}), and {model.name} is "
+            f"{model.architecture}: look at residual units instead"
+        )
+    copy = replay.working_copy(model.blocks[layer], dtype, replay.LINEARISED)
+    standard = analytic.StandardBlock.of(model, layer, copy, dtype)
+    found = analytic.unit_terms(standard, analytic.primal_point(recorded, layer, standard))
+    return found.reshape(*recorded.positions.shape, -1)
+
+
+def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
+    """The gains of the norms through which a block reads the stream: of attention and MLP, or of the mixer.
+
+    Args:
+        model: the model.
+        layer: which block.
+
+    Returns:
+        One vector a norm; none for blocks whose norms are not known, or stand behind the sub-layers.
+    """
+    block: Any = model.blocks[layer]
+    if model.recurrent and hasattr(block, "norm"):
+        return [gain_of(block.norm, block.norm.weight, 0.0)]
+    form = FORMS.get(model.architecture)
+    if form is None:
+        return []
+    norms = [block.get_submodule(path) for path in dict.fromkeys((form.attention_norm, form.mlp_norm)) if path]
+    return [gain_of(norm, norm.weight, form.gain_offset) for norm in norms]
 
 
 def working_copy_of(recorded: replay.Context, layer: int, options: Options, attention: str | None) -> nn.Module:

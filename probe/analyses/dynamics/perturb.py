@@ -14,7 +14,7 @@ from probe.analyses.dynamics import work
 from probe.analyses.dynamics.config import Config
 from probe.engine import Unit
 from probe.runs import Run
-from probe.subjects import model_of
+from probe.subjects import model_of, spread
 
 EPSILONS = tuple(10 ** (power / 2) for power in range(-6, 1))
 """Sizes of the step over the window's median ‖u_l‖: half a decade apart, from 1e-3 to 1."""
@@ -50,7 +50,7 @@ class _Step:
 
 def starts_of(config: Config) -> list[int]:
     """Blocks before which the stream is perturbed."""
-    return work.spread(list(range(model_of(config).n_layers)), config.perturb_layers)
+    return spread(list(range(model_of(config).n_layers)), config.perturb_layers)
 
 
 def perturb_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:

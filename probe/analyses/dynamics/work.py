@@ -18,7 +18,7 @@ from probe.analyses.dynamics.config import Config
 from probe.engine import Unit
 from probe.jacobian import iter_block_jacobians
 from probe.runs import Run
-from probe.subjects import layers_of, model_of
+from probe.subjects import layers_of, model_of, spread
 from probe.text import Windows
 
 MATRICES = ("J", "K")
@@ -117,12 +117,6 @@ def batch_of(config: Config, chosen: int) -> int:
     model = model_of(config)
     stack = 4 * model.n_layers * model.d_model**2 * chosen
     return max(1, min(-(-4 // chosen), MEMORY // stack))
-
-
-def spread(layers: list[int], count: int) -> list[int]:
-    """At most `count` of the layers, evenly spread, first and last among them."""
-    places = torch.linspace(0, len(layers) - 1, min(count, len(layers))).round().int().tolist()
-    return [layers[place] for place in dict.fromkeys(places)]
 
 
 def jacobians(

@@ -1,0 +1,129 @@
+"""Runs the stages of the communities analysis one after the other, and says beforehand what they would take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from probe import engine, graphs, subjects
+from probe.analyses.communities import claims, coupling, dataset, drawings, figures, gains, partitions, work
+from probe.analyses.communities.config import Config
+from probe.command import print_plan
+from probe.engine import Plan, StagePlan
+from probe.errors import InputError
+from probe.jacobian import Options
+from probe.report import Result
+from probe.runs import open_run
+
+STAGES = {
+    "states": work.states_unit,
+    "graphs": partitions.graphs_unit,
+    "views": partitions.views_unit,
+    "resamples": partitions.resamples_unit,
+    "jacobians": gains.jacobians_unit,
+    "coupling": coupling.coupling_unit,
+    "ablation": coupling.ablation_unit,
+    "drawings": drawings.drawings_unit,
+}
+DESCRIPTIONS = {
+    "states": "states of both halves",
+    "graphs": "graphs and communities",
+    "views": "other views of them",
+    "resamples": "resampled documents",
+    "jacobians": "gains on the other half",
+    "coupling": "permuted labels",
+    "ablation": "other choices",
+    "drawings": "drawings",
+}
+LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
+
+
+def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
+    """See `probe.analyses.communities.run`."""
+    _check(config)
+    model = subjects.model_of(config)
+    Options(context=config.context).resolved(model)  # refuses before any work what the model's blocks do not have
+    units = work.units(config)
+    fingerprint = subjects.fingerprint(model, work.scored_windows(config))
+    with open_run("communities", config, fingerprint, out=out, fresh=fresh) as opened:
+        if not quiet:
+            print_plan(plan(config), f"communities {config.model}", sys.stderr)
+        for stage, function in STAGES.items():
+            engine.work(function, units[stage], config, opened, description=DESCRIPTIONS[stage], quiet=quiet)
+        opened.write_results(dataset.assemble(config, opened))
+        data = opened.read_results()
+        judged = claims.claims(data, config)
+        opened.write_claims(judged)
+        drawn = figures.figures(data, config)
+        title = f"Communities of units in {config.model}"
+        return Result(data, judged, opened.directory, title, subjects.notes(config), drawn)
+
+
+def plan(config: Config) -> Plan:
+    """See `probe.analyses.communities.plan`."""
+    _check(config)
+    model, units = subjects.model_of(config), work.units(config)
+    rate, one = engine.flops_per_second(), _run_seconds(config)
+    layers, width = len(subjects.layers_of(config)), model.d_model
+    tokens = config.graph_windows * min(config.graph_positions, config.window_length - config.skip_first)
+    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
+    forward = 2 * sum(p.numel() for block in model.blocks for p in block.parameters())
+    jacobian = 12 * width**3 / rate
+    scored = config.windows * config.positions_per_window
+    profiled = 1 if config.resolution is not None else len(graphs.RESOLUTIONS)
+    runs = profiled * config.profile_seeds * (1 + config.profile_draws) + config.seeds
+    runs += partitions.NULL_SEEDS * (1 + config.null_graphs)
+    cells = np.prod([len(choices) for choices in coupling.CHOICES])
+    permutation = 60 * config.neighbours * width / 1e8
+    seconds = {
+        "states": len(units["states"]) * config.graph_windows * config.window_length * forward / rate,
+        "graphs": layers * runs * one,
+        "views": len(units["views"]) * config.seeds * one,
+        "resamples": layers * config.graph_resamples * 2 * one,
+        "jacobians": layers * (scored + config.init_seeds * config.windows) * jacobian * 2,
+        "coupling": len(units["coupling"]) * config.permutations * permutation,
+        "ablation": len(units["ablation"]) * cells * (3 * one + coupling.GRID_PERMUTATIONS * permutation),
+        "drawings": len(units["drawings"]) * 20 * one,
+    }
+    recorded = 4 * config.windows * config.window_length * width * (model.n_layers + 1)
+    memory = dict.fromkeys(STAGES, 16 * tokens * width)
+    memory |= {"states": 8 * tokens * width * layers, "jacobians": recorded + 80 * width**2}
+    memory["ablation"] += recorded
+    return Plan([
+        StagePlan(stage, len(units[stage]), seconds[stage], int(LIBRARIES + weights + memory[stage]))
+        for stage in STAGES
+    ])
+
+
+def _run_seconds(config: Config) -> float:
+    """What one short run of the algorithm takes here, from a graph of noise: the unit of the estimates of time."""
+    width = subjects.model_of(config).d_model
+    states = np.random.default_rng(0).standard_normal((2 * width, width))
+    graph = graphs.correlation_graph(states, top_k=min(config.neighbours, width - 1))
+    algorithm = partitions.algorithm_of(config, fast=True)
+    algorithm.run(graphs.from_matrix(np.ones((3, 3))), 1.0, 0)  # imports the library
+    start = time.perf_counter()
+    algorithm.run(graph, 1.0, 0)
+    return time.perf_counter() - start
+
+
+def _check(config: Config) -> None:
+    """Refuses options that contradict each other, before any work is done."""
+    least = dict.fromkeys(("windows", "positions_per_window", "graph_windows", "graph_positions", "permutations"), 1)
+    least |= {"neighbours": 1, "seeds": 3, "profile_seeds": 3, "profile_draws": 1, "null_graphs": 1}
+    least |= dict.fromkeys(("graph_resamples", "basis_draws", "init_seeds", "ablation_layers", "drawn_layers"), 0)
+    for option, bound in least.items():
+        if getattr(config, option) < bound:
+            raise InputError(
+                f"--{option.replace('_', '-')} must be at least {bound}: got {getattr(config, option)}; "
+                "give a larger number"
+            )
+    if config.resolution is not None and not config.resolution > 0:
+        raise InputError(f"--resolution must be positive: got {config.resolution}; it is in units of the mean |w|")
+    if config.method == "louvain" and config.objective == "modularity" and config.edges != "absolute":
+        raise InputError(
+            "Louvain cannot do signed modularity: pass --objective cpm, --edges absolute or --method leiden"
+        )

@@ -1,0 +1,75 @@
+"""What a communities run is made of: the Python API's argument, the command line and `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from probe.analyses.communities.thresholds import Thresholds
+from probe.command import TextConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TextConfig):
+    """Do units of the residual stream form communities, and does a unit's place among them predict its amplification?
+
+    Graphs of units are made from one half of the documents, Jacobians are taken on the other half.
+    """
+
+    windows: int = 24
+    """Windows of the second half of the documents on which Jacobians are taken."""
+    skip_first: int = 16
+    """Positions at the start of each window that are left out: attention sinks dominate every correlation there."""
+    positions_per_window: int = 2
+    """Positions of each window at which the trained model's Jacobians are taken; one for every control."""
+    context: Literal["sequence", "detached"] = "sequence"
+    """The rest of the text held fixed; or norms, softmax and gates frozen (another operator)."""
+    nodes: Literal["residual", "mlp"] = "residual"
+    """Units: coordinates of the stream that enters a block, or the units of its MLP."""
+    edges: Literal["signed", "absolute", "partial"] = "signed"
+    """Weights of the graph: signed or absolute correlation, or partial correlation from a shrunk covariance."""
+    neighbours: int = 30
+    """Neighbours that a unit keeps, those with the largest |r|."""
+    graph_windows: int = 64
+    """Windows of each half of the documents from which graphs are made."""
+    graph_positions: int = 64
+    """Positions of each of these windows."""
+    method: Literal["leiden", "louvain", "infomap", "spectral"] = "leiden"
+    """Algorithm that finds communities."""
+    objective: Literal["cpm", "modularity"] = "cpm"
+    """What Leiden and Louvain maximise."""
+    seeds: int = 10
+    """Runs of the algorithm from which a consensus is taken."""
+    resolution: float | None = None
+    """In units of the mean |w| (CPM) or of 1 (modularity); by default chosen in each layer as the most stable."""
+    profile_seeds: int = 4
+    """Runs at each resolution while the resolution is chosen."""
+    profile_draws: int = 2
+    """Null graphs at each resolution while it is chosen."""
+    null_graphs: int = 20
+    """Null graphs (the states in a random orthogonal basis) whose quality a layer's must exceed."""
+    graph_resamples: int = 20
+    """Resamples of the documents on which graph and communities are made anew, for their intervals."""
+    permutations: int = 500
+    """Permutations of the communities' labels within degree deciles."""
+    basis_draws: int = 2
+    """Random orthogonal bases of the stream in which everything is repeated."""
+    init_seeds: int = 5
+    """Fresh initialisations that serve as controls (at least 5 for a verdict)."""
+    ablation_layers: int = 6
+    """Layers, evenly spread, on which algorithm, resolution, k, edges and half are varied; 0 for none."""
+    drawn_layers: int = 3
+    """Layers, evenly spread, whose graph is drawn."""
+    dynamics: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Run directory of the dynamics analysis whose scores, and Jacobians if kept, are used where they fit."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """Thresholds and margins of the claims."""
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the fresh initialisations."""
+        fresh = [seed for seed in range(self.init_seeds + 1) if seed != self.random_init][: self.init_seeds]
+        return tuple(f"init-{seed}" for seed in fresh)

@@ -1,0 +1,131 @@
+"""Does a unit's place among the communities predict how much the block amplifies it?
+
+The coupling of a layer is the partial Spearman correlation, over units, of the participation coefficient in the graph
+of one half of the text and the root-mean-square gain ``‖K e_i‖`` on the other, given what drives both: the unit's
+variance and |mean|, the gains of the norms that read it, and being an outlier. Its null deals out the communities'
+labels anew among units of like degree, and computes the participation coefficient again.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from probe import graphs
+from probe.analyses.communities.config import Config
+from probe.analyses.communities.gains import square_gains
+from probe.analyses.communities.partitions import FAST, HALVES, load_covariates, load_graph, resolution_of
+from probe.analyses.communities.work import states_of
+from probe.engine import Unit
+from probe.graphs import Graph
+from probe.inference import Ranking, partial_spearman, permutation_null
+from probe.runs import Run
+
+GRID_SEEDS, GRID_PERMUTATIONS = 3, 100
+EDGES: tuple[Literal["signed", "partial"], ...] = ("signed", "partial")
+NEIGHBOURS = (15, 30, 60)
+METHODS: tuple[Literal["leiden", "louvain", "spectral", "infomap"], ...] = ("leiden", "louvain", "spectral", "infomap")
+FACTORS = (0.5, 1.0, 2.0)
+CHOICES = (HALVES, EDGES, NEIGHBOURS, METHODS, FACTORS)
+
+
+def coupling_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
+    """The place of each unit in a view, and the coupling when labels are permuted.
+
+    Args:
+        config: the run's configuration.
+        unit: which view and layer.
+        run: where communities and gains are.
+
+    Returns:
+        `participation` (unit,), NaN for units that the view leaves out; `permuted_rho` (permutation,).
+    """
+    view, layer = unit.arguments["view"], unit.arguments["layer"]
+    graph, labels, kept = load_graph(run, view, layer)
+    gain = load_square_gains(run, view, layer).mean(axis=0)[kept]
+    covariates = load_covariates(run, view, layer)[:, kept]
+    place = np.full(len(kept), np.nan)
+    place[kept] = graphs.participation(graph, labels)
+    rho = permuted(graph, labels, gain, covariates, config.permutations, config.seed)
+    return {"participation": torch.from_numpy(place), "permuted_rho": torch.from_numpy(rho)}
+
+
+def load_square_gains(run: Run, view: str, layer: int) -> Float[np.ndarray, "token unit"]:
+    """Squared gains of a view's units on the scored half."""
+    source = view if view.startswith("init-") else "model"
+    name = f"square_gain.{'model' if view == 'no_outliers' else view}"
+    return run.load("jacobians", f"{source}-layer-{layer:03d}", [name])[name].numpy()
+
+
+def permuted(
+    graph: Graph,
+    labels: Int[np.ndarray, " node"],
+    gain: Float[np.ndarray, " node"],
+    covariates: Float[np.ndarray, "covariate node"],
+    permutations: int,
+    seed: int,
+) -> Float[np.ndarray, " permutation"]:
+    """The coupling when the communities' labels are dealt out anew among units of like degree.
+
+    Args:
+        graph: the graph.
+        labels: its communities.
+        gain: of each node.
+        covariates: what is held fixed.
+        permutations: how many.
+        seed: of the permutations.
+
+    Returns:
+        Partial Spearman correlations.
+    """
+    ranked, given = Ranking(gain), [Ranking(one) for one in covariates]
+
+    def coupled(order: Int[np.ndarray, " node"]) -> float:
+        return float(partial_spearman(graphs.participation(graph, labels[order]), ranked, given))
+
+    strata = graphs.degree_deciles(graph)
+    return permutation_null(coupled, len(labels), groups=strata, permutations=permutations, seed=seed).values
+
+
+def ablation_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
+    """The coupling of a layer under every other choice of half, edges, neighbours, algorithm and resolution.
+
+    Graphs of one half are always coupled with gains on the other.
+
+    Args:
+        config: the run's configuration.
+        unit: which layer.
+        run: where states, resolutions and gains are.
+
+    Returns:
+        `rho` (half, edges, neighbours, method, factor) and `permuted_rho`, the same with (…, permutation).
+    """
+    layer = unit.arguments["layer"]
+    other = square_gains(config, "model", layer, "half_a").numpy()  # the graphs' own half is half B there
+    rho, permuted_rho = list[float](), list[Float[np.ndarray, " permutation"]]()
+    for view, gains in (("model", load_square_gains(run, "model", layer)), ("half_b", other)):
+        states, gain = states_of(config, run, view, layer), gains.mean(axis=0)
+        covariates = load_covariates(run, view, layer)
+        for kind, neighbours in product(EDGES, NEIGHBOURS):
+            graph = graphs.correlation_graph(states, kind=kind, top_k=min(neighbours, states.shape[1] - 1))
+            for method, factor in product(METHODS, FACTORS):
+                labels = graphs.communities(
+                    graph,
+                    method=method,
+                    iterations=FAST,
+                    resolution=factor * resolution_of(run, layer),
+                    seeds=GRID_SEEDS,
+                    seed=config.seed,
+                ).labels
+                rho.append(float(partial_spearman(graphs.participation(graph, labels), gain, list(covariates))))
+                permuted_rho.append(permuted(graph, labels, gain, covariates, GRID_PERMUTATIONS, config.seed))
+    shape = [len(choices) for choices in CHOICES]
+    return {
+        "rho": torch.tensor(rho, dtype=torch.float64).reshape(shape),
+        "permuted_rho": torch.from_numpy(np.stack(permuted_rho)).reshape(*shape, -1),
+    }

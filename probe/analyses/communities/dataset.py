@@ -1,0 +1,215 @@
+"""The finished units of a communities run as one `xarray.Dataset`.
+
+Values are NaN, and labels −1, where a view leaves units out; gains are NaN where a control was not measured: at all but
+the first position of each window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+
+from probe import graphs, subjects
+from probe.analyses.communities import coupling, gains, partitions, work
+from probe.analyses.communities.config import Config
+from probe.analyses.communities.work import views_of
+from probe.engine import Unit
+from probe.runs import Run
+from probe.subjects import layers_of, model_of
+
+LARGEST = gains.LARGEST
+SCALARS = {
+    "resolution": "resolution, in units of the mean |w|",
+    "excess": "stability less that of null graphs, at this resolution",
+    "stability": "mean pairwise AMI of seeds",
+    "quality": "objective per edge weight, consensus",
+    "modularity": "signed modularity",
+    "run_quality": "objective per edge weight, mean of single runs",
+    "run_stability": "mean pairwise AMI of fewer and shorter runs",
+}
+
+
+def assemble(config: Config, run: Run) -> xr.Dataset:
+    """Joins the finished units of a run.
+
+    Args:
+        config: the run's configuration.
+        run: its directory.
+
+    Returns:
+        The Dataset; which variables it holds depends on the configuration.
+    """
+    units = work.units(config)
+    data = xr.Dataset(coords=_coordinates(config))
+    _add_graphs(data, run, units["graphs"])
+    _add_views(data, config, run)
+    _add_operators(data, config, run)
+    if units["ablation"]:
+        _add_ablation(data, run, units["ablation"])
+    if units["drawings"]:
+        _add_drawings(data, config, run, units["drawings"])
+    data.attrs |= subjects.attributes(config, "communities", work.scored_windows(config))
+    graphed = [work.graph_windows(config, half) for half in partitions.HALVES]
+    tokens = len(work.documents_of(run, "half_a"))
+    data.attrs |= {
+        "context": config.context,
+        "nodes": config.nodes,
+        "n_units": data.sizes["unit"],
+        "n_graph_tokens": tokens,
+        "n_graph_documents": graphed[0].n_documents,
+        "n_other_documents": graphed[1].n_documents,
+    }
+    return data
+
+
+def _coordinates(config: Config) -> dict[str, object]:
+    windows, positions = work.scored_windows(config), work.scored_positions(config)
+    return subjects.token_coordinates(model_of(config), windows, positions) | {
+        "layer": layers_of(config),
+        "view": views_of(config),
+    }
+
+
+def _add_graphs(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
+    """What was found of the model's own graph of each layer, with its null graphs and its topology."""
+    parts = [run.load(unit.stage, unit.key) for unit in units]
+    for name, long_name in SCALARS.items():
+        data[name] = ("layer", _stack(parts, name), {"units": "1", "long_name": long_name})
+    for name, long_name in (("quality", "objective per edge weight"), ("stability", "mean pairwise AMI of seeds")):
+        data[f"null_{name}"] = (
+            ("layer", "null_draw"),
+            _stack(parts, f"null_{name}"),
+            {"units": "1", "long_name": f"{long_name} of a null graph, single runs"},
+        )
+    data.coords["profiled"] = parts[0]["profile.resolution"].numpy()
+    for name, long_name in (
+        ("stability", "mean pairwise AMI of seeds"),
+        ("communities", "communities of two and more"),
+    ):
+        values = _stack(parts, f"profile.{name}")
+        data[f"profile_{name}"] = (("layer", "profiled"), values, {"units": "1", "long_name": long_name})
+    null = _stack(parts, "profile.null_stability").mean(axis=1)
+    attrs = {"units": "1", "long_name": "stability of null graphs"}
+    data["profile_null_stability"] = (("layer", "profiled"), null, attrs)
+    data.coords["measure"] = list(partitions.TOPOLOGY)
+    topology = np.stack([_stack(parts, f"topology.{name}") for name in partitions.TOPOLOGY])
+    attrs = {"units": "1", "long_name": "place of a unit in its graph"}
+    data["topology"] = (("measure", "layer", "unit"), topology.astype(np.float32), attrs)
+    draws = [run.load("resamples", unit.key) for unit in units]
+    for name in ("quality", "half_ami"):
+        attrs = {"units": "1", "long_name": f"{name} of resampled documents, single runs"}
+        data[f"resampled_{name}"] = (("layer", "resample"), _stack(draws, name), attrs)
+
+
+def _add_views(data: xr.Dataset, config: Config, run: Run) -> None:
+    """Labels, places, covariates, gains and permuted couplings (view, layer, …), and how alike partitions are."""
+    layers, views = layers_of(config), views_of(config)
+    width = data.sizes["unit"]
+    chosen = work.scored_positions(config).shape[1]
+    labels = np.stack([[partitions.load_labels(run, view, layer) for layer in layers] for view in views])
+    data["community"] = (
+        ("view", "layer", "unit"),
+        labels.astype(np.int32),
+        {"long_name": "community, by falling size; −1: left out"},
+    )
+    parts = [[run.load("coupling", f"{view}-layer-{layer:03d}") for layer in layers] for view in views]
+    data["participation"] = (
+        ("view", "layer", "unit"),
+        np.stack([_stack(row, "participation") for row in parts]).astype(np.float32),
+        {"units": "1", "long_name": "participation coefficient"},
+    )
+    data["permuted_rho"] = (
+        ("view", "layer", "permutation"),
+        np.stack([_stack(row, "permuted_rho") for row in parts]),
+        {"units": "1", "long_name": "coupling with labels permuted within degree deciles"},
+    )
+    covariates = [[partitions.load_covariates(run, view, layer) for layer in layers] for view in views]
+    attrs = {"long_name": "variance, |mean|, gains of norms, outlier"}
+    data["covariate"] = (("view", "layer", "covariates", "unit"), np.array(covariates), attrs)
+    square = np.full((len(views), len(layers), width, data.sizes["query"]), np.nan, dtype=np.float32)
+    for v, view in enumerate(views):
+        for row, layer in enumerate(layers):
+            values = coupling.load_square_gains(run, view, layer).T
+            step = data.sizes["query"] // values.shape[1]
+            assert step in {1, chosen}
+            square[v, row, :, ::step] = values
+    attrs = {"units": "1", "long_name": "squared gain ‖K e_i‖² of a unit at a token"}
+    data["square_gain"] = (("view", "layer", "unit", "query"), square, attrs)
+    _add_agreement(data, run, labels[0], layers)
+
+
+def _add_agreement(data: xr.Dataset, run: Run, labels: np.ndarray, layers: Sequence[int]) -> None:
+    """AMI of the two halves of the text by layer, and of every two layers."""
+    other = [partitions.load_labels(run, "half_b", layer) for layer in layers]
+    ami = [graphs.ami(own, half) for own, half in zip(labels, other, strict=True)]
+    data["half_ami"] = ("layer", np.array(ami), {"units": "1", "long_name": "AMI of the two halves of the text"})
+    attrs = {"units": "1", "long_name": "AMI of the communities of two layers"}
+    data["layer_ami"] = (("layer", "other_layer"), graphs.pairwise_ami(labels), attrs)
+
+
+def _add_operators(data: xr.Dataset, config: Config, run: Run) -> None:
+    """The kind of operator that a block is, and what it does to whole communities."""
+    parts = [run.load("jacobians", f"model-layer-{layer:03d}") for layer in layers_of(config)]
+    for name, long_name in (
+        ("antisymmetric_fraction", "‖K − Kᵀ‖ / (2‖K‖)"),
+        ("rotation_fraction", "Σ|Im λ| / Σ|λ| of K"),
+    ):
+        data[name] = (("layer", "query"), _stack(parts, name), {"units": "1", "long_name": long_name})
+    if config.nodes == "mlp":
+        return
+    data.coords["matrix"] = ["J", "K"]
+    data.coords["amplification"] = list(gains.MEASURES)
+    for prefix, name in (("", "community_amplification"), ("z.", "community_z")):
+        values = np.full((2, len(gains.MEASURES), len(parts), LARGEST), np.nan)
+        for matrix, measure, layer in np.ndindex(*values.shape[:3]):
+            found = parts[layer][f"{prefix}{'JK'[matrix]}.{gains.MEASURES[measure]}"].numpy()
+            values[matrix, measure, layer, : len(found)] = found
+        dims = ("matrix", "amplification", "layer", "largest")
+        data[name] = (dims, values, {"units": "1", "long_name": "amplification of the largest communities"})
+    own = [
+        graphs.ami(c, part["jacobian_labels"].numpy())
+        for c, part in zip(data["community"][0].values, parts, strict=True)
+    ]
+    attrs = {"units": "1", "long_name": "AMI with the communities of |K| + |K|ᵀ"}
+    data["jacobian_ami"] = ("layer", np.array(own), attrs)
+
+
+def _add_ablation(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
+    """The coupling under every other choice."""
+    parts = [run.load(unit.stage, unit.key) for unit in units]
+    data.coords["ablated"] = [unit.arguments["layer"] for unit in units]
+    data.coords["half"], data.coords["edges"] = list(partitions.HALVES), list(coupling.EDGES)
+    data.coords["neighbours"], data.coords["method"] = list(coupling.NEIGHBOURS), list(coupling.METHODS)
+    data.coords["factor"] = list(coupling.FACTORS)
+    dims = ("ablated", "half", "edges", "neighbours", "method", "factor")
+    data["grid_rho"] = (dims, _stack(parts, "rho"), {"units": "1", "long_name": "coupling under other choices"})
+    attrs = {"units": "1", "long_name": "the same with labels permuted within degree deciles"}
+    data["grid_permuted_rho"] = ((*dims, "grid_permutation"), _stack(parts, "permuted_rho"), attrs)
+
+
+def _add_drawings(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]) -> None:
+    """Places, links and tokens of the layers that are drawn."""
+    parts = [run.load(unit.stage, unit.key) for unit in units]
+    data.coords["drawn"] = [unit.arguments["layer"] for unit in units]
+    data["place"] = (("drawn", "unit", "axis"), _stack(parts, "place"), {"long_name": "where a unit is drawn"})
+    data["link"] = (("drawn", "link_index", "end"), _stack(parts, "link"), {"long_name": "the strongest links"})
+    data["link_weight"] = (("drawn", "link_index"), _stack(parts, "link_weight"), {"long_name": "their weights"})
+    windows, positions = work.graph_windows(config, "half_a"), work.graph_positions(config, "half_a")
+    tokens = windows.tokens.gather(1, positions).flatten()
+    decode = model_of(config).tokenizer.decode
+    words = np.array([decode([token]) for token in tokens.tolist()], dtype=object)
+    largest = np.stack([words[part["largest"].numpy()] for part in parts])
+    data["largest_token"] = (
+        ("drawn", "unit", "place_of_token"),
+        largest,
+        {"long_name": "tokens at which |h_i − mean| peaks"},
+    )
+
+
+def _stack(parts: Sequence[dict[str, Tensor]], name: str) -> Float[np.ndarray, "part ..."]:
+    return np.asarray(torch.stack([part[name] for part in parts]).numpy())
