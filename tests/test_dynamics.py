@@ -290,6 +290,7 @@ class TestPerturbations:
         draws = torch.Generator().manual_seed(0)
         states = torch.randn(12, 6, generator=draws, dtype=torch.float64)
         states[:, 2] *= 50
+        states[:, 4] += 1e3  # a large mean is no direction of the states' spread
         J = torch.diag(torch.tensor([1.0, 9.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64))
         counted = torch.arange(12) >= 4
         found = perturb._directions(states, 7, counted, J, draws)
@@ -323,6 +324,17 @@ class TestNulls:
         for null in ("schur_normal", "schur_normal_transposed", "schur_normal_rotated"):
             assert (spectra.commutator_norm(changed[null] - eye) < 1e-10).all(), null
         assert "schur_normal_rotated" not in nulls._changed(config, J, 1, torch.Generator().manual_seed(0))
+
+    def test_a_normal_update_stays_as_it_is_in_any_basis(self, folder, text):
+        config = _config(_saved(folder, "llama"), text)
+        draws = torch.Generator().manual_seed(2)
+        rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=draws, dtype=torch.float64))
+        block = torch.tensor([[0.3, -0.8], [0.8, 0.3]], dtype=torch.float64)
+        K = rotation @ torch.block_diag(block, torch.diag(torch.linspace(-1, 2, 6, dtype=torch.float64))) @ rotation.mT
+        J = (K + torch.eye(8, dtype=torch.float64))[None]
+        changed = nulls._changed(config, J, 0, torch.Generator().manual_seed(0))
+        for null in ("schur_normal", "schur_normal_matched", "schur_normal_transposed", "schur_normal_rotated"):
+            torch.testing.assert_close(changed[null][0], J, msg=null)
 
     def test_a_product_multiplied_out_has_the_spectrum_of_the_exact_one(self):
         J = torch.eye(6, dtype=torch.float64) + 0.5 * torch.randn(

@@ -28,6 +28,18 @@ class TestJoined:
         assert both.high - 2.0 == pytest.approx(np.sqrt(2) * stats.t.ppf(0.975, 18))
         assert 2.0 - both.low == pytest.approx(both.high - 2.0)
 
+    def test_unequal_freedoms_are_welchs(self):
+        documents, seeds = (
+            Interval(2.0, 2.0 - half, 2.0 + half, n, "t")
+            for n, half in (
+                (21, 0.5 * stats.t.ppf(0.975, 20)),
+                (5, 2 * stats.t.ppf(0.975, 4)),
+            )
+        )
+        freedom = 4.25**2 / (0.25**2 / 20 + 4**2 / 4)
+        expected = np.sqrt(4.25) * stats.t.ppf(0.975, freedom)
+        assert joined(documents, seeds).high - 2.0 == pytest.approx(expected)
+
     def test_seeds_without_spread_leave_the_documents_interval(self):
         documents = Interval(1.0, 0.5, 1.5, 20, "t")
         both = joined(documents, Interval(1.0, 1.0, 1.0, 5, "t"))
