@@ -1,7 +1,8 @@
 """The claims on communities of units (arXiv 2605.14258), computed from a run's Dataset.
 
 The coupling of a layer is a partial Spearman correlation over units; documents of the half that the graphs have not
-seen are resampled, the partition fixed. Pooled over the layers that have communities,
+seen are resampled, the partition fixed. Pooled over the layers that have stable communities (where
+these are too few for a verdict, over all layers),
 
     A = mean over layers of ρ² − the same with labels permuted within degree deciles,
 
@@ -174,7 +175,7 @@ def coupling(table: Runs) -> Finding:
             contrasts,
             preconditions=[enough],
         ),
-        f"A = mean ρ² − its mean under permuted labels, over {int(layers.sum())} layers with stable communities; ρ: "
+        f"A = mean ρ² − its mean under permuted labels, over {int(layers.sum())} layers; ρ: "
         "partial Spearman over units of participation coefficient and root-mean-square ‖K e_i‖ given variance, |mean|, "
         "norm gains and outlier flag; graphs and gains from different documents",
         line("mean ρ² under permuted labels", number(float(np.square(own.permuted).mean()))),
@@ -364,14 +365,13 @@ def claims(data: xr.Dataset, config: Settings, *, resamples: int = 1000) -> list
 
 
 def _layers(table: Runs) -> tuple[Bool[np.ndarray, " layer"], Condition]:
-    """The layers with communities, and that there are enough of them."""
-    layers = stable_layers(table.data, table.thresholds.threshold_excess)
-    needed = table.thresholds.threshold_layers
-    if not layers.any():
-        raise AbsentError("no layer has stable communities")
-    return layers, Condition(
-        int(layers.sum()) >= needed, f"only {layers.sum()} layers have stable communities: {needed} are needed"
+    """The layers with stable communities, and that there are enough of them; all layers where there are not."""
+    stable = stable_layers(table.data, table.thresholds.threshold_excess)
+    found, needed = int(stable.sum()), table.thresholds.threshold_layers
+    enough = Condition(
+        found >= needed, f"{found} of {len(stable)} layers have stable communities: {needed} are needed for a verdict"
     )
+    return (stable if enough.holds else np.ones_like(stable)), enough
 
 
 def _views(table: Runs, kind: str) -> list[str]:
