@@ -170,9 +170,9 @@ class TestToy:
         parameters = dict(module.named_parameters())
         with torch.no_grad():
             module.gain.copy_(normal(*module.gain.shape))
-        acting = module.acting(parameters, "input")
+        acting = module.acting(parameters, "reader")
         torch.testing.assert_close(acting[1], module.reader[1] @ torch.diag(module.gain[1]))
-        assert module.acting(parameters, "output") is module.writer
+        assert module.acting(parameters, "writer") is module.writer
 
     @pytest.mark.parametrize("norm", NORMS)
     def test_every_parameter_gets_a_gradient(self, norm: str):
@@ -280,8 +280,8 @@ def experiment(seeds: tuple[int, ...], kind: str, **changes: object) -> tuple[St
     return Stack(modules, functional.mse_loss), data, optimiser
 
 
-def weights(parameters: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-    return {"reader": parameters["reader"].clone(), "at": torch.tensor(step)}
+def weights(parameters: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {"reader": parameters["reader"].clone(), "before": before["reader"].clone()}
 
 
 PLAN = Plan(6, (0, 2, 6))
@@ -294,7 +294,8 @@ class TestTogether:
         changes = {"form": form, "norm": "layer", "activation": "radial_gate"}
         stack, data, optimiser = experiment((0, 4, 9), kind, **changes)
         seen, together = train(stack, data.batch, optimiser, PLAN, weights)
-        assert seen["at"].tolist() == [0, 2, 6]
+        assert torch.equal(seen["before"][1:], seen["reader"][:-1])
+        assert torch.equal(seen["before"][0], stack.start["reader"])
         for place, seed in enumerate((0, 4, 9)):
             stack, data, optimiser = experiment((seed,), kind, **changes)
             alone_seen, alone = train(stack, data.batch, optimiser, PLAN, weights)

@@ -48,11 +48,24 @@ from probe.plots.spectral import (
     score_by_depth,
 )
 from probe.plots.style import legend_below, new_figure, page_style, shared_legend
+from probe.plots.training import (
+    arm_continuity,
+    arm_learning,
+    coherence_against_continuity,
+    decay_against_start,
+    learning,
+    matches,
+    through_training,
+)
 
 __all__ = [
     "alignment",
+    "arm_continuity",
+    "arm_learning",
     "bottleneck",
+    "coherence_against_continuity",
     "coupling",
+    "decay_against_start",
     "effective_rank_of_product",
     "eigenvalue_cloud",
     "eigenvector_condition",
@@ -61,9 +74,11 @@ __all__ = [
     "instability",
     "kl_by_layer",
     "kl_ratio",
+    "learning",
     "legend_below",
     "linear_range",
     "lyapunov",
+    "matches",
     "mean_products",
     "mean_score_by_depth",
     "new_figure",
@@ -84,5 +99,6 @@ __all__ = [
     "singular_growth",
     "subspace_overlap",
     "sweep",
+    "through_training",
     "top1_agreement",
 ]

@@ -10,6 +10,7 @@ from probe.training.activations import ACTIVATIONS, NORMS, RADIAL, normalise
 from probe.training.data import Bytes, NextByte, Regression, generator
 from probe.training.loop import Checkpoint, Plan, Stack, snapshot_steps, train
 from probe.training.measures import (
+    LEADING,
     Leading,
     best_matches,
     coherence,
@@ -21,20 +22,22 @@ from probe.training.measures import (
     rotation,
     subspace_continuity,
 )
-from probe.training.mlp import FORMS, PLAIN_SCALE, RESIDUAL_SCALE, Shape, ToyMLP
+from probe.training.mlp import FORMS, Shape, ToyMLP
 from probe.training.optimisers import LEARNING_RATES, Optimiser, orthogonalise
 from probe.training.transformer import ARMS, PROJECTIONS, Arm, Size, SmallTransformer, next_byte_loss
+from probe.training.watch import SPACES, WEIGHTS, Watch, carried
 
 __all__ = [
     "ACTIVATIONS",
     "ARMS",
     "FORMS",
+    "LEADING",
     "LEARNING_RATES",
     "NORMS",
-    "PLAIN_SCALE",
     "PROJECTIONS",
     "RADIAL",
-    "RESIDUAL_SCALE",
+    "SPACES",
+    "WEIGHTS",
     "Arm",
     "Bytes",
     "Checkpoint",
@@ -48,7 +51,9 @@ __all__ = [
     "SmallTransformer",
     "Stack",
     "ToyMLP",
+    "Watch",
     "best_matches",
+    "carried",
     "coherence",
     "continuity",
     "generator",

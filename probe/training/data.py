@@ -46,7 +46,8 @@ class Regression:
         inputs: Width of the inputs.
         outputs: Width of the outputs.
         batch: Inputs a step.
-        dtype: Of inputs and outputs; drawn in float32 whatever it is.
+        dtype: Of inputs and outputs; drawn in float32 on the CPU whatever it is.
+        device: Where they go.
 
     Raises:
         ValueError: If there is no such teacher.
@@ -61,10 +62,12 @@ class Regression:
         outputs: int = 16,
         batch: int = 128,
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
     ) -> None:
         if teacher not in ("nonlinear", "linear"):
             raise ValueError(f"a teacher is nonlinear or linear, got {teacher!r}")
-        self.seeds, self.size, self.inputs, self.dtype = tuple(seeds), batch, inputs, dtype
+        self.seeds, self.size, self.inputs = tuple(seeds), batch, inputs
+        self.dtype, self.device = dtype, device
         widths = [inputs, TEACHER_WIDTH, TEACHER_WIDTH, outputs] if teacher == "nonlinear" else [inputs, outputs]
         draws = [generator(seed, _TEACHER) for seed in self.seeds]
         self._layers = [
@@ -97,7 +100,7 @@ class Regression:
 
     def _pair(self, n: int, *purpose: int) -> tuple[Tensor, Tensor]:
         x = self._normal(n, *purpose)
-        return x.to(self.dtype), self._taught(x).to(self.dtype)
+        return x.to(self.device, self.dtype), self._taught(x).to(self.device, self.dtype)
 
     def _normal(self, n: int, *purpose: int) -> Float[Tensor, "seed n inputs"]:
         return torch.stack([torch.randn(n, self.inputs, generator=generator(seed, *purpose)) for seed in self.seeds])

@@ -134,7 +134,7 @@ def train(
     batch: Callable[[int], Batch],
     optimiser: Optimiser,
     plan: Plan,
-    observe: Callable[[Parameters, int], Mapping[str, Tensor]],
+    observe: Callable[[Parameters, Parameters], Mapping[str, Tensor]],
     *,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int], object] = lambda steps: None,
@@ -146,8 +146,8 @@ def train(
         batch: Step to its inputs and targets, (seed, ...); the same for the same step.
         optimiser: How parameters follow gradients.
         plan: Steps and snapshots.
-        observe: Called before each step of `plan.snapshots` (and at the end) with parameters and step; returns named
-            arrays of the same shapes each time.
+        observe: Called at each snapshot with the parameters and those of the snapshot before (at the first: the same);
+            returns named arrays of the same shapes each time.
         checkpoint: Where to go on from, and what to leave at every snapshot.
         progress: Called with the number of steps done since the last call.
 
@@ -167,11 +167,13 @@ def train(
         stacked = {name[9:]: value for name, value in saved.items() if name.startswith("observed.")}
         seen = [dict(zip(stacked, values, strict=True)) for values in zip(*stacked.values(), strict=True)]
     done = plan.snapshots[len(seen) - 1] if seen else 0
+    before = {name: value.clone() for name, value in parameters.items()}
     progress(done)
     for target in plan.snapshots[len(seen) :]:
         losses = [_step(stack, batch(step), optimiser, parameters, moments, step, plan) for step in range(done, target)]
         mean = torch.stack(losses).mean(0) if losses else torch.full((_seeds(parameters),), torch.nan)
-        seen.append({**observe(parameters, target), "train_loss": mean.float().cpu()})
+        seen.append({**observe(parameters, before), "train_loss": mean.float().cpu()})
+        before = {name: value.clone() for name, value in parameters.items()}
         progress(target - done)
         done = target
         if checkpoint:

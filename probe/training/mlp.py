@@ -28,8 +28,6 @@ from probe.training.activations import ACTIVATIONS, normalise
 from probe.training.data import generator
 
 FORMS = ("stream", "branch", "block2")
-RESIDUAL_SCALE, PLAIN_SCALE = 0.5, 1.4
-"""Standard deviation of the hidden weights at the start, in units of 1/√d, with and without a residual connection."""
 HIDDEN = 2  # width of block2's hidden layer, in widths of the stream
 
 
@@ -102,17 +100,17 @@ class ToyMLP(nn.Module):
         """The parameter whose input space, and the one whose output space, is the stream."""
         return {"input": "reader", "output": "writer" if self.form == "block2" else "reader"}
 
-    def acting(self, parameters: Mapping[str, Tensor], role: str) -> Float[Tensor, "*seed layer out in"]:
+    @staticmethod
+    def acting(parameters: Mapping[str, Tensor], name: str) -> Float[Tensor, "*seed layer out in"]:
         """The matrices as they act on the normalised stream: ``W diag(gain)`` where a gain stands before a reader.
 
         Args:
             parameters: Of one module or of several, stacked.
-            role: "input" or "output".
+            name: "reader" or "writer".
 
         Returns:
             Matrices (..., L, out, in).
         """
-        name = self.roles[role]
         folds = name == "reader" and "gain" in parameters
         return parameters[name] * parameters["gain"].unsqueeze(-2) if folds else parameters[name]
 

@@ -1,0 +1,124 @@
+"""What a run on causes is made of: the Python API's argument, the command line and `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from probe.analyses.causes import cells
+from probe.analyses.causes.thresholds import Thresholds
+from probe.command import Config as AnyConfig
+from probe.errors import InputError
+
+ARMS = ("full", "v_nonlinearity", "radial", "no_residual", "no_norm", "linear_attention")
+DEFAULT_ARMS = ARMS[:3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(AnyConfig):
+    """Why are neighbouring layers' leading directions alike? Toys in which each suspected cause is switched on and off.
+
+    Toy MLPs learn a frozen teacher, small transformers the bytes of a text (where one is given), all seeds of an
+    experiment at once. No model is read.
+
+    Raises:
+        InputError: If both a data set and a file are named.
+    """
+
+    seeds: int = 5
+    """Seeds of every experiment (at least 5 for a verdict): starts, teachers and data differ, arms share them."""
+    full: bool = False
+    """The full product of toys (5,000 cells, more than a day) and all arms of the transformer."""
+    cells: str = "*"
+    """Only the toys whose names match one of these patterns, for example stream-*,plain-gelu."""
+    steps: int = 3000
+    """Steps of a toy."""
+    batch: int = 128
+    """Inputs of a step of a toy."""
+    width: int = 64
+    """Width of a toy's stream."""
+    blocks: int = 8
+    """Blocks of a toy."""
+    snapshots: int = 24
+    """How often a training is looked at, evenly spread, and a few times more at its start."""
+    dataset: str | None = None
+    """wikitext-2, wikitext-103 or sample: train small transformers on it."""
+    text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A UTF-8 file instead of a data set."""
+    split: str = "test"
+    """Split of the data set; its documents are divided into those to learn and those held out."""
+    arms: tuple[str, ...] = DEFAULT_ARMS
+    """Arms of the transformer; full, v_nonlinearity, radial, no_residual, no_norm or linear_attention."""
+    arm_steps: int = 500
+    """Steps of a transformer."""
+    arm_batch: int = 16
+    """Windows of a step of a transformer."""
+    arm_width: int = 128
+    """Width of a transformer's stream."""
+    arm_blocks: int = 6
+    """Blocks of a transformer."""
+    arm_heads: int = 4
+    """Heads of its attention."""
+    context: int = 128
+    """Bytes of a window."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """Thresholds and margins of the claims."""
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.dataset is not None:
+            raise InputError(
+                f"only one text can be read, got data set {self.dataset} and file {self.text}: leave one of them out"
+            )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text was given, and small transformers are trained."""
+        return self.text is not None or self.dataset is not None
+
+    @property
+    def trained_arms(self) -> tuple[str, ...]:
+        """The arms of the transformer that are trained."""
+        if not self.reads_text:
+            return ()
+        return ARMS if self.full else self.arms
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The seeds of every experiment."""
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+    def require_inputs(self) -> None:
+        """Refuse bad options, and a data set that is neither here nor to be fetched, within seconds."""
+        self.check()
+        from probe import hub
+
+        if self.dataset in hub.DATASETS:
+            hub.require_dataset(self.dataset, self.split)
+
+    def check(self) -> None:
+        """Refuses options that contradict each other.
+
+        Raises:
+            InputError: If an option is out of range.
+        """
+        cells.chosen(self.cells, self.full)
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"--dtype must be float32 or float64 to train, got {self.dtype}: leave it out")
+        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+            raise InputError(f"--arms must be some of {', '.join(ARMS)}, got {unknown[0]!r}: leave it out")
+        least = {"seeds": 1, "seed": 0, "steps": 20, "batch": 1, "width": 2, "blocks": 2, "snapshots": 2}
+        least |= {"arm_steps": 20, "arm_batch": 1, "arm_width": 2, "arm_blocks": 2, "arm_heads": 1, "context": 2}
+        for option, bound in least.items():
+            if getattr(self, option) < bound:
+                name = option.replace("_", "-")
+                raise InputError(
+                    f"--{name} must be at least {bound}: got {getattr(self, option)}; give a larger number"
+                )
+        if self.arm_width % (2 * self.arm_heads):
+            raise InputError(
+                "--arm-width must be a multiple of twice --arm-heads, for the rotary embedding turns pairs: got "
+                f"{self.arm_width} and {self.arm_heads}; change one of them"
+            )
