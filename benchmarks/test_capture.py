@@ -8,8 +8,6 @@ the loaded model.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import peak
 from probe.model import LanguageModel, load_model
 from probe.stream import capture
 
@@ -75,31 +74,12 @@ def seconds(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     return best
 
 
-def resident(field: str) -> float:
-    """`VmRSS` now or `VmHWM` at most, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def peak_megabytes(name: str) -> float:
-    """In a fresh process: the most that one call needs beyond what is resident before it."""
-    # what is freed goes back at once, so that the peak is what is held and not how the heap has broken up
-    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, name], check=True, capture_output=True, text=True, env=settings)
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
 def measure_peak(name: str) -> float:
     model = load_model("smollm2-135m-instruct-q4")
     bridge = bridge_of(model) if name.startswith("run_with_cache") else None
     with torch.no_grad():
         model.forward(tokens(1)[:, :8])
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-        kept = conditions(model, bridge)[name]()
-        peak = resident("VmHWM") - before
-    del kept
-    return peak
+        return peak.measured(conditions(model, bridge)[name])
 
 
 def test_capture_costs_little_more_than_the_pass() -> None:
@@ -109,7 +89,7 @@ def test_capture_costs_little_more_than_the_pass() -> None:
     long = "probe.capture to disk, 4 x the windows"
     times = seconds({name: call for name, call in calls.items() if name != long})
     times[long] = float("nan")
-    peaks = {name: peak_megabytes(name) for name in calls}
+    peaks = {name: peak.in_fresh_process(__file__, name) for name in calls}
     print(f"\n{model.name}, {WINDOWS} windows x {POSITIONS} tokens, float32, one thread")
     print(f"{'':40}{'seconds':>9}{'x forward':>11}{'peak MB':>9}")
     for name in calls:

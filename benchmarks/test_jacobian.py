@@ -10,6 +10,8 @@ both sub-layers), and what a product of the same matrices reaches in the same ru
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +21,7 @@ import transformers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import peak
 from probe import replay
 from probe.jacobian import Options, method_of, recorded_jacobian
 from probe.model import LanguageModel, load_model
@@ -67,7 +70,7 @@ def flops(model: LanguageModel, layer: int) -> float:
     return 2.0 * d * d * d_q + 2.0 * d * d_q * d_head + 2.0 * d * d * weights["down"].shape[1] + 2.0 * d**3
 
 
-def peak(model: LanguageModel, layer: int) -> float:
+def gemm_peak(model: LanguageModel, layer: int) -> float:
     """FLOPs a second of W_down times a matrix of its own shape."""
     down = model.projections(layer)["down"].detach()
     other, out = torch.randn(down.shape[1], down.shape[0]), torch.empty(down.shape[0], down.shape[0])
@@ -94,7 +97,7 @@ def test_block_jacobians_of_the_default_model() -> None:
         assert (torch.func.jacrev(rows)(point) - found[0, -1, :ROWS]).norm() < 1e-4 * found[0, -1].norm()
         vectorised = best(lambda: torch.autograd.functional.jacobian(rows, point, vectorize=True), 2)
         results["functional.jacobian, whole sequence"] = vectorised * d / ROWS
-    reached, most = flops(model, LAYER) / results["probe, analytic"], peak(model, LAYER)
+    reached, most = flops(model, LAYER) / results["probe, analytic"], gemm_peak(model, LAYER)
     print(f"\n{model.name}, d = {d}, T = {LENGTH}, P = {POSITIONS}; whole sequence: {ROWS} of {d} rows, one position")
     print(f"{'a (layer, position)':38}{'ms':>10}{'x probe':>9}")
     for name, seconds in results.items():
@@ -126,7 +129,7 @@ def test_how_the_cost_of_a_position_grows() -> None:
         for length, positions in ((64, 1), (64, 8), (64, 32), (256, 8), (1024, 8)):
             context = recorded(model, length, positions)
             seconds = best(lambda context=context: recorded_jacobian(context, 0), 3) / positions
-            share = flops(model, 0) / seconds / peak(model, 0)
+            share = flops(model, 0) / seconds / gemm_peak(model, 0)
             first = seconds if (length, positions) == (64, 8) else first
             growth = f"{seconds / first:10.2f}" if positions == 8 else f"{'':10}"
             print(f"{width:6}{length:6}{positions:4}{1e3 * seconds:15.2f}{growth}{share:20.0%}")
@@ -158,3 +161,28 @@ def test_the_method_of_each_architecture() -> None:
         with sdpa_kernel(SDPBackend.MATH):
             reference = best(lambda rows=rows, point=point: torch.func.jacrev(rows)(point), 2) * width / rows_at_once
         print(f"{architecture:10}{method_of(model):>10}{1e3 * seconds:9.2f}{reference / seconds:13.0f}")
+
+
+BUDGETS = (2**25, 2**27, 2**29)
+
+
+def measure_peak(method: str, budget: int) -> float:
+    model = load_model("smollm2-135m-instruct-q4")
+    context = recorded(model, LENGTH, POSITIONS)
+    recorded_jacobian(context, LAYER, Options(method=method, memory=budget, chunk=1))  # what the first call loads
+    found = context.states[LAYER].new_empty((POSITIONS, model.d_model, model.d_model))
+    return peak.measured(lambda: recorded_jacobian(context, LAYER, Options(method=method, memory=budget))) - (
+        found.nbytes / 2**20
+    )
+
+
+def test_memory_stays_within_the_budget() -> None:
+    print(f"\nMB beyond the result, {POSITIONS} positions, T = {LENGTH}, d = 576")
+    print(f"{'budget, MB':24}" + "".join(f"{budget // 2**20:>8}" for budget in BUDGETS))
+    for method in ("analytic", "frozen"):
+        peaks = [peak.in_fresh_process(__file__, method, str(budget)) for budget in BUDGETS]
+        print(f"{method:24}" + "".join(f"{one:8.0f}" for one in peaks))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_peak(sys.argv[1], int(sys.argv[2]))))
