@@ -237,6 +237,46 @@ def test_an_error_in_one_task_is_the_caller_s() -> None:
     assert workers_end()
 
 
+def test_no_task_outlives_the_call() -> None:
+    """The limit on BLAS threads ends with the call, and a task still at work would run without it."""
+    slow, ended = threading.Event(), threading.Event()
+
+    def routine(A):
+        if A[0, 0, 0] == 0:
+            slow.wait(10)
+            raise np.linalg.LinAlgError("did not converge")
+        slow.set()
+        time.sleep(0.3)
+        ended.set()
+        return (A,)
+
+    A = np.ones((2, BIG, BIG))
+    A[0] = 0
+    with pytest.raises(np.linalg.LinAlgError):
+        lapack._on_cpu(routine, A, workers=2)
+    assert ended.is_set()
+
+
+def test_one_caller_at_a_time_limits_the_blas() -> None:
+    """The limit belongs to the process: a caller that came in meanwhile would lose it when the first one leaves."""
+    entered = threading.Event()
+    inside: list[set[int]] = []
+
+    def second() -> None:
+        with lapack._single_threaded_blas():
+            entered.set()
+            inside.append(blas_threads())
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        other = threading.Thread(target=second)
+        with lapack._single_threaded_blas():
+            other.start()
+            assert not entered.wait(0.3)
+        other.join()
+        assert inside == [{1}]
+        assert blas_threads() == {2}
+
+
 def test_callers_in_several_threads_do_not_disturb_each_other() -> None:
     A = ginibre(4, BIG)
     expected = lapack.svdvals(A, workers=1)
