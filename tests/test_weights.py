@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from probe import InputError, weights
 from probe.model import first_tensor, load_model
-from probe.weights import checkpoint
 from probe.weights.reading import Initialiser
 from tests.gguf_file import write_gguf
 from tests.test_model import ATTENTION, PROJECTIONS, rotary, zero_biases
@@ -124,7 +123,7 @@ def test_a_gguf_file_gives_the_matrices_of_the_loaded_model(tmp_path: Path, monk
 
 def test_files_are_told_apart_by_their_hash(tmp_path: Path) -> None:
     folders = [checkpoint_folder(tmp_path / str(seed), tiny_module("opt", seed=seed // 2)) for seed in range(3)]
-    first, same, other = (checkpoint.file_hash(weights.open_weights(folder)) for folder in folders)
+    first, same, other = (weights.weight_hash(weights.open_weights(folder)) for folder in folders)
     assert first == same
     assert first != other
 

@@ -16,8 +16,8 @@ checkpoint that is read one matrix at a time:
 
 from __future__ import annotations
 
-from probe.weights.bases import Bases, continuity, described, prepared, stream_sides
-from probe.weights.checkpoint import file_hash, open_weights, weights_of
+from probe.weights.bases import SIDES, Bases, continuity, described, prepared, stream_sides
+from probe.weights.checkpoint import open_weights, weight_hash, weights_of
 from probe.weights.curves import (
     adjacent_cosines,
     adjacent_overlaps,
@@ -29,7 +29,7 @@ from probe.weights.curves import (
     participation_ratio,
     trajectory,
 )
-from probe.weights.heads import COMPOSITES, head_factors, head_views, matrix_of, names_of
+from probe.weights.heads import COMPOSITES, head_factors, head_views, matrix_of, names_of, shapes_of
 from probe.weights.nulls import (
     haar_best_match,
     haar_cosine,
@@ -45,6 +45,7 @@ from probe.weights.singular import Triplets, leading_triplets, product_triplets
 __all__ = [
     "COMPOSITES",
     "READERS",
+    "SIDES",
     "WRITERS",
     "Bases",
     "Heads",
@@ -59,7 +60,6 @@ __all__ = [
     "cosine_matrix",
     "described",
     "docs_similarity",
-    "file_hash",
     "fresh_twin",
     "haar_best_match",
     "haar_cosine",
@@ -78,9 +78,11 @@ __all__ = [
     "permuted_order",
     "prepared",
     "product_triplets",
+    "shapes_of",
     "shuffled_twin",
     "simulated_cosines",
     "stream_sides",
     "trajectory",
+    "weight_hash",
     "weights_of",
 ]

@@ -18,7 +18,7 @@ from probe.errors import InputError
 from probe.loading import readable
 from probe.model import LanguageModel
 from probe.sources import Source, require, require_gguf, resolve
-from probe.weights.reading import ModuleWeights, Weights, layout_of, of_model, skeleton
+from probe.weights.reading import ModuleWeights, Weights, fresh_twin, layout_of, of_model, shuffled_twin, skeleton
 
 _PATTERNS = ("*.json", "*.safetensors")
 
@@ -26,6 +26,10 @@ _PATTERNS = ("*.json", "*.safetensors")
 @runtime_checkable
 class Reader(Protocol):
     """Reads tensors by the names that the model's own state dict gives them."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that hold tensors."""
 
     def read(self, name: str) -> Tensor:
         """Read one tensor."""
@@ -150,6 +154,11 @@ class GGUFReader:
     names: Mapping[str, str]
     process: Callable[..., Any]
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """The one file."""
+        return [self.path]
+
     @cached_property
     def _tensors(self) -> Mapping[str, Any]:
         import gguf
@@ -201,21 +210,35 @@ def gguf_reader(path: Path, module: nn.Module) -> GGUFReader:
     return GGUFReader(path, {ours: theirs for theirs, ours in names.items()}, processor.process)
 
 
-def open_weights(name: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ModuleWeights:
+def open_weights(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    random_init: int | None = None,
+    shuffled_weights: int | None = None,
+    trust_remote_code: bool = False,
+) -> ModuleWeights:
     """Open a checkpoint for reading one matrix at a time; the model is never loaded.
 
     Args:
         name: alias, hub id, directory or .gguf file.
         revision: branch, tag or commit, of a hub id only.
+        random_init: seed; freshly initialised weights of the same architecture, see `fresh_twin`. None are read.
+        shuffled_weights: seed; the entries of every matrix permuted, gains kept.
         trust_remote_code: run the code that comes with the model's repository.
 
     Returns:
         The weights. Memory and time to open: those of the configuration.
+
+    Raises:
+        InputError: there is no such model or it cannot be read, or both controls were asked for.
     """
     from transformers import AutoConfig
 
+    if random_init is not None and shuffled_weights is not None:
+        raise InputError("random_init and shuffled_weights are two controls: give one of them, got both")
     source = resolve(str(name), revision)
-    location = _fetched(source)
+    location = _fetched(source, weights=random_init is None)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     folder = location
     if source.kind == "gguf":
@@ -229,20 +252,24 @@ def open_weights(name: str | Path, *, revision: str | None = None, trust_remote_
         reader = gguf_reader(location, module)
     else:
         reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")))
-    return ModuleWeights(source.name, module, layout_of(module), source.description, FromFile(reader))
+    opened = ModuleWeights(source.name, module, layout_of(module), source.description, FromFile(reader))
+    if random_init is not None:
+        return fresh_twin(opened, random_init)
+    return opened if shuffled_weights is None else shuffled_twin(opened, shuffled_weights)
 
 
-def _fetched(source: Source) -> Path:
+def _fetched(source: Source, *, weights: bool) -> Path:
     """Where the files are; a hub id that is not in the local cache is downloaded, its safetensors alone."""
     if source.kind != "hub":
         return Path(source.location)
-    cached = require(source)
+    cached = require(source, weights=weights)
     if cached is not None:
         return cached
     from huggingface_hub import snapshot_download
 
+    patterns = list(_PATTERNS if weights else _PATTERNS[:1])
     with readable(source.name, source.location):
-        return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=list(_PATTERNS)))
+        return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=patterns))
 
 
 def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:
@@ -262,19 +289,20 @@ def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:
     return of_model(model)
 
 
-def file_hash(weights: ModuleWeights) -> str:
-    """Sha256 over the files that an opened checkpoint reads.
+def weight_hash(weights: ModuleWeights) -> str:
+    """Sha256 of what an opened checkpoint's matrices are read or drawn from.
 
     Args:
         weights: from `open_weights`.
 
     Returns:
-        The hash, as hex; it reads every byte once.
+        The hash, as hex, over the files, of which every byte is read once, or over configuration and seed.
     """
-    assert isinstance(weights.filler, FromFile)
-    reader: Any = weights.filler.reader
-    digest = hashlib.sha256()
-    for path in reader.files if isinstance(reader, ShardReader) else [reader.path]:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    filler, digest = weights.filler, hashlib.sha256(f"permuted {weights.permuted}".encode())
+    if isinstance(filler, FromFile):
+        for path in filler.reader.files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    else:
+        digest.update(f"{filler} {weights.config.to_json_string()}".encode())
     return digest.hexdigest()

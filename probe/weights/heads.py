@@ -31,6 +31,21 @@ def names_of(weights: Weights, *, composites: bool = True) -> tuple[str, ...]:
     return (*weights.stored, *(COMPOSITES if composites and known else ()))
 
 
+def shapes_of(weights: Weights, *, composites: bool = True) -> list[tuple[str, int, int]]:
+    """The shape of every projection, as the first block has it.
+
+    Args:
+        weights: the model.
+        composites: with `ov` and `qk`, where the heads are known.
+
+    Returns:
+        Name, rows and columns of each.
+    """
+    stored = [(name, *weights.matrix(0, name).shape) for name in weights.stored]
+    extra = names_of(weights, composites=composites)[len(stored) :]
+    return [*stored, *((name, weights.d_model, weights.d_model) for name in extra)]
+
+
 def matrix_of(weights: Weights, layer: int, name: str) -> Matrix:
     """A projection or, summed over the heads, a composite: O(d² · heads · d_head).
 

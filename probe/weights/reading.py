@@ -400,7 +400,7 @@ class Initialiser:
             part.apply(initialise)  # what is inside comes first, as in transformers
 
 
-def fresh_twin(weights: Weights, seed: int) -> Weights:
+def fresh_twin(weights: Weights, seed: int) -> ModuleWeights:
     """The same architecture, freshly initialised, one sub-layer at a time.
 
     The draws have the distribution of `load_model(..., random_init=seed)` (up to a factor on a matrix that some classes
@@ -415,10 +415,11 @@ def fresh_twin(weights: Weights, seed: int) -> Weights:
     """
     own = _of_module(weights)
     module = own.module if own.filler is not None else skeleton(own.module.config, like=type(own.module))
-    return replace(own, module=module, filler=Initialiser(seed), description=f"random weights (seed {seed})")
+    described = f"random weights (seed {seed})"
+    return replace(own, module=module, filler=Initialiser(seed), permuted=None, description=described)
 
 
-def shuffled_twin(weights: Weights, seed: int) -> Weights:
+def shuffled_twin(weights: Weights, seed: int) -> ModuleWeights:
     """The same model with the entries of every matrix permuted, gains kept.
 
     Args:

@@ -1,0 +1,50 @@
+"""What a continuity run is made of: the Python API's argument, the command line and `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from probe.analyses.continuity.thresholds import Thresholds
+from probe.command import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ModelConfig):
+    """Do the leading singular vectors of neighbouring blocks' weights point the same way?
+
+    No text is read and the model is never loaded: its matrices are read from the file one at a time.
+    """
+
+    subspaces: tuple[int, ...] = (1, 2, 4, 8)
+    """Dimensions k of the leading subspaces that are compared."""
+    composites: bool = True
+    """Also W_O W_V and W_Qᵀ W_K, summed over heads and head by head."""
+    folded: bool = True
+    """Repeat with the gains of the norms multiplied in: a reader acts on γ ⊙ x̂."""
+    outlier_share: float = 0.005
+    """Share of the stream's coordinates, those that hold most of the leading vectors, left out in a repeat."""
+    init_seeds: int = 5
+    """Fresh initialisations that serve as controls (at least 5 for a verdict)."""
+    shuffled_seeds: int = 1
+    """Draws of shuffled weights that serve as controls."""
+    permutations: int = 999
+    """Random orders of the blocks."""
+    block_length: int = 3
+    """Adjacent pairs that are resampled together."""
+    method: Literal["auto", "dense", "randomised"] = "auto"
+    """How singular triplets are found; auto: dense up to a short side of 2,048."""
+    docs: bool = False
+    """Also DOCS of neighbouring blocks (arXiv 2501.16650), which takes all columns: dear for wide models."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """Thresholds and margins of the claims."""
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the controls: fresh initialisations, then shuffled weights."""
+        fresh = [seed for seed in range(self.init_seeds + 1) if seed != self.random_init][: self.init_seeds]
+        shuffled = [seed for seed in range(self.shuffled_seeds + 1) if seed != self.shuffled_weights]
+        return (
+            *(f"init-{seed}" for seed in fresh),
+            *(f"shuffled-{seed}" for seed in shuffled[: self.shuffled_seeds]),
+        )
