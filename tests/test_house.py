@@ -96,7 +96,15 @@ def test_public_names_survive_the_import_of_every_module():
 
 
 @pytest.mark.parametrize(
-    "module", ["probe", "probe.analyses", "probe.command", "probe.analyses.tokenwise", "probe.analyses.dynamics"]
+    "module",
+    [
+        "probe",
+        "probe.analyses",
+        "probe.command",
+        "probe.analyses.tokenwise",
+        "probe.analyses.dynamics",
+        "probe.analyses.continuity",
+    ],
 )
 def test_what_help_needs_imports_no_torch(module):
     code = f"import sys, {module}; sys.exit(bool({{'torch', 'transformers', 'xarray'}} & set(sys.modules)))"
