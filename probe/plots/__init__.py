@@ -10,6 +10,13 @@ marker in all figures.
 
 from __future__ import annotations
 
+from probe.plots.communities import (
+    community_graph,
+    operator_by_depth,
+    place_against_gain,
+    pooled_controls,
+    rho_by_depth,
+)
 from probe.plots.depth import (
     bottleneck,
     effective_rank_of_product,
@@ -37,6 +44,15 @@ from probe.plots.geometry import (
     sweep,
 )
 from probe.plots.linearity import linear_range, perturbation
+from probe.plots.partitions import (
+    agreement_by_depth,
+    amplification_map,
+    choice_map,
+    community_flow,
+    layer_agreement,
+    quality_by_depth,
+    resolution_profile,
+)
 from probe.plots.regimes import regime_table, regimes
 from probe.plots.spectral import (
     coupling,
@@ -72,11 +88,16 @@ from probe.plots.weights import (
 )
 
 __all__ = [
+    "agreement_by_depth",
     "alignment",
+    "amplification_map",
     "arm_continuity",
     "arm_learning",
     "bottleneck",
+    "choice_map",
     "coherence_against_continuity",
+    "community_flow",
+    "community_graph",
     "continuity_by_depth",
     "continuity_controls",
     "continuity_summary",
@@ -95,6 +116,7 @@ __all__ = [
     "kl_by_layer",
     "kl_ratio",
     "lag_curves",
+    "layer_agreement",
     "learning",
     "legend_below",
     "linear_range",
@@ -103,17 +125,23 @@ __all__ = [
     "mean_products",
     "mean_score_by_depth",
     "new_figure",
+    "operator_by_depth",
     "page_style",
     "participation_by_depth",
     "perturbation",
+    "place_against_gain",
     "polar_rotation",
+    "pooled_controls",
     "projection",
     "pseudospectrum",
+    "quality_by_depth",
     "regime_table",
     "regimes",
     "relative_error",
     "replacement_modes",
     "residual_overlap",
+    "resolution_profile",
+    "rho_by_depth",
     "rho_by_layer",
     "rho_controls",
     "score_by_depth",

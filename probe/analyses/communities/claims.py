@@ -1,13 +1,15 @@
 """The claims on communities of units (arXiv 2605.14258), computed from a run's Dataset.
 
 The coupling of a layer is a partial Spearman correlation over units; documents of the half that the graphs have not
-seen are resampled, the partition fixed. Pooled over the layers that have stable communities (where
-these are too few for a verdict, over all layers),
+seen are resampled, the partition fixed. Pooled over the layers that have stable communities (where these are too few
+for a verdict, over all layers),
 
     A = mean over layers of ρ² − the same with labels permuted within degree deciles,
 
 the share of the ranks' variance that a unit's place explains beyond its degree. A permutation p value enters as a
 contrast without width: how far the observed value lies beyond the quantile of the null that it must pass.
+
+Where a single community holds all units, every unit has the same place, and nothing can follow from it: ρ is 0 there.
 
 Cost: some seconds for 1,000 resamples of 30 layers, 576 units and ten views.
 """
@@ -34,7 +36,17 @@ from probe.inference import (
 )
 from probe.table import AbsentError, Finding, Floats, Row, Table, Weights, claim_of, crossed, number
 
-__all__ = ["ROWS", "Coupling", "Thresholds", "adjusted_p", "claims", "stable_layers"]
+__all__ = [
+    "ROWS",
+    "Coupling",
+    "Thresholds",
+    "adjusted_p",
+    "agreement",
+    "claims",
+    "pooled",
+    "pooled_layers",
+    "stable_layers",
+]
 
 PAPER = "arXiv 2605.14258"
 Runs: TypeAlias = Table[Thresholds]
@@ -74,12 +86,13 @@ class Coupling:
         self._square = own["square_gain"].values.astype(np.float64)
         self._measured = np.isfinite(self._square).any(axis=(0, 1))
         self._square[..., ~self._measured] = 0.0
-        self.permuted = own["permuted_rho"].values  # (layer, permutation)
+        self.permuted = np.nan_to_num(own["permuted_rho"].values)  # (layer, permutation)
 
     def __call__(self, weights: Weights) -> Float[np.ndarray, " layer"]:
-        """Partial Spearman correlation of place and root-mean-square gain, by layer."""
+        """Partial Spearman correlation of place and root-mean-square gain, by layer; 0 where all places are one."""
         # the square root and the common denominator change no rank
-        return np.asarray(partial_spearman(self._place, self._square @ (weights * self._measured), self._given))
+        gain = self._square @ (weights * self._measured)
+        return np.asarray(np.nan_to_num(partial_spearman(self._place, gain, self._given)))
 
     def strength(self, weights: Weights) -> float:
         """A: mean ρ² less its mean under permuted labels."""
@@ -145,9 +158,10 @@ def exist(table: Runs) -> Finding:
 
 def coupling(table: Runs) -> Finding:
     """√A of the model, against permuted labels and against random orthogonal bases."""
-    layers, enough = _layers(table)
+    layers, enough = pooled_layers(table)
     own = Coupling(table.data, "model", layers)
-    bases = _views(table, "basis")
+    # The basis of an MLP's units is given: its nonlinearity acts on each of them.
+    bases = _views(table, "basis") if table.data.attrs.get("nodes") != "mlp" else []
     found = table.intervals(lambda w: {"√A": _root(own.strength(w)), "A": own.strength(w)})
     everywhere = np.ones(len(table.documents))
     contrasts = [
@@ -157,13 +171,15 @@ def coupling(table: Runs) -> Finding:
             0.0,
         )
     ]
-    others = _others(table, layers, bases)
-    contrasts.append(Criterion("Δ of A to random orthogonal bases", others["Δ"], 0.0))
     rho = own(everywhere)
-    shown = {"A": found["A"], "A in random orthogonal bases": others["A"]}
+    shown = {"A": found["A"]}
+    if bases:
+        others = pooled(table, layers, bases)
+        contrasts.append(Criterion("Δ of A to random orthogonal bases", others["Δ"], 0.0))
+        shown["A in random orthogonal bases"] = others["A"]
     for view, words in (("symmetrised", "with K's symmetric part"), ("no_outliers", "without outlier coordinates")):
         if view in table.data["view"].values:
-            shown[f"A {words}"] = _others(table, layers, [view])["A"]
+            shown[f"A {words}"] = pooled(table, layers, [view])["A"]
     significant = adjusted_p(table.data)[layers] < LEVEL
     shown |= {
         "mean ρ on Fisher's scale": number(float(fisher_mean(rho))),
@@ -185,7 +201,7 @@ def coupling(table: Runs) -> Finding:
 
 def sign(table: Runs) -> Finding:
     """Spearman over layers of the coupling and the antisymmetric fraction of K."""
-    layers, enough = _layers(table)
+    layers, enough = pooled_layers(table)
     own = Coupling(table.data, "model", layers)
     operator = Ranking(table.get("antisymmetric_fraction")[layers])
     rotation = Ranking(table.get("rotation_fraction")[layers])
@@ -200,6 +216,7 @@ def sign(table: Runs) -> Finding:
     rho, kind = own(everywhere), operator.median(everywhere)
     shifted = np.array([float(spearman(np.roll(rho, shift), kind)) for shift in range(1, len(rho))])
     p = (1 + (shifted <= float(spearman(rho, kind))).sum()) / (1 + len(shifted))
+    reachable = 1 / len(rho) < SIGN_P
     significant = adjusted_p(table.data)[layers] < LEVEL
     needed = table.thresholds.threshold_signed_layers
     counts = [int((significant & (rho > 0)).sum()), int((significant & (rho < 0)).sum())]
@@ -214,7 +231,9 @@ def sign(table: Runs) -> Finding:
                 Criterion(
                     f"p of circular shifts of the layers less {SIGN_P}", _exactly(p - SIGN_P, found["θ"]), 0.0, "below"
                 )
-            ],
+            ]
+            if reachable
+            else [],
             preconditions=[
                 enough,
                 Condition(
@@ -222,6 +241,9 @@ def sign(table: Runs) -> Finding:
                     f"{counts[0]} layers couple significantly with positive and {counts[1]} with negative sign: "
                     f"{needed} of each are needed",
                 ),
+            ],
+            conditions=[
+                Condition(reachable, f"{len(rho)} layers are too few for circular shifts to reach p < {SIGN_P}")
             ],
         ),
         f"Spearman over {len(rho)} layers of ρ and the median antisymmetric fraction of K",
@@ -232,9 +254,9 @@ def sign(table: Runs) -> Finding:
 
 def learned(table: Runs) -> Finding:
     """A of the trained model less A of fresh initialisations."""
-    layers, enough = _layers(table)
+    layers, enough = pooled_layers(table)
     fresh = _views(table, "init")
-    others = _others(table, layers, fresh)
+    others = pooled(table, layers, fresh)
     inside = [-Coupling(table.data, view, layers).beyond(np.ones(len(table.documents)), 0.95) for view in fresh]
     limit = table.thresholds.threshold_learned_init
     seeds = enough_units(len(fresh), table.thresholds.threshold_seeds, "fresh initialisations")
@@ -292,7 +314,7 @@ def robust(table: Runs) -> Finding:
 
 def agreement(data: xr.Dataset) -> xr.DataArray:
     """Whether each choice has the default's sign and significance, (half, edges, neighbours, method, factor)."""
-    rho, null = data["grid_rho"], data["grid_permuted_rho"]
+    rho, null = data["grid_rho"].fillna(0.0), data["grid_permuted_rho"].fillna(0.0)
     pooled, permuted_squares = (rho**2).mean("ablated"), (null**2).mean("ablated")
     p = (1 + (permuted_squares >= pooled).sum("grid_permutation")) / (1 + data.sizes["grid_permutation"])
     layers = np.isin(data["layer"].values, data["ablated"].values)
@@ -301,7 +323,7 @@ def agreement(data: xr.Dataset) -> xr.DataArray:
     observed, permuted = own(everywhere), np.square(own.permuted).mean(axis=0)
     default_p = (1 + (permuted >= np.square(observed).mean()).sum()) / (1 + len(permuted))
     mean = xr.DataArray(fisher_mean(rho.values, axis=0), pooled.coords, pooled.dims)
-    same_sign = (mean > 0) == bool(fisher_mean(observed) > 0)
+    same_sign = np.sign(mean) == np.sign(fisher_mean(observed))
     agreed: xr.DataArray = same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))
     return agreed
 
@@ -364,8 +386,15 @@ def claims(data: xr.Dataset, config: Settings, *, resamples: int = 1000) -> list
     return [claim_of(table, row) for row in ROWS]
 
 
-def _layers(table: Runs) -> tuple[Bool[np.ndarray, " layer"], Condition]:
-    """The layers with stable communities, and that there are enough of them; all layers where there are not."""
+def pooled_layers(table: Runs) -> tuple[Bool[np.ndarray, " layer"], Condition]:
+    """The layers with stable communities, and that there are enough of them; all layers where there are not.
+
+    Args:
+        table: the run.
+
+    Returns:
+        Which layers are pooled, and the condition for a verdict.
+    """
     stable = stable_layers(table.data, table.thresholds.threshold_excess)
     found, needed = int(stable.sum()), table.thresholds.threshold_layers
     enough = Condition(
@@ -381,8 +410,18 @@ def _views(table: Runs, kind: str) -> list[str]:
     return names
 
 
-def _others(table: Runs, layers: Bool[np.ndarray, " layer"], views: Sequence[str]) -> dict[str, Interval]:
-    """A and √A of other views, and the model's A less theirs, at the tokens where they were measured."""
+def pooled(table: Runs, layers: Bool[np.ndarray, " layer"], views: Sequence[str]) -> dict[str, Interval]:
+    """The coupling of some views, their mean, at the tokens where they were measured.
+
+    Args:
+        table: the run.
+        layers: which rows of `layer` are pooled.
+        views: one view, or all seeds or draws of a control.
+
+    Returns:
+        `A`; `√A` with A's sign; `mean ρ` on Fisher's scale; `Δ`, the model's A less theirs. Documents are resampled,
+        and seeds or draws where there are several.
+    """
     measured = table.measured(
         np.asarray(table.data["square_gain"].sel(view=views[0]).values).reshape(-1, len(table.documents))
     )
@@ -390,7 +429,12 @@ def _others(table: Runs, layers: Bool[np.ndarray, " layer"], views: Sequence[str
 
     def statistic(weights: Weights) -> dict[str, Floats | float]:
         values = np.array([other.strength(weights) for other in others])
-        return {"A": values, "√A": np.sign(values) * np.sqrt(np.abs(values)), "Δ": own.strength(weights) - values}
+        return {
+            "A": values,
+            "√A": np.sign(values) * np.sqrt(np.abs(values)),
+            "mean ρ": np.array([float(fisher_mean(other(weights))) for other in others]),
+            "Δ": own.strength(weights) - values,
+        }
 
     return crossed(measured, statistic)
 

@@ -1,11 +1,32 @@
-"""The figures of a communities run: panels put together, with captions that say what was measured on what."""
+"""The figures of a communities run: panels put together, with captions that say what was measured on what.
+
+A figure is left out where the run holds none of its variables.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
+import matplotlib.figure
+import numpy as np
+import pandas as pd
 import xarray as xr
 
+from probe import plots
+from probe.analyses.communities.claims import COUPLING_P, Coupling, Runs, pooled, pooled_layers
 from probe.analyses.communities.config import Config
-from probe.report import Figure
+from probe.analyses.communities.interactive import network
+from probe.analyses.communities.summary import summarised
+from probe.plots import communities as panels
+from probe.plots import partitions, style
+from probe.report import Figure, interval_text
+from probe.table import Table
+
+BANDS = "the grey band holds 95 % of the values under labels permuted within degree deciles, the null"
+FLOWS = 6  # layers between which units are followed
+SCATTERS = 3
+UNITS = {"residual": "coordinates of the stream that enters a block", "mlp": "units of a block's MLP"}
 
 
 def figures(data: xr.Dataset, config: Config) -> list[Figure]:
@@ -16,6 +37,338 @@ def figures(data: xr.Dataset, config: Config) -> list[Figure]:
         config: The run's configuration, for the claims' thresholds.
 
     Returns:
-        The figures; nothing is drawn before `Figure.draw` is called.
+        The figures; nothing is computed or drawn before a figure's `draw`, `table` or `interactive` is called.
     """
-    return []
+    summary = cache(lambda: summarised(data, config.thresholds))
+    made = [
+        _graphs(data, summary),
+        _coupling(data, summary),
+        _scatter(data, summary),
+        _controls(data, config),
+        _choices(data, summary),
+        _communities(data),
+        _agreement(data),
+        _flow(data),
+        _amplification(data),
+    ]
+    return [figure for figure in made if figure is not None]
+
+
+Summary = Callable[[], xr.Dataset]
+
+
+def _graphs(data: xr.Dataset, summary: Summary) -> Figure | None:
+    if not data.sizes.get("drawn") or "place" not in data:
+        return None
+    layers = data["drawn"].values.tolist()
+
+    def draw() -> matplotlib.figure.Figure:
+        columns = min(3, len(layers))
+        figure, axes = plots.new_figure(-(-len(layers) // columns), columns, height=2.7)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for layer, ax in zip(layers, axes.flat, strict=False):
+            plots.community_graph(data, layer, ax=ax)
+        return figure
+
+    links = int((data["link"].isel(end=0) >= 0).sum("link_index").max())
+    return Figure(
+        "graphs",
+        "Graphs of units and their communities",
+        f"Units are {_units(data)}; a link joins units whose states correlate (red: negative; the {links} strongest "
+        f"are drawn). Colours: the {len(panels.COLORS)} largest communities of each layer, the rest grey; a colour "
+        "means nothing across layers. Large: units that K = J − I amplifies much, on the other half of the text. A "
+        "drawing pulls communities together, and is no test: noise has communities too, which the null graphs of "
+        f"the figure on quality show. {_where(data)}",
+        draw,
+        interactive=lambda: network(summary()),
+        alt="Drawings of graphs of units, coloured by community and sized by gain.",
+    )
+
+
+def _coupling(data: xr.Dataset, summary: Summary) -> Figure:
+    def draw() -> matplotlib.figure.Figure:
+        figure, axes = plots.new_figure(1, 2, height=3.9)
+        plots.rho_by_depth(summary(), ax=axes[0, 0]).set_title("a  coupling of place and gain", loc="left")
+        plots.operator_by_depth(data, ax=axes[0, 1]).set_title("b  kind of operator", loc="left")
+        for ax in axes[0]:
+            plots.legend_below(ax, columns=1)
+        return figure
+
+    def table() -> pd.DataFrame:
+        found = summary()
+        rho, bounds = found["rho"].sel(view="model").values, found["rho_bounds"].transpose("layer", "bound").values
+        kind = found["antisymmetric_fraction"].median("query").values
+        stable = found["stable"].values
+        return pd.DataFrame({
+            "block": found["layer"].values,
+            "ρ": [interval_text(float(middle), *map(float, ends)) for middle, ends in zip(rho, bounds, strict=True)],
+            "p, Benjamini–Hochberg": [f"{p:.2g}" for p in found["adjusted_p"].values],
+            "stable communities": np.where(stable, "yes", "no"),
+            "antisymmetric fraction": [f"{value:.3f}" for value in kind],
+        })
+
+    return Figure(
+        "coupling",
+        "Does a unit's place among the communities predict its gain?",
+        "(a) partial Spearman ρ over units of the participation coefficient (graphs of one half of the text) and the "
+        "root-mean-square gain ‖K eᵢ‖ (the other half), given variance, |mean|, norm gains and outlier flag. Bands: "
+        "95 % intervals, documents resampled, partition fixed; of fresh initialisations and random bases the range; "
+        f"{BANDS}. Rings: p < .05 after Benjamini–Hochberg over layers. (b) medians over tokens; dotted: the "
+        f"antisymmetric fraction of a large random matrix. {_where(data)}",
+        draw,
+        table=table,
+        alt="Line charts over depth: coupling with controls and null band; antisymmetric and rotation fraction of K.",
+    )
+
+
+def _scatter(data: xr.Dataset, summary: Summary) -> Figure:
+    layers = _spread(data, SCATTERS)
+
+    def draw() -> matplotlib.figure.Figure:
+        figure, axes = plots.new_figure(1, len(layers), height=2.8)
+        for layer, ax in zip(layers, axes[0], strict=True):
+            plots.place_against_gain(summary(), layer, ax=ax)
+        for ax in axes[0, 1:]:
+            ax.set_ylabel("")
+        return figure
+
+    return Figure(
+        "place-gain",
+        "Place against gain, unit by unit",
+        "A point a unit; colours as in the graphs. Participation coefficient: 0 where all of a unit's links stay in "
+        "one community. ρ is the partial Spearman correlation given the covariates, which the picture of the raw "
+        f"values need not show; below it, the null: 95 % of its values under permuted labels. {_where(data)}",
+        draw,
+        alt="Scatter plots of gain against participation coefficient for a few blocks.",
+    )
+
+
+def _controls(data: xr.Dataset, config: Config) -> Figure:
+    table = cache(lambda: control_table(Table(data, config.thresholds, config.seed, style.RESAMPLES)))
+
+    def draw() -> matplotlib.figure.Figure:
+        figure, axes = plots.new_figure(height=2.6)
+        plots.pooled_controls(table(), ax=axes[0, 0])
+        return figure
+
+    def text() -> pd.DataFrame:
+        shown = table()
+        texts = {
+            name: [interval_text(*ends) for ends in shown[[name, f"{name}, low", f"{name}, high"]].to_numpy().tolist()]
+            for name in ("A", "√A", "mean ρ")
+        }
+        return shown[["view", "number"]].assign(**texts)
+
+    return Figure(
+        "controls",
+        "What remains of the coupling under every control",
+        "√A with A's sign, A = mean over layers of ρ² less its mean under permuted labels; mean ρ on Fisher's scale. "
+        f"Null line: what {1 - COUPLING_P:.0%} of permutations stay below. 95 % intervals, documents resampled; of "
+        "several seeds or draws their mean, its interval over documents and seeds. Bases: everything repeated in "
+        f"random orthogonal bases of the stream. {_pooled(data, config)} {_where(data)}",
+        draw,
+        table=text,
+        alt="Dot plot of the pooled coupling of the model and of every control, with intervals.",
+    )
+
+
+def control_table(table: Runs) -> pd.DataFrame:
+    """The pooled coupling of the model and of every control that the run holds.
+
+    Args:
+        table: The run.
+
+    Returns:
+        A row a control: `view`, `number` of seeds or draws, and `A`, `√A`, `mean ρ`, each with `, low` and `, high`.
+        The row of permuted labels holds the point below which 99 % of the permutations lie.
+    """
+    layers, _ = pooled_layers(table)
+    rows: list[dict[str, object]] = []
+    for kind, label in panels.CONTROLS.items():
+        views = panels.views_of(table.data, kind)
+        if not views:
+            continue
+        row: dict[str, object] = {"view": label, "number": len(views)}
+        found = pooled(table, layers, views)
+        for name in ("A", "√A", "mean ρ"):
+            one = found[name]
+            row |= {name: one.estimate, f"{name}, low": one.low, f"{name}, high": one.high}
+        rows.append(row)
+        if kind == "model":
+            own, ones = Coupling(table.data, "model", layers), np.ones(len(table.documents))
+            point = own.strength(ones) - own.beyond(ones, 1 - COUPLING_P)
+            null = {"A": point, "√A": float(np.sqrt(max(point, 0.0)))}
+            rows.append({"view": panels.PERMUTED, "number": own.permuted.shape[1]} | null)
+    return pd.DataFrame(rows)
+
+
+def _choices(data: xr.Dataset, summary: Summary) -> Figure | None:
+    if "grid_rho" not in data:
+        return None
+
+    def draw() -> matplotlib.figure.Figure:
+        figure, axes = plots.new_figure(height=4.0)
+        plots.choice_map(summary(), ax=axes[0, 0])
+        return figure
+
+    def table() -> pd.DataFrame:
+        agrees, mean = summary()["agrees"], partitions.pooled_choices(data)
+        rows = [
+            [f"{dim} {label}", float(agrees.sel({dim: label}).mean()), float(mean.sel({dim: label}).mean())]
+            for dim in agrees.dims
+            for label in agrees[dim].values.tolist()
+        ]
+        rows.insert(0, ["all choices", float(agrees.mean()), float(mean.mean())])
+        shown = pd.DataFrame(rows, columns=["choice", "agrees with the default", "mean ρ"])
+        return shown.assign(**{
+            "agrees with the default": [f"{share:.0%}" for share in shown["agrees with the default"]],
+            "mean ρ": [panels.signed(value) for value in shown["mean ρ"]],
+        })
+
+    return Figure(
+        "choices",
+        "The coupling under other choices",
+        f"Mean ρ, on Fisher's scale, of the layers {_listed(data['ablated'].values.tolist())}; a layer in which one "
+        "community holds all units counts as 0. Crossed out: another sign than the default's mean ρ, or on the other "
+        f"side of p = {COUPLING_P} under the null, labels permuted within degree deciles. "
+        "A, B: the half of the text from which the graph is made, gains always on the other; signed or partial "
+        "correlations; neighbours kept. γ: the resolution that the default takes in each layer (of spectral "
+        f"clustering and Infomap it sets what stands in its place). {_where(data)}",
+        draw,
+        table=table,
+        alt="Heat map of the pooled coupling over choices of half, edges, neighbours, algorithm and resolution.",
+    )
+
+
+def _communities(data: xr.Dataset) -> Figure:
+    def draw() -> matplotlib.figure.Figure:
+        figure, axes = plots.new_figure(1, 2, height=3.2)
+        plots.quality_by_depth(data, ax=axes[0, 0]).set_title("a  quality", loc="left")
+        plots.legend_below(axes[0, 0])
+        plots.resolution_profile(data, ax=axes[0, 1]).set_title("b  stability by resolution", loc="left")
+        return figure
+
+    return Figure(
+        "quality",
+        "Are there communities at all?",
+        "(a) the objective per link weight, of single runs; bands hold 95 % of the resamples of documents and of the "
+        f"{data.sizes['null_draw']} null graphs: the same standardised states in a random orthogonal basis. (b) mean "
+        "AMI between seeds less that of null graphs; blank where one community holds all units; dots: the "
+        "resolution that the layer takes, in units of its mean |w|, the coarsest with enough communities of those "
+        f"about as good as the best. {_where(data)}",
+        draw,
+        alt="Quality of communities and of null graphs over depth; heat map of stability by layer and resolution.",
+    )
+
+
+def _agreement(data: xr.Dataset) -> Figure:
+    def draw() -> matplotlib.figure.Figure:
+        figure, axes = plots.new_figure(1, 2, height=3.6)
+        plots.agreement_by_depth(data, ax=axes[0, 0]).set_title("a  within a layer", loc="left")
+        plots.legend_below(axes[0, 0], columns=1)
+        plots.layer_agreement(data, ax=axes[0, 1]).set_title("b  between layers", loc="left")
+        return figure
+
+    return Figure(
+        "agreement",
+        "Do communities persist: between seeds, halves of the text, and layers?",
+        "Adjusted mutual information: 1 for equal communities; the null is 0, what unrelated ones share. (a) bands: "
+        "95 % of the null graphs, and of the resamples of both halves' documents (single runs, which agree less than "
+        f"consensus partitions). (b) the diagonal, 1 by definition, is left out. {_where(data)}",
+        draw,
+        alt="Line chart of agreement over depth; heat map of agreement between every two layers.",
+    )
+
+
+def _flow(data: xr.Dataset) -> Figure | None:
+    layers = _spread(data, FLOWS)
+    if len(layers) < 2:
+        return None
+
+    def draw() -> matplotlib.figure.Figure:
+        figure, axes = plots.new_figure(height=3.4)
+        plots.community_flow(data, layers, ax=axes[0, 0])
+        return figure
+
+    return Figure(
+        "flow",
+        "How units pass between communities through depth",
+        f"Bars are the {len(panels.COLORS)} largest communities of a layer from below, the rest in grey; bands, in the "
+        "colour they come from, are the units that two communities share. Under the null of unrelated communities "
+        f"every bar sends to every other in proportion to its size. {_where(data)}",
+        draw,
+        alt="Alluvial chart of units between the communities of a few blocks.",
+    )
+
+
+def _amplification(data: xr.Dataset) -> Figure | None:
+    if "community_z" not in data:
+        return None
+    measures = data["amplification"].values.tolist()
+
+    def draw() -> matplotlib.figure.Figure:
+        figure, axes = plots.new_figure(-(-len(measures) // 2), 2, height=2.3)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for measure, ax in zip(measures, axes.flat, strict=False):
+            ax.set_axis_on()
+            plots.amplification_map(data, measure, ax=ax)
+        return figure
+
+    def table() -> pd.DataFrame:
+        z = data["community_z"].sel(matrix="K")
+        raw = data["community_amplification"].sel(matrix="K")
+        rows = []
+        for measure in measures:
+            one = z.sel(amplification=measure).values
+            one = one[np.isfinite(one)]
+            values = [f"{float(raw.sel(amplification=measure).median()):.3g}", f"{np.median(one):+.2f}"]
+            beyond = [f"{np.mean(one > 2):.0%}", f"{np.mean(one < -2):.0%}"] if len(one) else ["–", "–"]
+            rows.append([measure.replace("_", " "), *values, *beyond])
+        return pd.DataFrame(rows, columns=["of K", "median", "median z", "z > 2", "z < −2"])
+
+    return Figure(
+        "amplification",
+        "What a block does to whole communities",
+        f"K over the {int(data['community_z'].notnull().any(('matrix', 'amplification', 'layer')).sum())} largest "
+        "communities of each layer, in standard deviations of the null, random sets of as many units. gain² = self "
+        "gain² + leak², and gain holds no interaction inside the community; divergence is the signed rate; the "
+        f"numerical abscissa the fastest growth. Of the root-mean-square operator over all tokens. {_where(data)}",
+        draw,
+        table=table,
+        alt="Heat maps over layers and communities of z-scores of five measures of amplification.",
+    )
+
+
+def _spread(data: xr.Dataset, count: int) -> list[int]:
+    """At most so many of the layers, evenly spread."""
+    layers = data["layer"].values
+    chosen: list[int] = layers[np.unique(np.linspace(0, len(layers) - 1, count).round().astype(int))].tolist()
+    return chosen
+
+
+def _listed(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _units(data: xr.Dataset) -> str:
+    return UNITS.get(str(data.attrs.get("nodes")), "units")
+
+
+def _pooled(data: xr.Dataset, config: Config) -> str:
+    layers, enough = pooled_layers(Table(data, config.thresholds, config.seed, style.RESAMPLES))
+    words = f"Over {int(layers.sum())} layers"
+    return f"{words} with stable communities." if enough.holds else f"{words}: {enough.otherwise}."
+
+
+def _where(data: xr.Dataset) -> str:
+    """Model, text, documents and positions, as every caption ends."""
+    attrs = data.attrs
+    model = f"{attrs.get('model', 'model')}" + (f" ({attrs['description']})" if attrs.get("description") else "")
+    documents = len(np.unique(data["document"].values))
+    return (
+        f"{model} on {attrs.get('text', 'text')}: graphs of {data.sizes['unit']} units from "
+        f"{attrs['n_graph_tokens']:,} tokens of {attrs['n_graph_documents']} documents, gains at {data.sizes['query']} "
+        f"positions of {documents} others."
+    )

@@ -1,0 +1,281 @@
+"""Panels of communities of units: their graphs, and the coupling of a unit's place among them and its gain.
+
+The Dataset is that of the communities analysis as its `summarised` returns it: with the coupling `rho` of every view.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.ticker import MaxNLocator
+
+from probe.inference import Interval
+from probe.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    Style,
+    axes_or_new,
+    curve,
+    finish,
+    legend_below,
+    median_over_documents,
+    plain_log,
+)
+
+COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)  # of the largest communities; the others are pale grey
+REST = "#C4C4C4"
+OWN = Style("the model", BLUE, "o")
+VIEW_STYLES = {
+    "init": Style("fresh initialisations", ORANGE, "s", "--"),
+    "basis": Style("random bases", GREEN, "^", ":"),
+    "symmetrised": Style("K symmetrised", PINK, "D", "-."),
+}
+PERMUTED = "permuted labels, 99 % point"
+CONTROLS = {
+    "model": "the model",
+    "init": "fresh initialisations",
+    "symmetrised": "K symmetrised",
+    "basis": "random orthogonal bases",
+    "no_outliers": "without outlier coordinates",
+}
+SMALLEST, LARGEST = 12.0, 90.0  # points²: area of a unit's marker
+
+
+def community_colors(labels: Int[np.ndarray, " unit"]) -> list[str]:
+    """A colour for each unit: one for each of the largest communities, grey for the rest.
+
+    Args:
+        labels: Communities by falling size; −1 for units without one.
+
+    Returns:
+        Colours, told apart with every common colour vision.
+    """
+    return [COLORS[label] if 0 <= label < len(COLORS) else REST for label in labels.tolist()]
+
+
+def unit_gain(data: xr.Dataset, layer: int, view: str = "model") -> Float[np.ndarray, " unit"]:
+    """Root-mean-square gain of each unit over the tokens at which the view was measured.
+
+    Args:
+        data: The Dataset.
+        layer: The block.
+        view: Which view.
+
+    Returns:
+        ‖K e_i‖.
+    """
+    square = data["square_gain"].sel(view=view, layer=layer).transpose("unit", "query").values.astype(np.float64)
+    return np.asarray(np.sqrt(np.nanmean(square, axis=1)))
+
+
+def gain_scale(gain: Float[np.ndarray, " unit"]) -> Float[np.ndarray, " unit"]:
+    """Gains on a scale from 0 to 1 that a few outliers do not stretch: their logarithm, between its 2 % points.
+
+    Args:
+        gain: Positive.
+
+    Returns:
+        Values in [0, 1].
+    """
+    logs = np.log(np.maximum(gain, np.finfo(float).tiny))
+    low, high = np.quantile(logs, [0.02, 0.98])
+    return np.asarray(np.clip((logs - low) / max(high - low, 1e-12), 0, 1))
+
+
+def drawn_links(data: xr.Dataset, layer: int) -> tuple[Int[np.ndarray, "link 2"], Float[np.ndarray, " link"]]:
+    """The links that are drawn of a layer, without the padding.
+
+    Args:
+        data: The Dataset with `link` and `link_weight`.
+        layer: One of `drawn`.
+
+    Returns:
+        Pairs of units, and the weights of their links.
+    """
+    ends = data["link"].sel(drawn=layer).transpose("link_index", "end").values
+    kept = (ends >= 0).all(axis=1)
+    return ends[kept], data["link_weight"].sel(drawn=layer).values[kept]
+
+
+def community_graph(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes:
+    """The graph of a layer's units: coloured by community, as large as their gain.
+
+    Args:
+        data: The communities analysis's Dataset with `place`, `link` and `link_weight`.
+        layer: One of `drawn`.
+        ax: Where to draw.
+
+    Returns:
+        The Axes; red links are negative correlations.
+    """
+    ax, _ = axes_or_new(ax)
+    place = data["place"].sel(drawn=layer).transpose("unit", "axis").values
+    links, weights = drawn_links(data, layer)
+    labels = data["community"].sel(view="model", layer=layer).values
+    for chosen, color in ((weights >= 0, GREY), (weights < 0, RED)):
+        lines = LineCollection(list(place[links[chosen]]), colors=color, linewidths=0.4, alpha=0.35, zorder=1)
+        lines.set_rasterized(True)
+        ax.add_collection(lines)
+    size = SMALLEST + (LARGEST - SMALLEST) * gain_scale(unit_gain(data, layer))
+    size *= min(1.0, 200 / len(size)) ** 0.5  # many units: smaller ones
+    order = np.argsort(-size)
+    colors = np.array(community_colors(labels))
+    x, y = place[order].T
+    ax.scatter(x, y, s=size[order], c=colors[order], lw=0.4, edgecolors="white", zorder=2, rasterized=True)
+    ax.set_title(f"block {layer}: {_count(labels)} communities", loc="left")
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_axis_off()
+    return ax
+
+
+def place_against_gain(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes:
+    """Participation coefficient of each unit against its gain, with the coupling and what permuted labels reach.
+
+    Args:
+        data: The communities analysis's Dataset with `rho`.
+        layer: The block.
+        ax: Where to draw.
+
+    Returns:
+        The Axes; gains are on a logarithmic scale.
+    """
+    ax, _ = axes_or_new(ax)
+    own = data.sel(view="model", layer=layer)
+    colors = community_colors(own["community"].values)
+    gain = unit_gain(data, layer)
+    ax.scatter(own["participation"], gain, s=7, lw=0, c=colors, alpha=0.8, rasterized=True)
+    low, high = np.quantile(np.nan_to_num(own["permuted_rho"].values), [0.025, 0.975])
+    ax.set_title(f"block {layer}: ρ = {signed(float(own['rho']))}\nnull {signed(low)} to {signed(high)}", loc="left")
+    ax.set(xlabel="participation coefficient", ylabel="gain ‖K eᵢ‖", yscale="log")
+    plain_log(ax.yaxis)
+    if max(ax.get_ylim()) < 4 * min(ax.get_ylim()):  # too few ticks of a logarithmic axis
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+    return ax
+
+
+def rho_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """The coupling by layer, with its interval, its controls and the band of permuted labels.
+
+    Args:
+        data: The communities analysis's Dataset with `rho`, `rho_bounds`, `adjusted_p` and `stable`.
+        ax: Where to draw.
+
+    Returns:
+        The Axes; layers with a significant coupling are ringed, those without stable communities crossed out.
+    """
+    ax, own = axes_or_new(ax)
+    layer = data["layer"].values
+    null = np.nan_to_num(data["permuted_rho"].sel(view="model").transpose("layer", "permutation").values)
+    low, high = np.quantile(null, [0.025, 0.975], axis=1)
+    ax.fill_between(layer, low, high, color=GREY, alpha=0.25, lw=0, label="permuted labels, 95 %")
+    for kind, style in VIEW_STYLES.items():
+        names = views_of(data, kind)
+        if names:
+            rho = data["rho"].sel(view=names).transpose("view", "layer").values
+            spread = Interval(rho.mean(axis=0), rho.min(axis=0), rho.max(axis=0), len(rho), "range")
+            curve(ax, data, spread, style)
+    bounds = data["rho_bounds"].transpose("bound", "layer").values
+    rho = data["rho"].sel(view="model").values
+    curve(ax, data, Interval(rho, bounds[0], bounds[1], 0, "documents"), OWN)
+    significant, stable = data["adjusted_p"].values < 0.05, data["stable"].values
+    marks: dict[str, tuple[Bool[np.ndarray, " layer"], dict[str, Any]]] = {
+        "significant (Benjamini–Hochberg)": (significant, {"marker": "o", "facecolors": "none", "edgecolors": BLACK}),
+        "no stable communities": (~stable, {"marker": "x", "color": RED}),
+    }
+    for label, (at, look) in marks.items():
+        if at.any():
+            ax.scatter(layer[at], rho[at], s=45, lw=1, zorder=4, label=label, **look)
+    ax.axhline(0, color=GREY, lw=0.5)
+    finish(ax, "coupling ρ", legend=own)
+    return ax
+
+
+def operator_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """The kind of operator that each block is: antisymmetric and rotation fraction of K by layer.
+
+    Args:
+        data: The communities analysis's Dataset.
+        ax: Where to draw.
+
+    Returns:
+        The Axes; dotted, the antisymmetric fraction of a large random matrix.
+    """
+    ax, own = axes_or_new(ax)
+    for name, style in (
+        ("antisymmetric_fraction", Style("antisymmetric fraction", BLUE, "o")),
+        ("rotation_fraction", Style("rotation Σ|Im λ| / Σ|λ|", ORANGE, "s", "--")),
+    ):
+        curve(ax, data, median_over_documents(data, data[name]), style)
+    ax.axhline(0.5**0.5, color=GREY, lw=1, ls=(0, (1, 1)), label="antisymmetric, a random matrix")
+    finish(ax, "fraction of K", legend=own)
+    ax.set_ylim(0, max(0.8, ax.get_ylim()[1]))
+    return ax
+
+
+def pooled_controls(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The pooled coupling of the model and of every control, with intervals.
+
+    Args:
+        table: A row a control with `view`, `√A`, `√A, low` and `√A, high`; the row `PERMUTED` is the null line.
+        ax: Where to draw.
+
+    Returns:
+        The Axes; left of 0 is less than permuted labels reach on average.
+    """
+    ax, _ = axes_or_new(ax)
+    null = table["view"] == PERMUTED
+    rows = table[~null].iloc[::-1]
+    middle, low, high = (rows[name].to_numpy(dtype=np.float64) for name in ("√A", "√A, low", "√A, high"))
+    place = np.arange(len(rows))
+    ax.hlines(place, low, high, color=BLUE, lw=1.5)
+    ax.plot(middle, place, "o", color=BLUE, ms=5)
+    for value in table.loc[null, "√A"]:
+        ax.axvline(value, color=BLACK, lw=1, ls="--", label=PERMUTED)
+    ax.axvline(0, color=GREY, lw=0.5)
+    ax.set_yticks(place, rows["view"])
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.set(xlabel="√A (with A's sign)")
+    if null.any():
+        legend_below(ax)
+    return ax
+
+
+def signed(value: float) -> str:
+    """A correlation with two digits and its sign.
+
+    Args:
+        value: The correlation.
+
+    Returns:
+        For example "−0.21".
+    """
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def views_of(data: xr.Dataset, kind: str) -> list[str]:
+    """The views of one kind: all seeds of the fresh initialisations, all draws of a basis.
+
+    Args:
+        data: The Dataset.
+        kind: "init", "basis", or the name of a view.
+
+    Returns:
+        Names along `view`.
+    """
+    return [name for name in data["view"].values.tolist() if name == kind or name.startswith(f"{kind}-")]
+
+
+def _count(labels: Int[np.ndarray, " unit"]) -> int:
+    return len(np.unique(labels[labels >= 0]))
