@@ -41,13 +41,16 @@ class Stack:
     Args:
         modules: One a seed.
         loss: Outputs and targets of one seed to a number.
+        batched: False: one seed after the other, for modules with operations that `vmap` has no rule for.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], loss: Callable[[Tensor, Tensor], Tensor], *, batched: bool = True
+    ) -> None:
         stacked, _ = stack_module_state(list(modules))
         self.start: dict[str, Tensor] = {name: value.detach() for name, value in stacked.items()}
-        self._skeleton = copy.deepcopy(modules[0]).to("meta")
-        self._loss = loss
+        self._skeleton = copy.deepcopy(modules[0])
+        self._loss, self._batched = loss, batched
 
     def losses(self, parameters: Parameters, batch: Batch) -> Float[Tensor, " seed"]:
         """The loss of every seed on its own part of the batch.
@@ -63,8 +66,14 @@ class Stack:
         def one(values: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             return self._loss(functional_call(self._skeleton, values, (inputs,)), targets)
 
-        losses: Tensor = vmap(one)(dict(parameters), *batch)
-        return losses
+        if self._batched:
+            losses: Tensor = vmap(one)(dict(parameters), *batch)
+            return losses
+        seeds = range(len(batch[0]))
+        each = [
+            one({name: value[i] for name, value in parameters.items()}, *(part[i] for part in batch)) for i in seeds
+        ]
+        return torch.stack(each)
 
     def gradients(self, parameters: Parameters, batch: Batch) -> tuple[Float[Tensor, " seed"], dict[str, Tensor]]:
         """The losses of all seeds and the gradient of each by its own parameters.
