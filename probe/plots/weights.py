@@ -225,7 +225,8 @@ def trajectory_path(data: xr.Dataset, projection: str, side: str, ax: Any) -> An
         axis.set_ticklabels([])
         axis.set_label_text(f"{share:.0%}", fontsize=8)
         axis.labelpad = -12
-    ax.set_title(f"{projection}, {SIDE_STYLES[side].label[:2]}", loc="left", pad=-2)
+    ax.set_box_aspect(None, zoom=1.15)
+    ax.set_title(f"{projection}, {SIDE_STYLES[side].label[:2]}", loc="left", pad=-4)
     return ax
 
 
@@ -346,8 +347,8 @@ def head_continuity(data: xr.Dataset, composite: str, ax: Axes | None = None) ->
     for side, style in SIDE_STYLES.items():
         line(ax, data["layer"].values, data[f"{side}_heads"].sel(composite=composite).values, style)
     ax.axhline(float(data["heads_null"]), color=BLACK, lw=1, ls=(0, (1, 1)), label="random directions")
-    ax.set_ylim(0, 1)
     finish(ax, "best |cos|, mean over heads", legend=own)
+    ax.set_ylim(0, None)
     return ax
 
 

@@ -254,21 +254,20 @@ def projections(table: Pairs) -> Finding:
 def adjacency(table: Pairs) -> Finding:
     """Spearman's ρ of lag and mean |cosine|: a trajectory falls with lag, one direction that all share does not."""
     cosines = table.cosines()
+    together = np.concatenate([cosines.mean(axis=0, keepdims=True), cosines])
     if cosines.shape[-1] < 4:
         raise AbsentError(f"a lag curve needs four blocks or more: this run measured {cosines.shape[-1]}")
 
     def statistic(index: Rows) -> dict[str, float]:
         counts = np.bincount(index, minlength=table.n_pairs).astype(np.float64)
-        found = {"θ": _trend(_lag_curve(cosines, counts))}
-        curves = zip(table.claimed, cosines, strict=True)
-        return found | {name: _trend(_lag_curve(one[None], counts)) for name, one in curves}
+        return dict(zip(["θ", *table.claimed], _trends(_lag_curves(together, counts)).tolist(), strict=True))
 
     def decline(reordered: Floats) -> float:
-        return _trend(_lag_curve(reordered, np.ones(table.n_pairs)))
+        return float(_trends(_lag_curves(reordered.mean(axis=0), np.ones(table.n_pairs))))
 
     found = table.intervals(statistic)
     orders = weights.permuted_order(cosines, decline, permutations=table.permutations, seed=table.seed, greater=False)
-    whole = _lag_curve(cosines, np.ones(table.n_pairs))
+    whole = _lag_curves(together[0], np.ones(table.n_pairs))
     far = whole[len(whole) // 2]
     return Finding(
         Evidence(
@@ -342,21 +341,20 @@ def _adjacent_mean(cosines: Floats) -> float:
     return float(np.diagonal(cosines, 1, -2, -1).mean())
 
 
-def _lag_curve(cosines: Floats, counts: Floats) -> Float[np.ndarray, " lag"]:
-    """Mean |cosine| by lag, over projections and starting blocks as often as they occur; NaN where none does."""
-    mean = cosines.mean(axis=0)
-    size = mean.shape[-1]
-    found = np.full(size - 1, np.nan)
+def _lag_curves(cosines: Floats, counts: Floats) -> Float[np.ndarray, "*lead lag"]:
+    """Mean |cosine| by lag over starting blocks, each as often as it counts; NaN where none does."""
+    size = cosines.shape[-1]
+    found = np.full((*cosines.shape[:-2], size - 1), np.nan)
     for lag in range(1, size):
         starts = counts[: size - lag]
         if starts.sum() > 0:
-            found[lag - 1] = np.diagonal(mean, lag) @ starts / starts.sum()
+            found[..., lag - 1] = np.diagonal(cosines, lag, -2, -1) @ starts / starts.sum()
     return found
 
 
-def _trend(curve: Floats) -> float:
+def _trends(curves: Floats) -> Floats:
     """Spearman's ρ of lag and value; lags without a value are left out."""
-    return float(spearman(np.arange(curve.shape[-1], dtype=np.float64), curve))
+    return spearman(np.arange(curves.shape[-1], dtype=np.float64), curves)
 
 
 def _spread(values: Floats) -> Interval:

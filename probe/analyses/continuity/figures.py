@@ -134,10 +134,9 @@ def _maps(data: xr.Dataset) -> Figure:
 
     def draw() -> matplotlib.figure.Figure:
         figure, places = _grid(len(chosen), columns=4, height=1.9)
-        for ax, (name, side) in zip(places, chosen, strict=False):
+        for ax, (name, side) in zip(places, chosen, strict=True):
             plots.cosine_map(data, name, side, ax=ax, bar=False)
-        shown = [ax for ax in places if ax.images]
-        figure.colorbar(shown[0].images[0], ax=shown, label="|cos|", shrink=0.5)
+        figure.colorbar(places[0].images[0], ax=places, label="|cos|", location="bottom", shrink=0.5, aspect=40)
         return figure
 
     return Figure(
@@ -157,12 +156,12 @@ def _trajectories(data: xr.Dataset) -> Figure | None:
     chosen = _stream(data)
 
     def draw() -> matplotlib.figure.Figure:
-        figure, places = _grid(len(chosen), columns=4, height=2.1, projection="3d")
-        for ax, (name, side) in zip(places, chosen, strict=False):
+        figure, places = _grid(len(chosen), columns=3, height=2.3, projection="3d")
+        for ax, (name, side) in zip(places, chosen, strict=True):
             plots.trajectory_path(data, name, side, ax)
         depth = data["block"].values
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(depth[0], depth[-1]), "viridis")
-        figure.colorbar(scale, ax=places, label="block", shrink=0.5)
+        figure.colorbar(scale, ax=places, label="block", location="bottom", shrink=0.5, aspect=40)
         return figure
 
     return Figure(
@@ -331,7 +330,7 @@ def _panels(
             ax.set_ylabel("")
         if labels and number + columns < len(panels):
             ax.set_xlabel("")
-    plots.shared_legend(figure)
+    plots.shared_legend(figure, columns=5)
     return figure
 
 
