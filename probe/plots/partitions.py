@@ -225,7 +225,7 @@ def community_flow(data: xr.Dataset, layers: Sequence[int], ax: Axes | None = No
             shared = int(((labels[place] == source) & (labels[place + 1] == target)).sum())
             if shared:
                 ends = (place + bar, left[source]), (place + 1 - bar, right[target])
-                ax.add_patch(_band(*ends, shared, palette[source]))
+                ax.add_patch(_band(*ends, float(shared), palette[source]))
                 left[source] += shared
                 right[target] += shared
     ax.set_xlim(-0.15, len(layers) - 0.85)

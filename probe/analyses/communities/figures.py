@@ -164,7 +164,7 @@ def _controls(data: xr.Dataset, config: Config) -> Figure:
         "controls",
         "What remains of the coupling under every control",
         "√A with A's sign, A = mean over layers of ρ² less its mean under permuted labels; mean ρ on Fisher's scale. "
-        f"Null line: what {1 - COUPLING_P:.0%} of permutations stay below. 95 % intervals, documents resampled; of "
+        f"The null line: {1 - COUPLING_P:.0%} of the permutations stay below. 95 % intervals, documents resampled; of "
         "several seeds or draws their mean, its interval over documents and seeds. Bases: everything repeated in "
         f"random orthogonal bases of the stream. {_pooled(data, config)} {_where(data)}",
         draw,
