@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.mutants_communities import COMMUNITIES
 from tests.mutants_dynamics import DYNAMICS
 from tests.mutants_graphs import GRAPHS
 from tests.mutants_jacobian import JACOBIAN
 from tests.mutants_spectra import SPECTRA
+from tests.mutants_weights import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -487,10 +489,12 @@ TOKENWISE_CLAIMS = _mutants(
     ),
 )
 
+COMMUNITIES_MUTANTS = [mutant for file, groups in COMMUNITIES.items() for mutant in _mutants(file, *groups)]
 GRAPHS_MUTANTS = [mutant for file, groups in GRAPHS.items() for mutant in _mutants(file, *groups)]
 SPECTRA_MUTANTS = [mutant for file, groups in SPECTRA.items() for mutant in _mutants(file, *groups)]
 DYNAMICS_MUTANTS = [mutant for file, groups in DYNAMICS.items() for mutant in _mutants(file, *groups)]
 JACOBIAN_MUTANTS = [mutant for file, groups in JACOBIAN.items() for mutant in _mutants(file, *groups)]
+WEIGHTS_MUTANTS = [mutant for file, groups in WEIGHTS.items() for mutant in _mutants(file, *groups)]
 
 MUTANTS = [
     *GEOMETRY,
@@ -498,8 +502,10 @@ MUTANTS = [
     *INFERENCE,
     *CLAIMS,
     *TOKENWISE_CLAIMS,
+    *COMMUNITIES_MUTANTS,
     *DYNAMICS_MUTANTS,
     *JACOBIAN_MUTANTS,
     *GRAPHS_MUTANTS,
     *SPECTRA_MUTANTS,
+    *WEIGHTS_MUTANTS,
 ]

@@ -27,9 +27,8 @@ _PATTERNS = ("*.json", "*.safetensors")
 class Reader(Protocol):
     """Reads tensors by the names that the model's own state dict gives them."""
 
-    @property
     def files(self) -> Sequence[Path]:
-        """The files that hold tensors."""
+        """Give the files that hold tensors."""
 
     def read(self, name: str) -> Tensor:
         """Read one tensor."""
@@ -86,9 +85,8 @@ class ShardReader:
             "does not; fetch the files again"
         )
 
-    @property
     def files(self) -> Sequence[Path]:
-        """The files that hold tensors."""
+        """Give the files that hold tensors."""
         return sorted(set(self._file_of.values()))
 
     def read(self, name: str) -> Tensor:
@@ -146,25 +144,19 @@ class GGUFReader:
 
     Attributes:
         path: the file.
+        tensors: its tensors by the file's own names, mapped into memory.
         names: the file's name of each tensor of the state dict.
         process: undoes what the file's architecture does to a tensor (rotary order, transposition).
     """
 
     path: Path
+    tensors: Mapping[str, Any]
     names: Mapping[str, str]
     process: Callable[..., Any]
 
-    @property
     def files(self) -> Sequence[Path]:
-        """The one file."""
+        """Give the one file."""
         return [self.path]
-
-    @cached_property
-    def _tensors(self) -> Mapping[str, Any]:
-        import gguf
-
-        with readable(self.path.name, self.path):
-            return {tensor.name: tensor for tensor in gguf.GGUFReader(self.path).tensors}
 
     def read(self, name: str) -> Tensor:
         """Read one tensor.
@@ -181,10 +173,13 @@ class GGUFReader:
         import gguf
 
         stored = self.names.get(name, "")
-        if stored not in self._tensors:
-            raise InputError(f"a checkpoint must hold every tensor of its model, and {self.path} holds no {name}")
-        tensor = self._tensors[stored]
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if stored not in self.tensors:
+            raise InputError(
+                f"a checkpoint must hold every tensor of its model, and {self.path} holds no {name}; fetch it again"
+            )
+        tensor = self.tensors[stored]
+        with readable(self.path.name, self.path):
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         values = self.process(weights=values, name=stored, tensor_key_mapping={}, parsed_parameters={}).weights
         return torch.from_numpy(values.copy())
 
@@ -199,15 +194,18 @@ def gguf_reader(path: Path, module: nn.Module) -> GGUFReader:
     Returns:
         The reader.
     """
+    import gguf
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     config: Any = module.config
-    kind = str(config.model_type)
-    # The processors are listed under the names of GGUF, which writes no underscore.
-    processor = TENSOR_PROCESSORS.get(kind.removesuffix("_text"), TensorProcessor)(config=config.to_dict())
     with readable(path.name, path):
+        opened = gguf.GGUFReader(path)
+        # The file's own word: a Mistral is written as "llama", and its rows come in llama's order.
+        architecture = opened.fields["general.architecture"].contents()
+        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
         names = get_gguf_hf_weights_map(module, processor)
-    return GGUFReader(path, {ours: theirs for theirs, ours in names.items()}, processor.process)
+    tensors = {tensor.name: tensor for tensor in opened.tensors}
+    return GGUFReader(path, tensors, {ours: theirs for theirs, ours in names.items()}, processor.process)
 
 
 def open_weights(
@@ -300,7 +298,7 @@ def weight_hash(weights: ModuleWeights) -> str:
     """
     filler, digest = weights.filler, hashlib.sha256(f"permuted {weights.permuted}".encode())
     if isinstance(filler, FromFile):
-        for path in filler.reader.files:
+        for path in filler.reader.files():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     else:
