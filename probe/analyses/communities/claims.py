@@ -315,14 +315,14 @@ def robust(table: Runs) -> Finding:
 def agreement(data: xr.Dataset) -> xr.DataArray:
     """Whether each choice has the default's sign and significance, (half, edges, neighbours, method, factor)."""
     rho, null = data["grid_rho"].fillna(0.0), data["grid_permuted_rho"].fillna(0.0)
-    pooled, permuted_squares = (rho**2).mean("ablated"), (null**2).mean("ablated")
-    p = (1 + (permuted_squares >= pooled).sum("grid_permutation")) / (1 + data.sizes["grid_permutation"])
+    squares, permuted_squares = (rho**2).mean("ablated"), (null**2).mean("ablated")
+    p = (1 + (permuted_squares >= squares).sum("grid_permutation")) / (1 + data.sizes["grid_permutation"])
     layers = np.isin(data["layer"].values, data["ablated"].values)
     own = Coupling(data, "model", layers)
     everywhere = np.ones(data.sizes["query"])
     observed, permuted = own(everywhere), np.square(own.permuted).mean(axis=0)
     default_p = (1 + (permuted >= np.square(observed).mean()).sum()) / (1 + len(permuted))
-    mean = xr.DataArray(fisher_mean(rho.values, axis=0), pooled.coords, pooled.dims)
+    mean = xr.DataArray(fisher_mean(rho.values, axis=0), squares.coords, squares.dims)
     same_sign = np.sign(mean) == np.sign(fisher_mean(observed))
     agreed: xr.DataArray = same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))
     return agreed
