@@ -170,7 +170,7 @@ def load_model(
         if tokenizer is not None:
             raise InputError("a tokenizer goes with a loaded model, and a name brings its own; leave it out")
         source = sources.resolve(str(name_or_object), revision)
-        where, number = _device(device or "cpu"), _dtype(dtype or "float32")
+        where, number = device_named(device or "cpu"), _dtype(dtype or "float32")
         module, tokenizer = loading.load(
             source, dtype=number, random_init=random_init, trust_remote_code=trust_remote_code
         )
@@ -257,7 +257,18 @@ def _name_of(module: nn.Module) -> str:
     return str(getattr(config, "name_or_path", "")) or type(module).__name__
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of that name.
+
+    Args:
+        name: cpu, cuda, cuda:1, mps.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: torch cannot use it here.
+    """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

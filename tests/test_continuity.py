@@ -230,6 +230,7 @@ class TestCommand:
             ({"permutations": 0}, "--permutations must be at least 1"),
             ({"init_seeds": -1}, "--init-seeds must be at least 0"),
             ({"model": "no/such/model"}, "there is no model"),
+            ({"device": "abacus"}, "the device must be one"),
         ],
     )
     def test_wrong_input_is_refused_before_any_work(
@@ -243,7 +244,7 @@ class TestCommand:
     def test_huge_matrices_are_estimated_by_the_randomised_method(self) -> None:
         config = Config()
         dense = analysis._operations(replace(config, method="dense"), 28672, 8192)
-        assert analysis._operations(config, 28672, 8192) < dense / 20
+        assert analysis._operations(config, 28672, 8192) < dense / 5
         assert analysis._operations(config, 1536, 576) == analysis._operations(
             replace(config, method="dense"), 576, 1536
         )

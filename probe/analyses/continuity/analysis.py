@@ -9,6 +9,7 @@ from probe.analyses.continuity import claims, dataset, figures, work
 from probe.analyses.continuity.config import Config
 from probe.engine import Plan, StagePlan
 from probe.errors import InputError
+from probe.model import device_named
 from probe.report import Result
 from probe.runs import open_run
 from probe.weights.singular import DENSE
@@ -67,12 +68,13 @@ def _operations(config: Config, rows: int, columns: int) -> float:
     """Floating-point operations of one decomposition, as timed against matrix products of the same machine."""
     long, short = max(rows, columns), min(rows, columns)
     if config.method == "dense" or (config.method == "auto" and short <= DENSE):
-        return 4.0 * long * short**2 + 6.0 * short**3
+        return 1.2 * long * short**2 + 1.5 * short**3
     return 4.0 * STEPS * long * short * (max(config.subspaces) + 8)
 
 
 def _check(config: Config) -> None:
     """Refuses options that contradict each other, before any work is done."""
+    device_named(config.device)
     least = {"init_seeds": 0, "shuffled_seeds": 0, "permutations": 1, "block_length": 1}
     for option, bound in least.items():
         if getattr(config, option) < bound:
