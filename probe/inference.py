@@ -102,7 +102,7 @@ def bootstrap(
         raise InputError(
             f"a bootstrap needs at least one row and two resamples, not {len(documents)} and {resamples}: pass more"
         )
-    estimate = np.asarray(statistic(np.arange(len(documents))), dtype=np.float64)
+    estimate = statistic(np.arange(len(documents)))
     rows = resampled_rows(documents, resamples=resamples, seed=seed)
     draws = np.stack([np.asarray(statistic(index), dtype=np.float64) for index in rows])
     return bootstrap_interval(estimate, draws, len(np.unique(documents)), level=level)
@@ -128,7 +128,7 @@ def resampled_rows(
 
 
 def bootstrap_interval(
-    estimate: Floats, draws: Float[np.ndarray, "draw ..."], n_documents: int, *, level: float = 0.95
+    estimate: Value, draws: Float[np.ndarray, "draw ..."], n_documents: int, *, level: float = 0.95
 ) -> Interval:
     """The interval of `bootstrap` from a statistic's values on `resampled_rows`.
 
@@ -141,7 +141,8 @@ def bootstrap_interval(
     Returns:
         The interval.
     """
-    return _interval_of_draws(estimate, draws, n_documents, level, "documents", t=n_documents < SMALL_SAMPLE)
+    whole = np.asarray(estimate, dtype=np.float64)
+    return _interval_of_draws(whole, draws, n_documents, level, "documents", t=n_documents < SMALL_SAMPLE)
 
 
 def circular_block_bootstrap(

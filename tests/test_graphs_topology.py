@@ -9,7 +9,7 @@ import pytest
 from probe import graphs
 from probe.errors import InputError
 from probe.graphs import Graph
-from tests.planted import random_graph, relabelled
+from tests.planted import planted_graph, random_graph, relabelled
 
 LABELS = np.random.default_rng(1).integers(0, 4, 40)
 GRAPH = random_graph(40, 0.15)
@@ -48,6 +48,25 @@ def test_participation_is_largest_when_links_are_spread_evenly() -> None:
     star = Graph(5, np.array([[0, 1], [0, 2], [0, 3], [0, 4]]), np.ones(4))
     nodes = graphs.node_topology(star, np.array([0, 1, 2, 3, 4]))
     assert float(nodes["participation"][0]) == pytest.approx(1 - 1 / 4)
+
+
+def test_participation_by_itself_is_that_of_the_topology() -> None:
+    expected = graphs.node_topology(GRAPH, LABELS, paths=False)["participation"]
+    np.testing.assert_array_equal(graphs.participation(GRAPH, LABELS), expected)
+    with pytest.raises(InputError, match="40 nodes"):
+        graphs.participation(GRAPH, LABELS[:5])
+
+
+def test_a_drawing_holds_communities_together() -> None:
+    labels = np.arange(40) % 4
+    graph = planted_graph(labels, 0.8, 0.05)
+    place = graphs.layout(graph, labels, seed=3)
+    np.testing.assert_array_equal(place, graphs.layout(graph, labels, seed=3))
+    np.testing.assert_allclose(place.mean(axis=0), 0, atol=1e-9)
+    assert np.square(place).mean() == pytest.approx(1)
+    middle = np.stack([place[labels == c].mean(axis=0) for c in range(labels.max() + 1)])
+    inside = np.linalg.norm(place - middle[labels], axis=1).mean()
+    assert inside < 0.5 * np.linalg.norm(place, axis=1).mean()
 
 
 def test_z_within_a_community_standardises() -> None:

@@ -12,11 +12,13 @@ from probe.inference import (
     Ranking,
     benjamini_hochberg,
     bootstrap,
+    bootstrap_interval,
     circular_block_bootstrap,
     fisher_mean,
     jackknife,
     partial_spearman,
     permutation_null,
+    resampled_rows,
     seed_interval,
     spearman,
 )
@@ -38,6 +40,13 @@ class TestBootstrap:
         assert found.low == pytest.approx(low, abs=0.015)  # without sqrt(n / (n − 1)) 0.026 is missing
         assert found.high == pytest.approx(high, abs=0.015)
         assert found.n_units == 12
+
+    @pytest.mark.parametrize("documents", [9, 50])
+    def test_values_computed_apart_give_the_same_interval(self, documents):
+        x, groups = normal(3 * documents), np.arange(3 * documents) % documents
+        whole = bootstrap(lambda rows: x[rows].mean(), groups, resamples=50, seed=3)
+        draws = np.array([x[rows].mean() for rows in resampled_rows(groups, resamples=50, seed=3)])
+        assert bootstrap_interval(x.mean(), draws, documents) == whole
 
     def test_percentile_interval_of_a_mean_is_as_wide_as_students(self):
         x = normal(62)

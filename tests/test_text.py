@@ -190,6 +190,17 @@ def test_parts_share_no_document_and_cover_all(tmp_path: Path, lengths: list[int
         assert abs(len(found) - share * n) <= 1
 
 
+def test_two_halves_share_no_document_and_cover_all(file: Path) -> None:
+    halves = [
+        set(load_windows(Reader(), text=file, part=part, windows=None, window_length=8).document.tolist())
+        for part in ("half_a", "half_b")
+    ]
+    every = set(load_windows(Reader(), text=file, windows=None, window_length=8).document.tolist())
+    assert not halves[0] & halves[1]
+    assert halves[0] | halves[1] == every
+    assert abs(len(halves[0]) - len(halves[1])) <= 1
+
+
 def test_the_part_of_a_document_does_not_depend_on_seed_or_window_length(file: Path) -> None:
     drawn = [
         set(

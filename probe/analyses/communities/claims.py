@@ -129,7 +129,7 @@ def exist(table: Runs) -> Finding:
     }
     n = min(int(data.attrs["n_graph_documents"]), int(data.attrs["n_other_documents"]))
     found = {
-        name: bootstrap_interval(np.asarray(estimate.mean()), draws.mean(axis=0), n)
+        name: bootstrap_interval(float(estimate.mean()), draws.mean(axis=0), n)
         for name, (estimate, draws) in parts.items()
     }
     stable = int(stable_layers(data, table.thresholds.threshold_excess).sum())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Tensor
 
 from probe import graphs, subjects
@@ -211,5 +211,5 @@ def _add_drawings(data: xr.Dataset, config: Config, run: Run, units: Sequence[Un
     )
 
 
-def _stack(parts: Sequence[dict[str, Tensor]], name: str) -> Float[np.ndarray, "part ..."]:
+def _stack(parts: Sequence[dict[str, Tensor]], name: str) -> Num[np.ndarray, "part ..."]:
     return np.asarray(torch.stack([part[name] for part in parts]).numpy())
