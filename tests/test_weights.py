@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from probe.model import first_tensor, load_model
 from probe.weights.reading import Initialiser
 from tests.gguf_file import write_gguf
 from tests.test_model import ATTENTION, PROJECTIONS, rotary, zero_biases
+from tests.test_sources import cached_on_hub
 from tests.tiny import ARCHITECTURES, LAYERS, RECURRENT, WIDTH, tiny_model, tiny_module
 
 STANDARD = [name for name in ARCHITECTURES if name not in RECURRENT]
@@ -126,6 +128,23 @@ def test_files_are_told_apart_by_their_hash(tmp_path: Path) -> None:
     first, same, other = (weights.weight_hash(weights.open_weights(folder)) for folder in folders)
     assert first == same
     assert first != other
+
+
+def test_a_hub_id_is_read_from_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    modules = {"main": ("a" * 40, tiny_module("gpt_neox")), "step1": ("b" * 40, tiny_module("gpt_neox", seed=1))}
+    cached_on_hub(tmp_path / "hub", "EleutherAI/pythia-1b", modules)
+    for revision, (_, module) in modules.items():
+        opened = weights.open_weights("pythia-1b", revision=revision)
+        assert opened.name == "pythia-1b"
+        assert torch.equal(opened.matrix(2, "k"), load_model(module).projections(2)["k"])
+    for file in (tmp_path / "hub").rglob("model.safetensors"):
+        file.unlink()
+    fresh = weights.open_weights("pythia-1b", random_init=3)  # needs the configuration only
+    assert torch.equal(fresh.matrix(2, "k"), weights.open_weights("pythia-1b", random_init=3).matrix(2, "k"))
+    with pytest.raises(InputError, match="not in the local hub cache"):
+        weights.open_weights("pythia-1b")
 
 
 def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
