@@ -82,6 +82,16 @@ def test_a_trajectory_on_a_circle_stays_on_it() -> None:
     torch.testing.assert_close(steps, torch.full((DEPTH - 1,), 2 * math.sin(math.pi / DEPTH)).double())
 
 
+def test_a_trajectory_is_around_its_mean() -> None:
+    """On a cone: what all blocks share is no axis of the path."""
+    frame = haar_frame(20, 3, torch.Generator().manual_seed(0), dtype=torch.float64)
+    turned = 2 * math.pi / DEPTH * torch.arange(DEPTH, dtype=torch.float64)
+    circle = torch.stack([turned.cos(), turned.sin()], 1) @ frame[:, :2].mT
+    coordinates, share = weights.trajectory(math.cos(0.5) * frame[:, 2] + math.sin(0.5) * circle)
+    torch.testing.assert_close(share, torch.tensor([0.5, 0.5, 0.0]).double())
+    torch.testing.assert_close(coordinates[:, :2].norm(dim=1), torch.full((DEPTH,), math.sin(0.5)).double())
+
+
 def test_participation_counts_coordinates() -> None:
     even = torch.full((10,), 10**-0.5)
     assert float(weights.participation_ratio(even)) == pytest.approx(10)
