@@ -287,17 +287,17 @@ MAPS = [
 ]
 
 INFERENCE = _mutants(
-    "probe/inference.py",
+    "probe/inference/resampling.py",
     (
         "tests/test_inference.py::TestBootstrap",
         [
-            ("generator.integers(n, size=n)", "generator.permutation(n)"),
-            ("generator.integers(n, size=n)", "generator.integers(n, size=n - 1)"),
-            ("t=n < SMALL_SAMPLE", "t=n <= SMALL_SAMPLE"),
-            ("t=n < SMALL_SAMPLE", "t=n > SMALL_SAMPLE"),
+            ("generator.integers(len(groups), size=len(groups))", "generator.permutation(len(groups))"),
+            ("size=len(groups))]", "size=len(groups) - 1)]"),
+            ("t=n_documents < SMALL_SAMPLE", "t=n_documents <= SMALL_SAMPLE"),
+            ("t=n_documents < SMALL_SAMPLE", "t=n_documents > SMALL_SAMPLE"),
             (
-                "groups = _rows_of_groups(documents)\n    n = len(groups)\n    estimate",
-                "groups = [np.array([row]) for row in range(len(documents))]\n    n = len(groups)\n    estimate",
+                "groups = _rows_of_groups(documents)\n    generator",
+                "groups = [np.array([row]) for row in range(len(documents))]\n    generator",
             ),
             ("inflation = np.sqrt(n / max(n - 1, 1))", "inflation = np.sqrt((n - 1) / n)"),
             (
@@ -363,6 +363,10 @@ INFERENCE = _mutants(
             ),
         ],
     ),
+)
+
+RANKS = _mutants(
+    "probe/inference/ranks.py",
     (
         "tests/test_inference.py::TestRanking",
         [
@@ -500,6 +504,7 @@ MUTANTS = [
     *GEOMETRY,
     *MAPS,
     *INFERENCE,
+    *RANKS,
     *CLAIMS,
     *TOKENWISE_CLAIMS,
     *COMMUNITIES_MUTANTS,

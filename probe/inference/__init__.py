@@ -1,0 +1,41 @@
+"""How sure is a number? Intervals over documents and seeds, permutation nulls, rank correlation.
+
+- intervals: `bootstrap` (`resampled_rows`, `bootstrap_interval`), `circular_block_bootstrap`, `jackknife`,
+  `seed_interval`
+- nulls: `permutation_null`, `benjamini_hochberg`
+- ranks: `Ranking`, `spearman`, `partial_spearman`, `fisher_mean`
+"""
+
+from __future__ import annotations
+
+from probe.inference.ranks import LARGEST_RHO, Ranking, fisher_mean, partial_spearman, spearman
+from probe.inference.resampling import (
+    Interval,
+    PermutationNull,
+    benjamini_hochberg,
+    bootstrap,
+    bootstrap_interval,
+    circular_block_bootstrap,
+    jackknife,
+    permutation_null,
+    resampled_rows,
+    seed_interval,
+)
+
+__all__ = [
+    "LARGEST_RHO",
+    "Interval",
+    "PermutationNull",
+    "Ranking",
+    "benjamini_hochberg",
+    "bootstrap",
+    "bootstrap_interval",
+    "circular_block_bootstrap",
+    "fisher_mean",
+    "jackknife",
+    "partial_spearman",
+    "permutation_null",
+    "resampled_rows",
+    "seed_interval",
+    "spearman",
+]
