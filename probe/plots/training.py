@@ -25,7 +25,6 @@ from probe.plots.style import (
     SKY,
     Style,
     axes_or_new,
-    line,
     plain_log,
 )
 
@@ -106,7 +105,7 @@ def learning(data: xr.Dataset, cells: Mapping[str, Style], ax: Axes | None = Non
     least = data["held_out_loss"].sel(cell=[name for name in cells if name in data["cell"].values]).min()
     ax.set_ylim(min(0.5, float(least)) / 1.5, 4.0)  # a start may lie orders of magnitude above
     plain_log(ax.yaxis)
-    ax.set_ylabel("held-out loss / variance")
+    ax.set_ylabel("held-out loss")
     return ax
 
 
@@ -129,7 +128,7 @@ def matches(data: xr.Dataset, cells: Mapping[str, Style], weights: str = "W", ax
             values = excess.sel(cell=name).mean("step").transpose("seed", "k").values
             curve_over_seeds(ax, data["k"].values, values, style)
     ax.axhline(0.0, color=GREY, lw=1, ls=(0, (1, 1)), label="random frames")
-    ax.set(xlabel="direction i", ylabel="m_i² − null")
+    ax.set(xlabel="direction i", ylabel="mᵢ² − null")
     if own:
         ax.legend()
     return ax
@@ -154,7 +153,8 @@ def decay_against_start(data: xr.Dataset, activation: str, weights: str = "W", a
     part = data.isel(cell=np.flatnonzero(chosen), step=_late(data["step"].values))
     ends = _chosen(part["cosine"], weights, "input").mean(("step", "seed")).values
     losses = part["held_out_loss"].mean(("step", "seed")).values
-    decays, scales = np.unique(part["decay"].values), np.unique(part["scale"].values)
+    every = data.isel(cell=np.flatnonzero(data["residual"].values))  # one scale for all activations
+    decays, scales = np.unique(every["decay"].values), np.unique(every["scale"].values)
     table = np.full((len(decays), len(scales)), np.nan)
     for end, loss, decay, scale in zip(ends, losses, part["decay"].values, part["scale"].values, strict=True):
         row, column = np.searchsorted(decays, decay), np.searchsorted(scales, scale)
@@ -261,7 +261,9 @@ def curve_over_seeds(
     interval = seed_interval(values[:, there].astype(np.float64))
     if len(values) > 1:
         ax.fill_between(x[there], interval.low, interval.high, color=style.color, alpha=0.2, lw=0)
-    line(ax, x[there], np.asarray(interval.estimate), style)
+    every = (0.02 * (len(ax.lines) % 5), 0.1)  # in lengths of the panel: snapshots crowd at the end of a log axis
+    (curve,) = ax.plot(x[there], np.asarray(interval.estimate), color=style.color, ls=style.line, label=style.label)
+    curve.set(marker=style.marker, markevery=every)
 
 
 def step_axis(ax: Axes, steps: Num[np.ndarray, " snapshot"], legend: bool) -> Axes:

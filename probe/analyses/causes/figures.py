@@ -77,12 +77,12 @@ def _continuity(data: xr.Dataset, config: Config) -> Figure | None:
 
     def draw() -> matplotlib.figure.Figure:
         figure, axes = plots.new_figure(len(families), 2, height=2.1, share_y="all")
-        for row, (title, cells) in zip(axes, families.items(), strict=True):
+        for row, (title, cells) in zip(axes.tolist(), families.items(), strict=True):
             for ax, weights in zip(row, ("W", "ΔW"), strict=True):
                 plots.through_training(data, "cosine", cells, weights=weights, ax=ax).set_title(
                     f"{title}, {weights}", loc="left"
                 )
-                ax.set(ylabel="|cos v₁|" if weights == "W" else "", xlabel="step" if row is axes[-1] else "")
+                ax.set(ylabel="|cos v₁|" if weights == "W" else "", xlabel="step" if ax in axes[-1] else "")
         plots.shared_legend(figure, columns=3)
         return figure
 
@@ -190,7 +190,7 @@ def _grid(data: xr.Dataset) -> Figure | None:
             for ax, name in zip(row, there, strict=True):
                 plots.decay_against_start(data, name, weights, ax=ax)
                 ax.set_title(f"{_short(name)}, {weights}", loc="left")
-                ax.set(ylabel="weight decay" if ax is row[0] else "", xlabel="init scale" if row is axes[-1] else "")
+                ax.set(ylabel="weight decay" if ax is row[0] else "", xlabel="init scale" if ax in axes[-1] else "")
         bar = ScalarMappable(Normalize(0, 1), cmap="viridis")
         figure.colorbar(bar, ax=axes.ravel().tolist(), label="continuity |cos v₁|", shrink=0.7, aspect=30)
         return figure
@@ -223,9 +223,7 @@ def _concentration(data: xr.Dataset) -> Figure | None:
         for row, weights in zip(axes, ("W", "ΔW"), strict=True):
             for ax, (title, cells) in zip(row, there.items(), strict=True):
                 plots.matches(data, cells, weights, ax=ax).set_title(f"{title}, {weights}", loc="left")
-                ax.set(
-                    xlabel=ax.get_xlabel() if row is axes[-1] else "", ylabel=ax.get_ylabel() if ax is row[0] else ""
-                )
+                ax.set(xlabel=ax.get_xlabel() if ax in axes[-1] else "", ylabel=ax.get_ylabel() if ax is row[0] else "")
         plots.shared_legend(figure, columns=3)
         return figure
 
@@ -249,6 +247,7 @@ def _learning(data: xr.Dataset) -> Figure | None:
         places: Sequence[Any] = axes.ravel().tolist()
         for ax, (title, cells) in zip(places, families.items(), strict=False):
             plots.learning(data, cells, ax=ax).set_title(title, loc="left")
+            ax.set_ylabel(ax.get_ylabel() if ax in axes[:, 0] else "")
         for ax in places[len(families) :]:
             ax.set_axis_off()
         plots.shared_legend(figure, columns=3)
@@ -274,7 +273,7 @@ def _drift(data: xr.Dataset) -> Figure | None:
         words = (("layer_angle", "a  from layer to layer"), ("step_angle", "b  from snapshot to snapshot"))
         for ax, (variable, title) in zip(axes[0], words, strict=True):
             plots.through_training(data, variable, cells, ax=ax).set_title(title, loc="left")
-            ax.set_ylabel("mean principal angle, degrees" if ax is axes[0, 0] else "")
+            ax.set_ylabel("angle, degrees" if ax is axes[0, 0] else "")
         plots.shared_legend(figure, columns=3)
         return figure
 
