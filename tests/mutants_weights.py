@@ -61,7 +61,6 @@ WEIGHTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             [
                 ("left, right = right, left", "pass"),
                 ("gram = (wide.mT @ wide)", "gram = -(wide.mT @ wide)"),
-                ("vectors[:, ::-1]", "vectors"),
                 ("self.singular[0] / self.singular[1]", "self.singular[1] / self.singular[0]"),
                 ("basis.double() @ turned[:k].mT", "basis.double() @ turned[:, :k]"),
                 (".max() <= tolerance * singular[0]", ".min() <= 30 * tolerance * singular[0]"),

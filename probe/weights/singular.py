@@ -119,7 +119,7 @@ def _dense(tall: Float[Tensor, "m n"], k: int) -> tuple[Tensor, Tensor, Tensor]:
     n = tall.shape[1]
     gram = (wide.mT @ wide).cpu().numpy()
     _, vectors = eigh(gram, subset_by_index=[n - k, n - 1], driver="evr", overwrite_a=True, check_finite=False)
-    right = torch.from_numpy(vectors[:, ::-1].copy()).to(tall.device)
+    right = torch.from_numpy(vectors).to(tall.device)
     return _ritz(wide @ right, right, k)
 
 
