@@ -7,7 +7,7 @@ from hypothesis import settings
 from torch import Tensor
 
 F64 = torch.float64
-quick = settings(deadline=None, max_examples=25)
+quick = settings(max_examples=25)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:

@@ -17,7 +17,7 @@ from probe import amplification as amp
 from probe.errors import InputError
 
 F64 = torch.float64
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

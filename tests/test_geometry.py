@@ -17,7 +17,7 @@ from probe import geometry
 from probe.errors import InputError
 
 F64 = torch.float64
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

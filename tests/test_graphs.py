@@ -27,7 +27,7 @@ from probe.graphs import Algorithm, Graph, ami
 from probe.graphs.build import _standardised
 from tests.planted import dense, planted_graph, planted_states, random_graph, relabelled
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 EIGHT = np.arange(240) % 8
 
 

@@ -17,7 +17,7 @@ from probe import graphs
 from probe.errors import InputError
 from probe.graphs import partition
 
-quick = settings(deadline=None, max_examples=100)
+quick = settings(max_examples=100)
 
 
 def partitions(n: int, most: int) -> st.SearchStrategy[Int[np.ndarray, " node"]]:

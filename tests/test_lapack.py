@@ -79,7 +79,7 @@ def test_factors_are_scipys(d: int, workers: int) -> None:
             )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.integers(1, 12))
 def test_schur_forms_are_standardised(seed: int, d: int) -> None:
     form = lapack.schur(ginibre(d, seed=seed))

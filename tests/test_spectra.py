@@ -16,7 +16,7 @@ from probe import lapack, spectra
 from probe.errors import InputError
 from tests.matrices import F64, draw, ginibre, grcar, jordan, orthogonal, rotation, spectra_distance, square, toeplitz
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 SCORES = [
     spectra.spectral_radius,
     spectra.spectral_abscissa,
@@ -252,7 +252,7 @@ def test_bounds(A: Tensor) -> None:
     assert s.effective_rank <= 6 + 1e-9
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
 def test_scores_do_not_depend_on_the_orthonormal_basis(seed: int, turn: int) -> None:
     A, Q = ginibre(6, seed=seed), orthogonal(6, seed=turn)
@@ -264,7 +264,7 @@ def test_scores_do_not_depend_on_the_orthonormal_basis(seed: int, turn: int) -> 
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e3))
 def test_scores_under_a_change_of_scale_and_transposition(seed: int, scale: float) -> None:
     A = ginibre(5, seed=seed)

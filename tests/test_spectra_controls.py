@@ -14,7 +14,7 @@ from probe.errors import InputError
 from probe.spectra.controls import _blocks
 from tests.matrices import F64, draw, ginibre, jordan, orthogonal, rotation, spectra_distance
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 
 
 def generator(seed: int = 0) -> torch.Generator:

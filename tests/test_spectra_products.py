@@ -163,7 +163,7 @@ def test_coupling_is_its_definition() -> None:
             assert found[i, j].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.1, 10))
 def test_coupling_properties(seed: int, scale: float) -> None:
     K = ginibre(2, 3, 6, seed=seed)

@@ -177,7 +177,7 @@ def test_kreiss_constant_is_what_a_blind_search_finds(seed: int) -> None:
     assert spectra.kreiss_constant(B).item() == pytest.approx(max(1.0, -best.fun), rel=2e-3)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000))
 def test_transient_growth_is_at_least_the_kreiss_constant(seed: int) -> None:
     d = 5

@@ -173,7 +173,7 @@ def test_a_text_without_titles_is_cut_at_paragraphs(tmp_path: Path, end: str) ->
     assert windows.n_windows == 24 + 24 + 32
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(lengths=st.lists(st.integers(8, 40), min_size=3, max_size=40), seed=st.integers(0, 9))
 def test_parts_share_no_document_and_cover_all(tmp_path: Path, lengths: list[int], seed: int) -> None:
     path = tmp_path / "t.txt"

@@ -58,7 +58,7 @@ def test_subspaces_that_share_some_directions() -> None:
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_signs_and_a_rotation_of_the_space_change_nothing(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(DEPTH, 9, generator=generator, dtype=torch.float64), dim=1)
