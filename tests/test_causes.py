@@ -19,7 +19,7 @@ from probe.analyses.causes import cells, config, dataset, work
 from probe.analyses.causes.cells import Cell, plain
 from probe.engine import Unit
 from probe.report import Result
-from probe.runs import open_run
+from probe.runs import Run, open_run
 
 SMALL = {"seeds": 2, "steps": 20, "batch": 8, "width": 10, "blocks": 3, "snapshots": 2, "arm_steps": 20}
 SMALL |= {"arm_batch": 2, "arm_width": 16, "arm_blocks": 2, "arm_heads": 2, "context": 16}
@@ -182,6 +182,23 @@ class TestAgainstTheDefinition:
             alone = work.toy_unit(one, work.units(one)["toys"][0], opened)
         both = result.data["cosine"].sel(cell="stream-gelu", seed=1).values
         np.testing.assert_allclose(alone["cosine"][:, 0], both, atol=2e-3)
+
+
+def test_a_toy_is_trained_on_one_thread_and_threads_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    before, seen = torch.get_num_threads(), []
+
+    def interrupted(*_: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "train", interrupted)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work.toy_unit(small(), work.units(small())["toys"][0], Run(tmp_path))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 class TestResume:

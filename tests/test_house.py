@@ -104,6 +104,7 @@ def test_public_names_survive_the_import_of_every_module():
         "probe.analyses.tokenwise",
         "probe.analyses.dynamics",
         "probe.analyses.continuity",
+        "probe.analyses.causes",
     ],
 )
 def test_what_help_needs_imports_no_torch(module):

@@ -19,7 +19,7 @@ from probe.training import NextByte, Optimiser, Regression, Stack
 STAGES = {"toys": work.toy_unit, "transformers": work.arm_unit}
 LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 TRIAL_STEPS = 5
-WATCHING = 1.35  # time of a training with its snapshots over that of its steps, as measured
+WATCHING = 1.2  # time of a training with its snapshots over that of its steps, as measured
 
 
 def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:

@@ -31,7 +31,7 @@ class Config(AnyConfig):
     seeds: int = 5
     """Seeds of every experiment (at least 5 for a verdict): starts, teachers and data differ, arms share them."""
     full: bool = False
-    """The full product of toys (5,000 cells, more than a day) and all arms of the transformer."""
+    """The full product of toys (4,500 cells, about a day) and all arms of the transformer."""
     cells: str = "*"
     """Only the toys whose names match one of these patterns, for example stream-*,plain-gelu."""
     steps: int = 3000

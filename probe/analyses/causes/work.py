@@ -6,7 +6,8 @@ takes minutes: it leaves a checkpoint at every snapshot and goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
@@ -78,7 +79,8 @@ def toy_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     names = tuple(dict.fromkeys(module.roles[space] for space in SPACES))
     watch = Watch(stack, module.acting, names, data, held_out=HELD_OUT, probes=PROBES)
     optimiser = Optimiser(cell.optimiser, cell.decay, hidden=names, decayed=module.decayed)
-    seen, _ = train(stack, data.batch, optimiser, plan_of(config), watch)
+    with _one_thread():
+        seen, _ = train(stack, data.batch, optimiser, plan_of(config), watch)
     place = [names.index(module.roles[space]) for space in SPACES]
     return {name: _by_space(name, values, place) for name, values in seen.items()}
 
@@ -207,6 +209,17 @@ class UnitCheckpoint:
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Keep this state, and no older one."""
         self.run.save("checkpoints", self.key, state)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products of toys are too small to share: threads would wait for each other, and round in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _by_space(name: str, values: Tensor, place: list[int]) -> Tensor:
