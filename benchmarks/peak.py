@@ -21,15 +21,20 @@ def in_fresh_process(script: str, *arguments: str) -> float:
 
 def measured(call: Callable[[], object]) -> float:
     """MB of resident memory at the call's peak, less what was resident before it."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    before = begin()
     kept = call()
-    peak = _resident("VmHWM") - before
+    peak = resident("VmHWM") - before
     del kept
     return peak
 
 
-def _resident(field: str) -> float:
+def begin() -> float:
+    """MB that are resident now; the process's peak is counted from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def resident(field: str) -> float:
     """`VmRSS` now or `VmHWM` at most, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

@@ -19,8 +19,9 @@ from probe.graphs import correlation_graph, node_topology
 from tests.planted import planted_states
 
 COMMON = """
-import json, resource, sys, time
+import json, sys, time
 import igraph, leidenalg, networkx as nx, numpy as np, sklearn.metrics, torch
+from benchmarks import peak
 from probe.graphs import Algorithm, ami, correlation_graph
 from tests.planted import planted_states
 torch.set_num_threads(2)
@@ -31,14 +32,13 @@ for start in range(0, tokens, 128):  # in pieces: a peak of its own would hide t
     part = x[start : start + 128]
     part[:] = planted_states(truth, len(part), noise=3.0, seed=start)
 correlation_graph(x[:500, :64])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before, start = peak(), time.perf_counter()
+before, start = peak.begin(), time.perf_counter()
 """
 BUILT = """
 built = time.perf_counter() - start
 """
 DONE = """
-answer = {"build": built, "seconds": time.perf_counter() - start - built, "mb": (peak() - before) / 1024}
+answer = {"build": built, "seconds": time.perf_counter() - start - built, "mb": peak.resident("VmHWM") - before}
 print(json.dumps(answer | {"ami": ami(np.asarray(labels), truth)}))
 """
 LEIDEN = "labels = Algorithm().run(graph, 1.0, 0)"

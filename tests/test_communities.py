@@ -213,23 +213,34 @@ class TestPlanted:
 
     @pytest.mark.parametrize("sign", [1, -1])
     def test_a_planted_coupling_is_beyond_its_null(self, sign):
-        graph, labels, place, rng = self._graph()
-        gain = np.exp(sign * 3 * (place - np.nanmean(place)) + 0.3 * rng.standard_normal(len(place)))
+        graph, _, place, rng = self._graph()
+        strata = graphs.degree_deciles(graph)
+        beyond = place - np.array([place[strata == stratum].mean() for stratum in strata])
+        gain = np.exp(sign * 2 * beyond / beyond.std() + rng.standard_normal(len(place)))
         given = np.abs(rng.standard_normal((2, len(place))))
         rho = float(partial_spearman(place, gain, list(given)))
-        null = coupling.permuted(graph, labels, gain, given, 99, 0)
+        null = coupling.permuted(graph, place, gain, given, 99, 0)
         assert np.sign(rho) == sign
         assert (np.abs(null) < abs(rho)).all()
 
-    def test_noise_is_inside_its_null_as_often_as_it_should(self):
-        graph, labels, place, rng = self._graph()
-        inside = []
-        for _ in range(40):
-            gain = rng.random(len(place))
-            rho = float(partial_spearman(place, gain, []))
-            null = coupling.permuted(graph, labels, gain, np.empty((0, len(place))), 39, 1)
-            inside.append((1 + (np.abs(null) >= abs(rho)).sum()) / 40 > 0.05)
-        assert np.mean(inside) > 0.8
+    def _rejected(self, trials):
+        """Share of couplings with noise that permuted labels call significant at 5 %."""
+        found = []
+        for trial in range(trials):
+            graph, _, place, rng = self._graph(seed=trial)
+            driver = place + np.nanstd(place) * rng.standard_normal(len(place))  # of the gain, and bound to the place
+            gain = np.exp(driver / np.nanstd(driver) + rng.standard_normal(len(place)))
+            rho = float(partial_spearman(place, gain, [driver]))
+            null = coupling.permuted(graph, place, gain, driver[None], 39, trial)
+            found.append((1 + (np.abs(null) >= abs(rho)).sum()) / 40 <= 0.05)
+        return float(np.mean(found))
+
+    def test_noise_is_rejected_no_more_often_than_it_should(self):
+        assert self._rejected(30) <= 0.2
+
+    @pytest.mark.study
+    def test_noise_is_rejected_at_the_nominal_rate_in_many_trials(self):
+        assert 0.01 <= self._rejected(400) <= 0.09
 
     def test_a_covariate_that_drives_both_is_taken_out(self):
         _, _, place, rng = self._graph()

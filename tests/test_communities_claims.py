@@ -351,7 +351,7 @@ class TestLearned:
         plant_rho(data, [0.05] * LAYERS, *INITS)
         claim = judged(data, "learned")
         assert claim.verdict == "mechanical", claim.reason
-        assert "95 % point of permuted labels" in claim.reason
+        assert "95 % point of permuted places" in claim.reason
         assert "√A of fresh initialisations" not in claim.reason.split("under a control")[1]
 
     def test_seeds_that_disagree_decide_nothing(self):

@@ -168,7 +168,7 @@ class TestDepth:
     def test_bands(self, data: xr.Dataset, summary: xr.Dataset) -> None:
         ax = plots.rho_by_depth(summary)
         bands = {str(one.get_label()): one for one in ax.collections}
-        null = bands["permuted labels, 95 %"].get_paths()[0].vertices[:, 1]
+        null = bands["permuted places, 95 %"].get_paths()[0].vertices[:, 1]
         expected = np.quantile(data["permuted_rho"].sel(view="model"), [0.025, 0.975], axis=1)
         assert (null.min(), null.max()) == pytest.approx((expected.min(), expected.max()))
         init = summary["rho"].sel(view=[f"init-{seed}" for seed in range(5)])

@@ -42,7 +42,7 @@ VIEW_STYLES = {
     "basis": Style("random bases", GREEN, "^", ":"),
     "symmetrised": Style("K symmetrised", PINK, "D", "-."),
 }
-PERMUTED = "permuted labels, 99 % point"
+PERMUTED = "permuted places, 99 % point"
 CONTROLS = {
     "model": "the model",
     "init": "fresh initialisations",
@@ -141,7 +141,7 @@ def community_graph(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axe
 
 
 def place_against_gain(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes:
-    """Participation coefficient of each unit against its gain, with the coupling and what permuted labels reach.
+    """Participation coefficient of each unit against its gain, with the coupling and what permuted places reach.
 
     Args:
         data: The communities analysis's Dataset with `rho`.
@@ -166,7 +166,7 @@ def place_against_gain(data: xr.Dataset, layer: int, ax: Axes | None = None) -> 
 
 
 def rho_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """The coupling by layer, with its interval, its controls and the band of permuted labels.
+    """The coupling by layer, with its interval, its controls and the band of permuted places.
 
     Args:
         data: The communities analysis's Dataset with `rho`, `rho_bounds`, `adjusted_p` and `stable`.
@@ -179,7 +179,7 @@ def rho_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     layer = data["layer"].values
     null = np.nan_to_num(data["permuted_rho"].sel(view="model").transpose("layer", "permutation").values)
     low, high = np.quantile(null, [0.025, 0.975], axis=1)
-    ax.fill_between(layer, low, high, color=GREY, alpha=0.25, lw=0, label="permuted labels, 95 %")
+    ax.fill_between(layer, low, high, color=GREY, alpha=0.25, lw=0, label="permuted places, 95 %")
     for kind, style in VIEW_STYLES.items():
         names = views_of(data, kind)
         if names:
@@ -232,7 +232,7 @@ def pooled_controls(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax: Where to draw.
 
     Returns:
-        The Axes; left of 0 is less than permuted labels reach on average.
+        The Axes; left of 0 is less than permuted places reach on average.
     """
     ax, _ = axes_or_new(ax)
     null = table["view"] == PERMUTED

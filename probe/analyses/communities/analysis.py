@@ -34,7 +34,7 @@ DESCRIPTIONS = {
     "views": "other views of them",
     "resamples": "resampled documents",
     "jacobians": "gains on the other half",
-    "coupling": "permuted labels",
+    "coupling": "permuted places",
     "ablation": "other choices",
     "drawings": "drawings",
 }

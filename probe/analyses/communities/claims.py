@@ -4,7 +4,7 @@ The coupling of a layer is a partial Spearman correlation over units; documents 
 seen are resampled, the partition fixed. Pooled over the layers that have stable communities (where these are too few
 for a verdict, over all layers),
 
-    A = mean over layers of ρ² − the same with labels permuted within degree deciles,
+    A = mean over layers of ρ² − the same with places permuted within degree deciles,
 
 the share of the ranks' variance that a unit's place explains beyond its degree. A permutation p value enters as a
 contrast without width: how far the observed value lies beyond the quantile of the null that it must pass.
@@ -95,11 +95,11 @@ class Coupling:
         return np.asarray(np.nan_to_num(partial_spearman(self._place, gain, self._given)))
 
     def strength(self, weights: Weights) -> float:
-        """A: mean ρ² less its mean under permuted labels."""
+        """A: mean ρ² less its mean under permuted places."""
         return float(np.square(self(weights)).mean() - np.square(self.permuted).mean())
 
     def beyond(self, weights: Weights, quantile: float) -> float:
-        """Mean ρ² less a quantile of it under permuted labels."""
+        """Mean ρ² less a quantile of it under permuted places."""
         return float(np.square(self(weights)).mean() - np.quantile(np.square(self.permuted).mean(axis=0), quantile))
 
 
@@ -157,7 +157,7 @@ def exist(table: Runs) -> Finding:
 
 
 def coupling(table: Runs) -> Finding:
-    """√A of the model, against permuted labels and against random orthogonal bases."""
+    """√A of the model, against permuted places and against random orthogonal bases."""
     layers, enough = pooled_layers(table)
     own = Coupling(table.data, "model", layers)
     # The basis of an MLP's units is given: its nonlinearity acts on each of them.
@@ -166,7 +166,7 @@ def coupling(table: Runs) -> Finding:
     everywhere = np.ones(len(table.documents))
     contrasts = [
         Criterion(
-            f"mean ρ² less the {1 - COUPLING_P:.0%} point of labels permuted within degree deciles",
+            f"mean ρ² less the {1 - COUPLING_P:.0%} point of places permuted within degree deciles",
             _exactly(own.beyond(everywhere, 1 - COUPLING_P), found["A"]),
             0.0,
         )
@@ -191,10 +191,10 @@ def coupling(table: Runs) -> Finding:
             contrasts,
             preconditions=[enough],
         ),
-        f"A = mean ρ² − its mean under permuted labels, over {int(layers.sum())} layers; ρ: "
+        f"A = mean ρ² − its mean under permuted places, over {int(layers.sum())} layers; ρ: "
         "partial Spearman over units of participation coefficient and root-mean-square ‖K e_i‖ given variance, |mean|, "
         "norm gains and outlier flag; graphs and gains from different documents",
-        line("mean ρ² under permuted labels", number(float(np.square(own.permuted).mean()))),
+        line("mean ρ² under permuted places", number(float(np.square(own.permuted).mean()))),
         shown,
     )
 
@@ -266,7 +266,7 @@ def learned(table: Runs) -> Finding:
             [
                 Criterion("√A of fresh initialisations", others["√A"], limit, "below"),
                 Criterion(
-                    "95 % point of permuted labels less mean ρ², fresh initialisations",
+                    "95 % point of permuted places less mean ρ², fresh initialisations",
                     _exactly(float(np.mean(inside)), others["Δ"]),
                     0.0,
                 ),
@@ -305,7 +305,7 @@ def robust(table: Runs) -> Finding:
             ],
         ),
         f"share of {agreed.size} choices (half × edges × k × algorithm × γ) with the default's sign of the mean ρ over "
-        f"{data.sizes['ablated']} layers, and on its side of p = {COUPLING_P} under permuted labels",
+        f"{data.sizes['ablated']} layers, and on its side of p = {COUPLING_P} under permuted places",
         line("all choices", number(1.0)),
         shown,
         "choices",

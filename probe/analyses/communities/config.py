@@ -54,7 +54,7 @@ class Config(TextConfig):
     graph_resamples: int = 20
     """Resamples of the documents on which graph and communities are made anew, for their intervals."""
     permutations: int = 500
-    """Permutations of the communities' labels within degree deciles."""
+    """Permutations of the units' places within degree deciles."""
     basis_draws: int = 2
     """Random orthogonal bases of the stream in which everything is repeated."""
     init_seeds: int = 5

@@ -126,7 +126,7 @@ def _add_views(data: xr.Dataset, config: Config, run: Run) -> None:
     data["permuted_rho"] = (
         ("view", "layer", "permutation"),
         np.stack([_stack(row, "permuted_rho") for row in parts]),
-        {"units": "1", "long_name": "coupling with labels permuted within degree deciles"},
+        {"units": "1", "long_name": "coupling with places permuted within degree deciles"},
     )
     covariates = [[partitions.load_covariates(run, view, layer) for layer in layers] for view in views]
     attrs = {"long_name": "variance, |mean|, gains of norms, outlier"}
@@ -188,7 +188,7 @@ def _add_ablation(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
     data.coords["factor"] = list(coupling.FACTORS)
     dims = ("ablated", "half", "edges", "neighbours", "method", "factor")
     data["grid_rho"] = (dims, _stack(parts, "rho"), {"units": "1", "long_name": "coupling under other choices"})
-    attrs = {"units": "1", "long_name": "the same with labels permuted within degree deciles"}
+    attrs = {"units": "1", "long_name": "the same with places permuted within degree deciles"}
     data["grid_permuted_rho"] = ((*dims, "grid_permutation"), _stack(parts, "permuted_rho"), attrs)
 
 

@@ -23,7 +23,7 @@ from probe.plots import partitions, style
 from probe.report import Figure, interval_text
 from probe.table import Table
 
-BANDS = "the grey band holds 95 % of the values under labels permuted within degree deciles, the null"
+BANDS = "the grey band holds 95 % of the values under places permuted within degree deciles, the null"
 FLOWS = 6  # layers between which units are followed
 SCATTERS = 3
 UNITS = {"residual": "coordinates of the stream that enters a block", "mlp": "units of a block's MLP"}
@@ -138,7 +138,7 @@ def _scatter(data: xr.Dataset, summary: Summary) -> Figure:
         "Place against gain, unit by unit",
         "A point a unit; colours as in the graphs. Participation coefficient: 0 where all of a unit's links stay in "
         "one community. ρ is the partial Spearman correlation given the covariates, which the picture of the raw "
-        f"values need not show; below it, the null: 95 % of its values under permuted labels. {_where(data)}",
+        f"values need not show; below it, the null: 95 % of its values under permuted places. {_where(data)}",
         draw,
         alt="Scatter plots of gain against participation coefficient for a few blocks.",
     )
@@ -163,7 +163,7 @@ def _controls(data: xr.Dataset, config: Config) -> Figure:
     return Figure(
         "controls",
         "What remains of the coupling under every control",
-        "√A with A's sign, A = mean over layers of ρ² less its mean under permuted labels; mean ρ on Fisher's scale. "
+        "√A with A's sign, A = mean over layers of ρ² less its mean under permuted places; mean ρ on Fisher's scale. "
         f"The null line: {1 - COUPLING_P:.0%} of the permutations stay below. 95 % intervals, documents resampled; of "
         "several seeds or draws their mean, its interval over documents and seeds. Bases: everything repeated in "
         f"random orthogonal bases of the stream. {_pooled(data, config)} {_where(data)}",
@@ -181,7 +181,7 @@ def control_table(table: Runs) -> pd.DataFrame:
 
     Returns:
         A row a control: `view`, `number` of seeds or draws, and `A`, `√A`, `mean ρ`, each with `, low` and `, high`.
-        The row of permuted labels holds the point below which 99 % of the permutations lie.
+        The row of permuted places holds the point below which 99 % of the permutations lie.
     """
     layers, _ = pooled_layers(table)
     rows: list[dict[str, object]] = []
@@ -231,7 +231,7 @@ def _choices(data: xr.Dataset, summary: Summary) -> Figure | None:
         "The coupling under other choices",
         f"Mean ρ, on Fisher's scale, of the layers {_listed(data['ablated'].values.tolist())}; a layer in which one "
         "community holds all units counts as 0. Crossed out: another sign than the default's mean ρ, or on the other "
-        f"side of p = {COUPLING_P} under the null, labels permuted within degree deciles. "
+        f"side of p = {COUPLING_P} under the null, places permuted within degree deciles. "
         "A, B: the half of the text from which the graph is made, gains always on the other; signed or partial "
         "correlations; neighbours kept. γ: the resolution that the default takes in each layer (of spectral "
         f"clustering and Infomap it sets what stands in its place). {_where(data)}",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -130,7 +128,7 @@ def resamples_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
         for place, half in enumerate(HALVES)
     ]
     quality, ami = [], []
-    for draw, indices in enumerate(islice(zip(*rows, strict=True), config.graph_resamples)):
+    for draw, indices in enumerate(zip(*rows, strict=True)):
         drawn = [
             graph_of(config, states[torch.from_numpy(index)]) for states, index in zip(halves, indices, strict=True)
         ]
@@ -147,8 +145,7 @@ def resolution_of(run: Run, layer: int) -> float:
 
 def load_graph(run: Run, view: str, layer: int) -> tuple[Graph, Int[np.ndarray, " unit"], Bool[np.ndarray, " unit"]]:
     """A view's graph and labels, of the units that it keeps, and which these are; of `symmetrised` the model's."""
-    stage, name = ("graphs", "model") if view in {"model", "symmetrised"} else ("views", view)
-    unit = run.load(stage, f"{name}-layer-{layer:03d}", ["labels", "edges", "weights", "kept"])
+    unit = _load(run, view, layer, "labels", "edges", "weights", "kept")
     kept = unit["kept"].numpy()
     graph = Graph(int(kept.sum()), unit["edges"].numpy().astype(np.int64), unit["weights"].numpy())
     return graph, unit["labels"].numpy()[kept], kept
@@ -156,16 +153,20 @@ def load_graph(run: Run, view: str, layer: int) -> tuple[Graph, Int[np.ndarray, 
 
 def load_labels(run: Run, view: str, layer: int) -> Int[np.ndarray, " unit"]:
     """A view's community of each unit, −1 for units that it leaves out."""
-    stage, name = ("graphs", "model") if view in {"model", "symmetrised"} else ("views", view)
-    return run.load(stage, f"{name}-layer-{layer:03d}", ["labels"])["labels"].numpy()
+    return _load(run, view, layer, "labels")["labels"].numpy()
 
 
 def load_covariates(run: Run, view: str, layer: int) -> Float[np.ndarray, "covariate unit"]:
     """What else drives a unit's links and its gain: variance, |mean|, gains of norms, being an outlier."""
-    stage, name = ("graphs", "model") if view in {"model", "symmetrised"} else ("views", view)
     names = ["variance", "mean_size", "norm_gain", "outlier"]
-    unit = run.load(stage, f"{name}-layer-{layer:03d}", names)
+    unit = _load(run, view, layer, *names)
     return np.concatenate([np.atleast_2d(unit[name].numpy().astype(np.float64)) for name in names])
+
+
+def _load(run: Run, view: str, layer: int, *names: str) -> dict[str, Tensor]:
+    """Arrays of a view's graph; the symmetric part of the Jacobian is seen on the model's own graph."""
+    stage, name = ("graphs", "model") if view in {"model", "symmetrised"} else ("views", view)
+    return run.load(stage, f"{name}-layer-{layer:03d}", list(names))
 
 
 def _resolution(config: Config, graph: Graph) -> tuple[float, float, dict[str, Tensor]]:

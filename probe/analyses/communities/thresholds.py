@@ -14,7 +14,7 @@ class Thresholds:
 
     Attributes:
         threshold_exist: AMI of the communities of two halves of the text, mean over layers.
-        threshold_coupling: √A, A = mean over layers of ρ² less what permuted labels reach.
+        threshold_coupling: √A, A = mean over layers of ρ² less what permuted places reach.
         threshold_sign: Spearman's ρ over layers of the coupling and the antisymmetric fraction of K.
         threshold_learned: what A must exceed that of fresh initialisations by.
         threshold_learned_init: √A of fresh initialisations that still counts as none.
