@@ -289,7 +289,6 @@ def robust(table: Runs) -> Finding:
     agreed = agreement(data)
     share = float(agreed.mean())
     bound, fragile = table.thresholds.threshold_robust, table.thresholds.threshold_fragile
-    n = len(np.unique(table.documents))
     shown = {
         f"share that agrees, {dim} {label}": number(float(agreed.sel({dim: label}).mean()))
         for dim in agreed.dims
@@ -297,7 +296,7 @@ def robust(table: Runs) -> Finding:
     }
     return Finding(
         Evidence(
-            [Criterion("share of choices that agree", Interval(share, share, share, n, "count"), bound)],
+            [Criterion("share of choices that agree", Interval(share, share, share, int(agreed.size), "count"), bound)],
             preconditions=[
                 Condition(
                     not fragile < share < bound, f"{share:.0%} of the choices agree: between {fragile} and {bound}"
