@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,7 +171,7 @@ class TestMLPUnits:
     @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma3", "opt", "phi", "olmo3"])
     def test_terms_of_rank_one_add_up_to_the_mlps_jacobian(self, architecture):
         """The unit's gain is the norm of what is lost when the unit is silenced: its column of W_down set to zero."""
-        from probe.jacobian import Options, mlp_unit_gain, recorded_jacobian
+        from probe.jacobian import Options, analytic, mlp_unit_gain, recorded_jacobian
 
         model = probe.load_model(tiny_module(architecture).double())
         tokens = torch.arange(12)[None]
@@ -180,7 +181,15 @@ class TestMLPUnits:
         context = probe.replay.record(model, tokens, torch.tensor([[5, 11]]))
         found = mlp_unit_gain(context, 1, torch.float64)
         if architecture in {"gemma3", "olmo3"}:  # behind a norm of the output, silencing a unit moves the norm as well
-            assert found.shape == (1, 2, down.shape[1])
+            copy = probe.replay.working_copy(model.blocks[1], torch.float64, probe.replay.LINEARISED)
+            standard = analytic.StandardBlock.of(model, 1, copy, torch.float64)
+            primal = analytic.primal_point(context, 1, standard)
+            for unit in (0, 7):
+                alone = torch.zeros_like(standard.down)
+                alone[:, unit] = standard.down[:, unit]
+                one = replace(standard, down=alone)  # the norm's point stays that of the whole MLP
+                term = analytic.update_jacobian(one, primal, slice(None), "mlp", detached=False)
+                torch.testing.assert_close(found[0, :, unit], term.norm(dim=(-2, -1)), rtol=1e-9, atol=1e-12)
             return
         before = recorded_jacobian(context, 1, options)
         for unit in (0, 7):
