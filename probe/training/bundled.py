@@ -5,7 +5,8 @@
 
 A directory holds what `probe.load_model` reads (the configuration, weights in float16, a tokenizer with one token a
 byte) and `README.md`, the card. The text is not copied. The start is that of `load_model(DIR, random_init=SEED)`. A
-training that was cut off goes on from its checkpoint; equal arguments give equal weights on the same machine.
+training that was cut off goes on from its checkpoint; equal arguments give equal weights on the same machine. Mamba's
+scan over positions is done in parallel by the package `mambapy`; written as a loop, its gradient is ten times slower.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -37,16 +39,16 @@ SIZES: MappingProxyType[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     "transformer": (
         "LlamaConfig",
         {
-            "hidden_size": 160,
-            "intermediate_size": 416,
+            "hidden_size": 128,
+            "intermediate_size": 352,
             "num_hidden_layers": 6,
             "num_attention_heads": 4,
             "max_position_embeddings": 1024,
         },
     ),
-    "mamba": ("MambaConfig", {"hidden_size": 160, "num_hidden_layers": 6, "state_size": 16, "expand": 2}),
+    "mamba": ("MambaConfig", {"hidden_size": 128, "num_hidden_layers": 6, "state_size": 8, "expand": 2}),
 })
-"""Configuration class of transformers and its arguments; at most 1.9 million parameters, 3.8 MB in float16."""
+"""Configuration class of transformers and its arguments; at most 1.3 million parameters, 2.6 MB in float16."""
 TOKENS = {"vocab_size": BYTES, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 WEIGHT_DECAY, WARMUP = 0.1, 0.05
 UNDECAYED = ("A_log", ".D", "norm", "bias")  # parameters whose names hold one of these do not decay
@@ -69,16 +71,16 @@ class Config:
     """Split of the data set."""
     seed: int = 0
     """Seed of the start and of the order of the text."""
-    steps: int = 3000
+    steps: int = 4000
     """Number of steps."""
-    batch: int = 16
+    batch: int = 8
     """Windows of a step."""
     context: int = 128
     """Bytes of a window."""
     learning_rate: float = 2e-3
     """At its highest, after the warm-up."""
     held_out: int = 512
-    """Windows of other documents on which it is judged."""
+    """Windows on which it is judged, of the tenth of the documents that is not learned."""
 
     @property
     def command(self) -> str:
@@ -100,12 +102,15 @@ def fit(config: Config, *, quiet: bool = False) -> Path:
         The model's directory.
 
     Raises:
-        InputError: If the text cannot be read or is too short, or the directory holds a model.
+        InputError: If the text cannot be read or is too short, the directory holds a model, or `mambapy` is missing.
     """
+    if config.architecture == "mamba" and find_spec("mambapy") is None:
+        raise InputError("Mamba is trained with the package mambapy, and it is not installed: pip install mambapy")
     if (config.out / "config.json").exists():
         raise InputError(f"a new model needs a directory of its own, and {config.out} holds one: pass another --out")
-    learned, held_out = (_windows(config, part) for part in ("fit", "scored"))
+    learned, held_out = texts(config)
     module = fresh(config.architecture, config.seed)
+    _scan_in_parallel(module, True)
     stack = Stack([_Logits(module)], next_byte_loss, batched=False)
     data = NextByte((config.seed,), learned.tokens, held_out.tokens, batch=config.batch)
     decayed = [name for name, value in stack.start.items() if value.ndim > 2 and not any(u in name for u in UNDECAYED)]
@@ -125,6 +130,7 @@ def fit(config: Config, *, quiet: bool = False) -> Path:
     with torch.no_grad():
         for name, value in module.named_parameters():
             value.copy_(parameters[f"module.{name}"][0])
+    _scan_in_parallel(module, False)
     _write(
         config, module, learned, held_out, dict(zip(plan.snapshots, seen["held_out_loss"][:, 0].tolist(), strict=True))
     )
@@ -244,17 +250,41 @@ class _File:
         return {"command": self.config.command}
 
 
-def _windows(config: Config, part: Part) -> Windows:
-    return load_windows(
-        Bytes(),
-        dataset=None if config.text else config.dataset,
-        text=config.text,
-        split=config.split,
-        windows=None,
-        window_length=config.context + 1,
-        part=part,
-        seed=config.seed,
-    )
+def texts(config: Config) -> tuple[Windows, Windows]:
+    """The windows that are learned, nine tenths of the documents, and those on which the model is judged.
+
+    Args:
+        config: Which text, and how it is cut.
+
+    Returns:
+        Windows of all documents but the validation part; of the validation part.
+    """
+
+    def windows(part: Part) -> Windows:
+        return load_windows(
+            Bytes(),
+            dataset=None if config.text else config.dataset,
+            text=config.text,
+            split=config.split,
+            windows=None,
+            window_length=config.context + 1,
+            part=part,
+            seed=config.seed,
+        )
+
+    def some(of: Windows, which: slice | Tensor) -> Windows:
+        return replace(of, tokens=of.tokens[which], document=of.document[which])
+
+    every, held_out = windows("all"), windows("validation")
+    learned = ~torch.isin(every.document, held_out.document)
+    return some(every, learned), some(held_out, slice(config.held_out))
+
+
+def _scan_in_parallel(module: nn.Module, parallel: bool) -> None:
+    """How Mamba's blocks go through the positions; other models have no such blocks."""
+    for block in module.modules():
+        if hasattr(block, "use_mambapy"):
+            setattr(block, "use_mambapy", parallel)
 
 
 def _write(config: Config, module: nn.Module, learned: Windows, held_out: Windows, curve: Mapping[int, float]) -> None:
@@ -262,12 +292,11 @@ def _write(config: Config, module: nn.Module, learned: Windows, held_out: Window
     half: Any = module.half()
     half.save_pretrained(config.out)
     byte_tokenizer().save_pretrained(config.out)
-    rows = held_out.tokens[: config.held_out]
     whole = module.float().eval()
     with torch.no_grad():
         losses = [
             float(next_byte_loss(whole(input_ids=part[:, :-1], use_cache=False).logits, part[:, 1:])) * len(part)
-            for part in rows.split(32)
+            for part in held_out.tokens.split(32)
         ]
     found = {
         "architecture": config.architecture,
@@ -275,10 +304,12 @@ def _write(config: Config, module: nn.Module, learned: Windows, held_out: Window
         "text": learned.name,
         "text_sha256": learned.sha256,
         "bytes_learned": learned.tokens.numel(),
+        "documents_learned": learned.n_documents,
+        "documents_judged": held_out.n_documents,
         "steps": config.steps,
         "bytes_a_step": config.batch * config.context,
-        "held_out_bits_per_byte": sum(losses) / len(rows) / _NAT,
-        "trigram_bits_per_byte": trigram_bits(learned.tokens, rows),
+        "held_out_bits_per_byte": sum(losses) / held_out.n_windows / _NAT,
+        "trigram_bits_per_byte": trigram_bits(learned.tokens, held_out.tokens),
         "weights_sha256": hashlib.sha256((config.out / "model.safetensors").read_bytes()).hexdigest(),
         "seed": config.seed,
         "command": config.command,
@@ -294,7 +325,8 @@ def _card(found: Mapping[str, Any]) -> str:
     lines = [f"# A small {found['architecture']} on bytes", ""]
     lines += [
         f"{found['parameters']:,} parameters in float16, trained by `probe` on {found['bytes_learned']:,} bytes of "
-        f"{found['text']} (fit part of its documents); the text is not shipped. For tests and examples, not for use.",
+        f"{found['text']} ({found['documents_learned']} documents; judged on {found['documents_judged']} others). The "
+        "text is not shipped. For tests and examples, not for use.",
         "",
         "| | |",
         "|---|---|",
