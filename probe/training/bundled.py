@@ -284,7 +284,7 @@ def _scan_in_parallel(module: nn.Module, parallel: bool) -> None:
     """How Mamba's blocks go through the positions; other models have no such blocks."""
     for block in module.modules():
         if hasattr(block, "use_mambapy"):
-            setattr(block, "use_mambapy", parallel)
+            block.use_mambapy = parallel  # type: ignore[assignment]  # no tensor
 
 
 def _write(config: Config, module: nn.Module, learned: Windows, held_out: Windows, curve: Mapping[int, float]) -> None:
