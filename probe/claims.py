@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
+from probe import display
 from probe.errors import InputError
 from probe.inference import Interval
 
@@ -61,6 +62,20 @@ class Claim:
     controls: list[dict[str, Any]]
     verdict: Verdict
     reason: str
+
+    def _repr_html_(self) -> str:
+        own = Interval(self.estimate, self.ci_low, self.ci_high, self.n_units, "")
+        return display.table(
+            f"{self.statement} — {self.verdict}",
+            {
+                "estimate [95 % interval]": _numbers(own),
+                "threshold": f"{self.threshold:.3g}",
+                self.unit: self.n_units,
+                "reason": self.reason,
+                "statistic": self.statistic,
+                "source": f"{self.source} ({self.id})",
+            },
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The claim as JSON can hold it: a number that is not finite becomes None."""

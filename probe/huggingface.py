@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probe import display
 from probe.errors import InputError
 from probe.hooks import Side, Site, evaluating
 from probe.layouts import Layout, Place, logits_from_head
@@ -45,6 +46,21 @@ class HuggingFaceModel:
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.name!r}, {self.architecture}, layers={self.n_layers}, width={self.d_model})"
+        )
+
+    def _repr_html_(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        return display.table(
+            f"Language model {self.name}",
+            {
+                "weights": self.description,
+                "architecture": self.architecture,
+                "blocks": self.n_layers,
+                "width of the stream": self.d_model,
+                "parameters": f"{parameters:,}",
+                "dtype, device": f"{str(self.dtype).removeprefix('torch.')}, {self.device}",
+                "attention": self.attention,
+            },
         )
 
     @cached_property

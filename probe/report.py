@@ -35,9 +35,10 @@ from plotly.offline import get_plotlyjs
 
 from probe import plots
 from probe.claims import Claim
+from probe.errors import InputError
 from probe.runs import write_file
 
-DPI = 200
+DPI, NOTEBOOK_DPI = 200, 110
 # verdict -> the sign that stands before its name, so that colour is not alone
 SIGNS = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
 
@@ -71,6 +72,15 @@ class Figure:
     table: Callable[[], pd.DataFrame] | None = None
     alt: str = ""
 
+    def _repr_html_(self) -> str:
+        """The picture with its caption, as Jupyter shows it."""
+        with plots.page_style():
+            source = _data_uri("png", _picture(self.draw(), "png", NOTEBOOK_DPI))
+        return (
+            f'<figure><img src="{source}" alt="{html.escape(self.alt or self.title)}" style="max-width: 100%">'
+            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
+        )
+
 
 @dataclass(frozen=True)
 class Result:
@@ -91,6 +101,23 @@ class Result:
     title: str
     notes: Sequence[str] = ()
     figures: Sequence[Figure] = field(default=(), repr=False)
+
+    def figure(self, name: str) -> Figure:
+        """One figure by its name; in Jupyter it shows itself with its caption.
+
+        Args:
+            name: The name, which is also that of its files in `figures/`.
+
+        Returns:
+            The figure; nothing is drawn before it is shown.
+
+        Raises:
+            InputError: If the run has no such figure.
+        """
+        found = {figure.name: figure for figure in self.figures}
+        if name not in found:
+            raise InputError(f"a figure must be one of the run's ({', '.join(found)}), got {name!r}: choose among them")
+        return found[name]
 
     def write_report(self) -> Path:
         """Draw the figures and write the page.
@@ -230,23 +257,27 @@ def _shown(figure: Figure, folder: Path) -> dict[str, Any]:
     for suffix, content in pictures.items():
         write_file(folder / f"{figure.name}.{suffix}", content)
     suffix = min(pictures, key=lambda name: len(pictures[name]))
-    kind = {"png": "image/png", "svg": "image/svg+xml"}[suffix]
     spec = figure.interactive().to_json() if figure.interactive else ""
     return {
         "name": figure.name,
         "title": figure.title,
         "caption": figure.caption,
         "alt": figure.alt or figure.title,
-        "source": f"data:{kind};base64,{base64.b64encode(pictures[suffix]).decode()}",
+        "source": _data_uri(suffix, pictures[suffix]),
         "spec": script_json(spec),
         "table": figure.table() if figure.table else None,
     }
 
 
-def _picture(figure: matplotlib.figure.Figure, suffix: str) -> bytes:
+def _data_uri(suffix: str, content: bytes) -> str:
+    kind = {"png": "image/png", "svg": "image/svg+xml"}[suffix]
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _picture(figure: matplotlib.figure.Figure, suffix: str, dpi: int = DPI) -> bytes:
     file = io.BytesIO()
     # without a date, equal data give equal files
-    figure.savefig(file, format=suffix, dpi=DPI, metadata={"Date": None} if suffix == "svg" else None)
+    figure.savefig(file, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
     return file.getvalue()
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from probe import display
 from probe.errors import InputError
 from probe.hooks import Site, hooked
 from probe.model import LanguageModel
@@ -73,6 +74,22 @@ class ResidualStream:
     directory: Path | None
     _states: Mapping[str, Tensor]
     _starts: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(sites={len(self.sites)}, shape={self.shape}, {self.dtype})"
+
+    def _repr_html_(self) -> str:
+        windows, positions, width = self.shape
+        ends = self.sites if len(self.sites) < 3 else (self.sites[0], "…", self.sites[-1])
+        return display.table(
+            "Residual stream",
+            {
+                "windows × positions × width": f"{windows:,} × {positions:,} × {width:,}",
+                f"{len(self.sites)} sites": ", ".join(ends),
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "kept": "in memory" if self.directory is None else f"on disk, in {self.directory}",
+            },
+        )
 
     def __getitem__(self, site: str) -> Float[Tensor, "window position d_model"]:
         """Give the states at a site; a stream on disk reads that site only, and anew at every call.

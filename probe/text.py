@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from probe import hub, shipped
+from probe import display, hub, shipped
 from probe.errors import InputError
 
 Part = Literal["all", "fit", "validation", "scored", "half_a", "half_b"]
@@ -65,6 +65,22 @@ class Windows:
     special_ids: frozenset[int]
     name: str
     sha256: str
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.name!r}, windows={self.n_windows}, length={self.window_length}, "
+            f"documents={self.n_documents})"
+        )
+
+    def _repr_html_(self) -> str:
+        return display.table(
+            f"Windows of {self.name}",
+            {
+                "windows": self.n_windows,
+                "positions of each": self.window_length,
+                "documents": f"{self.n_documents} of {len(self.titles)}",
+            },
+        )
 
     @property
     def n_windows(self) -> int:

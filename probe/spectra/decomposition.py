@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from html import escape
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe import display
 from probe.spectra import normality, ranks, resolvent
 from probe.spectra.factors import Factors
 
@@ -59,9 +59,7 @@ class Spectrum(Factors):
         return f"Spectrum(shape={tuple(self.matrices.shape)}, {self._cheap()})"
 
     def _repr_html_(self) -> str:
-        shape = escape(str(tuple(self.matrices.shape)))
-        rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in self._medians().items())
-        return f"<table><caption>Spectrum of {shape}: medians</caption>{rows}</table>"
+        return display.table(f"Spectrum of {tuple(self.matrices.shape)}: medians", self._medians())
 
     def _cheap(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self._medians().items())
