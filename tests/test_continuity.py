@@ -80,6 +80,15 @@ class TestVariables:
             assert float(values.sel(variant=control).mean()) < 0.35
         assert not np.allclose(values.sel(variant="init-0"), values.sel(variant="init-1"))
 
+    def test_the_directions_kept_are_the_leading_ones_in_the_stream(self, result: Result) -> None:
+        kept = result.data["directions"]
+        assert kept.sel(projection=["ov", "qk"]).isnull().all()
+        block = load_model(rotating_weights(ANGLE)).module.model.layers[2]
+        q, down = (torch.linalg.svd(p.weight.detach()) for p in (block.self_attn.q_proj, block.mlp.down_proj))
+        for name, expected in (("q", q.Vh[0]), ("down", down.U[:, 0])):
+            cosine = kept.sel(projection=name, block=2).values @ expected.numpy()
+            assert abs(float(cosine)) == pytest.approx(1, abs=1e-5)
+
     def test_what_lacks_a_norm_is_not_folded(self, result: Result) -> None:
         folded = result.data["input_continuity"].sel(variant="folded")
         assert folded.sel(projection=["o", "down"]).isnull().all()

@@ -14,7 +14,7 @@ import pytest
 import torch
 import xarray as xr
 
-from probe import InputError
+from probe import InputError, capture, geometry, load_model
 from probe.analyses import tokenwise
 from tests.tiny import tiny_module, tiny_tokenizer
 
@@ -112,6 +112,23 @@ def test_identities_between_variables(result):
     assert ((share >= 0) & (share <= 1 + 1e-5)).all()
     assert (share.diff("k") >= -1e-5).all()
     assert (data["kl"] >= 0).where(data["kl"].notnull(), True).all()
+
+
+def test_the_directions_kept_are_those_of_the_shares(result, folder, text):
+    from probe.analyses.tokenwise import work
+
+    config = _config(_saved(folder, "llama"), text)
+    model, windows = load_model(config.model), work.windows_of(config, "scored")
+    positions = work.query_positions(config)
+    stream = capture(model, windows)
+    rows = torch.arange(len(positions))[:, None]
+    for layer, site in zip((1, 2), ("blocks.2.hook_resid_pre", "blocks.3.hook_resid_pre"), strict=True):
+        update = (stream[site] - stream[f"blocks.{layer}.hook_resid_pre"])[rows, positions].flatten(0, 1)
+        basis = torch.from_numpy(result.data["directions"].sel(layer=layer).values)
+        kept = result.data["share"].sel(fit="local", centring="centred", vector="update", layer=layer)
+        for k in (1, 4, 8):
+            expected = geometry.subspace_share(update, basis[:, :k])
+            np.testing.assert_allclose(kept.sel(k=k), expected, atol=1e-4)
 
 
 def test_fitting_and_scored_documents_never_meet(result, folder, text):

@@ -49,12 +49,27 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
         high = [weights.haar_quantile(width, LEVEL) for width in data[f"{side}_width"].values.tolist()]
         words = "what 99 % of the |cosines| of random directions stay below"
         data[f"{side}_haar_high"] = ("projection", high, {"units": "1", "long_name": words})
+    _add_directions(data, config, run)
     if config.composites:
         _add_heads(data, config, run)
     if config.docs:
         _add_docs(data, config, run, work.units(config)["docs"])
     data.attrs |= _attributes(config)
     return data
+
+
+def _add_directions(data: xr.Dataset, config: Config, run: Run) -> None:
+    """The leading direction of each stored projection in the stream: v₁ of what reads it, u₁ of what writes to it."""
+    found = {}
+    for name, bases in work.bases_of(config, run, "model"):
+        sides = weights.stream_sides(name)
+        if len(sides) == 1:  # composites lie in the stream on both sides
+            vectors = getattr(bases, weights.SIDES[sides[0]])[..., 0]  # (block, d_model)
+            found[name] = xr.DataArray(vectors.numpy(), dims=("block", "coordinate"))
+    if found:
+        words = "v₁ of readers, u₁ of writers"
+        stacked = xr.concat(list(found.values()), pd.Index(list(found), name="projection"))
+        data["directions"] = stacked.reindex(projection=data["projection"]).assign_attrs(units="1", long_name=words)
 
 
 def _add_heads(data: xr.Dataset, config: Config, run: Run) -> None:

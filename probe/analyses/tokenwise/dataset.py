@@ -26,6 +26,7 @@ _FITTED = {
     "state_norm": (("layer", "query"), "1", "‖h‖"),
     "share": (("fit", "centring", "vector", "k", "layer", "query"), "1", "share in the dominant tokenwise subspace"),
     "share_of_update": (("centring", "k", "layer", "query"), "1", "share of u in the dominant subspace of u"),
+    "directions": (("layer", "coordinate", "leading"), "1", "dominant directions of the deciding fit's updates"),
     "n_outliers": (("layer",), "1", "outlier coordinates left out of the subspace"),
     "residual_attention_cosine": (("fit", "layer", "query"), "1", "cosine of residual and attention write"),
     "residual_offposition_cosine": (("fit", "layer", "query"), "1", "cosine of residual and off-position write"),

@@ -71,7 +71,7 @@ def fit_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     basis_tokens = bank.sample(BASIS_TOKENS, config.seed + 1)
     found = _geometry(stacked, queries)
     if measured := share_fits(config):
-        found |= _shares(predictors, measured, stacked, queries, basis_tokens, config.seed)
+        found |= _shares(predictors, measured, stacked, queries, basis_tokens, config)
     found |= _overlaps(queries.update - stacked, writes)
     if permuted_fits(config):
         found |= _permuted(config, layer, first, bank, queries)
@@ -188,11 +188,11 @@ def _shares(
     fitted: Tensor,
     queries: Tokens,
     basis_tokens: Tokens,
-    seed: int,
+    config: Config,
 ) -> dict[str, Tensor]:
-    """Shares ‖V_kᵀx‖²/‖x‖² in the dominant subspace of each fit's training updates, and in that of u itself."""
+    """Shares ‖V_kᵀx‖²/‖x‖² in the dominant subspace of each fit's training updates and of u; the deciding fit's V."""
     outliers = geometry.outlier_coordinates(basis_tokens.state)
-    other = queries.update[_derangement(len(queries), seed)]
+    other = queries.update[_derangement(len(queries), config.seed)]
 
     def bases(vectors: Tensor) -> list[Tensor]:
         inside = vectors.masked_fill(outliers, 0.0)
@@ -211,13 +211,16 @@ def _shares(
         ])
 
     by_fit = []
+    directions: dict[str, Tensor] = {}
     fits = list(predictors)
     for fit in measured:
         one = fitted[fits.index(fit)]
         spans = bases(predictors[fit](basis_tokens.state, basis_tokens.document))
         vectors = (queries.update, one, queries.update - one, other)
         by_fit.append(torch.stack([shares(x, spans) for x in vectors], 1))  # (centring, vector, k, query)
-    return {
+        if fit == config.deciding:
+            directions = {"directions": spans[CENTRINGS.index("centred")]}
+    return directions | {
         "share": torch.stack(by_fit),
         "share_of_update": shares(queries.update, bases(basis_tokens.update)),
         "n_outliers": outliers.sum(),
