@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
 
 _Config = TypeVar("_Config", bound="Config")
+_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,18 +190,34 @@ def main(
     Returns:
         Exit status: 0, 2 or 130.
     """
-    go_on = _command_to_go_on(analysis, argv)
+
+    def work() -> None:
+        config, options = _parse(analysis, config_type, argv)
+        configs = _one_a_run(config)
+        for each in configs:
+            each.require_inputs()
+        if options.dry_run:
+            for each in configs:
+                print_plan(plan(each), _title(analysis, each))
+        else:
+            _run_all(analysis, configs, options, run, across)
+
+    return exit_status(work, _command_to_go_on(analysis, argv))
+
+
+def exit_status(work: Callable[[], object], go_on: str) -> int:
+    """Do the work of a command and say in one line on standard error how it ended, if not well.
+
+    Args:
+        work: Does it; may raise InputError, and is interrupted by KeyboardInterrupt or SIGTERM.
+        go_on: The command that goes on after an interruption.
+
+    Returns:
+        0, 2 for wrong input, or 130 for an interruption.
+    """
     try:
         with _terminated_like_interrupted():
-            config, options = _parse(analysis, config_type, argv)
-            configs = _one_a_run(config)
-            for each in configs:
-                each.require_inputs()
-            if options.dry_run:
-                for each in configs:
-                    print_plan(plan(each), _title(analysis, each))
-            else:
-                _run_all(analysis, configs, options, run, across)
+            work()
     except InputError as error:
         _say(f"error: {error}")
         return WRONG_INPUT
@@ -284,13 +301,33 @@ def _parse(analysis: str, config_type: type[_Config], argv: Sequence[str] | None
     unnamed = tyro.conf.arg(name="")  # --model, not --config.model
     fields = [("config", Annotated[config_type, unnamed]), ("options", Annotated[RunOptions, unnamed])]
     both: type[Any] = dataclasses.make_dataclass("Both", fields)
+    parsed = parse(both, f"python -m probe.analyses.{analysis}", inspect.getdoc(config_type) or "", argv)
+    return parsed.config, parsed.options
+
+
+def parse(options: type[_Options], program: str, description: str, argv: Sequence[str] | None) -> _Options:
+    """Read a command line into a dataclass.
+
+    Args:
+        options: The dataclass; its fields become options, their docstrings the help.
+        program: The command, as its help shows it.
+        description: What it does, for its help.
+        argv: Arguments; those of this process by default.
+
+    Returns:
+        The options.
+
+    Raises:
+        InputError: If an option is wrong; in one line.
+        SystemExit: After --help.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parsed = tyro.cli(
-                both,
-                prog=f"python -m probe.analyses.{analysis}",
-                description=inspect.getdoc(config_type),
+            parsed: _Options = tyro.cli(
+                options,
+                prog=program,
+                description=description,
                 args=argv,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
                 registry=_registry(),
@@ -299,7 +336,7 @@ def _parse(analysis: str, config_type: type[_Config], argv: Sequence[str] | None
         if stop.code == WRONG_INPUT:
             raise InputError(_one_line(said.getvalue())) from None
         raise
-    return parsed.config, parsed.options
+    return parsed
 
 
 def _one_line(box: str) -> str:
