@@ -102,7 +102,9 @@ def work(
     waiting = [unit for unit in units if not run.has(unit.stage, unit.key)]
     with tqdm(total=len(units), initial=len(units) - len(waiting), desc=description, disable=quiet) as bar:
         for unit in waiting:
-            run.save(unit.stage, unit.key, function(config, unit, run))
+            start = time.perf_counter()
+            arrays = function(config, unit, run)
+            run.save(unit.stage, unit.key, arrays, time.perf_counter() - start)
             bar.update()
 
 

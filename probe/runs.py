@@ -38,11 +38,13 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from probe import machine
 from probe.claims import Claim
 from probe.errors import InputError
 
 _PARTIAL = ".partial"  # suffix of a file that is being written
 _LOCK = ".lock"
+_SECONDS = "seconds"  # in the header of a unit's file
 _LIBRARIES = ("residual-probe", "torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")
 _UNIT_NAME = re.compile(r"[\w=+,.-]+")
 
@@ -94,13 +96,20 @@ class Run:
         """
         return self._unit(stage, key).is_file()
 
-    def save(self, stage: str, key: str, arrays: Mapping[str, Shaped[Tensor, ...] | Shaped[np.ndarray, ...]]) -> None:
+    def save(
+        self,
+        stage: str,
+        key: str,
+        arrays: Mapping[str, Shaped[Tensor, ...] | Shaped[np.ndarray, ...]],
+        seconds: float | None = None,
+    ) -> None:
         """Save a finished unit's arrays, whole or not at all, as `units/stage/key.safetensors`.
 
         Args:
             stage: The unit's stage.
             key: The unit's key within its stage.
             arrays: Arrays by name; saved from any device, layout and dtype that safetensors knows.
+            seconds: What the unit took; kept in the file's header.
         """
         tensors: dict[str, Tensor] = {}
         storages = set()
@@ -111,7 +120,14 @@ class Run:
                 tensor = tensor.clone()
             storages.add(storage.data_ptr())
             tensors[name] = tensor
-        write_file(self._unit(stage, key), safetensors.torch.save(tensors))
+        header = None if seconds is None else {_SECONDS: f"{seconds:.3f}"}
+        write_file(self._unit(stage, key), safetensors.torch.save(tensors, header))
+
+    @property
+    def seconds(self) -> float | None:
+        """Time that the finished units took, in seconds, over all sessions; None where a unit does not tell."""
+        times = [_seconds_of(path) for path in (self.directory / "units").glob("*/*.safetensors")]
+        return None if None in times else math.fsum(time for time in times if time is not None)
 
     def load(self, stage: str, key: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Read a finished unit's arrays.
@@ -225,6 +241,12 @@ def open_run(
         lock.close()
         raise
     return run
+
+
+def _seconds_of(unit: Path) -> float | None:
+    with safe_open(unit, framework="pt") as file:
+        header = file.metadata() or {}
+    return float(header[_SECONDS]) if _SECONDS in header else None
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -360,6 +382,7 @@ def _provenance(config: Any, out: Path | str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": _commit(),
+        **machine.describe(),
         "threads": torch.get_num_threads(),
         **{name: _plain(getattr(config, name)) for name in ("seed", "device", "dtype") if hasattr(config, name)},
     }

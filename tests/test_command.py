@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import xarray as xr
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from probe import command
@@ -29,9 +30,11 @@ def start(argv: list[str], stop: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(argv, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def contents(directory: Path) -> dict[str, bytes]:
+def contents(directory: Path) -> dict[str, dict[str, bytes]]:
+    """The arrays of every finished unit; the file beside them holds what it took, which no two runs share."""
     return {
-        str(path.relative_to(directory)): path.read_bytes() for path in (directory / "units").rglob("*.safetensors")
+        str(path.relative_to(directory)): {name: array.tobytes() for name, array in load_file(path).items()}
+        for path in (directory / "units").rglob("*.safetensors")
     }
 
 

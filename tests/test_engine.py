@@ -49,6 +49,13 @@ def test_every_unit_is_worked_off_and_saved(run: Run) -> None:
     assert [run.load("square", str(i))["square"].item() for i in range(5)] == [0, 1, 4, 9, 16]
 
 
+def test_the_time_of_each_unit_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([10.0, 12.5, 20.0, 20.25])
+    monkeypatch.setattr("probe.engine.time.perf_counter", lambda: next(ticks))
+    work(square, units(2), CONFIG, run, description="squares", quiet=True)
+    assert run.seconds == 2.75
+
+
 @pytest.mark.parametrize(
     ("function", "error"),
     [(square_until_two, KeyboardInterrupt), (fail_at_two, InputError)],

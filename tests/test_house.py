@@ -17,7 +17,7 @@ ROOT = Path(probe.__file__).parent
 
 # floor by floor, from the ground up; rooms on one floor may use each other where the design says so
 FLOORS = [
-    ("errors", "display", "shipped", "geometry", "inference", "lapack", "spectra", "amplification"),
+    ("errors", "display", "machine", "shipped", "geometry", "inference", "lapack", "spectra", "amplification"),
     ("hub", "layouts", "hooks"),
     ("adapters", "sources", "loading", "text", "huggingface"),
     ("model",),

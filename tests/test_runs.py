@@ -119,6 +119,22 @@ class TestUnits:
         assert not run.has("other", "k")
         assert (run.directory / "units" / "s" / "k.safetensors").is_file()
 
+    def test_a_runs_time_is_that_of_its_units_over_all_sessions(self, run: Run) -> None:
+        run.save("s", "first", {"a": torch.zeros(1)}, seconds=1.25)
+        again = reopen(run)
+        again.save("t", "second", {"a": torch.zeros(1)}, seconds=0.5)
+        assert again.seconds == 1.75
+        again.save("t", "untimed", {"a": torch.zeros(1)})
+        assert again.seconds is None
+        again.close()
+
+    def test_the_record_names_the_machine(self, run: Run) -> None:
+        provenance = run.record["provenance"]
+        assert provenance["cores"] == len(os.sched_getaffinity(0))
+        assert provenance["memory"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert provenance["cpu"]
+        assert provenance["threads"] == torch.get_num_threads()
+
     @pytest.mark.parametrize("key", ["a/b", "..", "", ".hidden", "a b", "a\n"])
     def test_keys_are_file_names(self, run: Run, key: str) -> None:
         with pytest.raises(ValueError, match="file names"):

@@ -208,7 +208,7 @@ class UnitCheckpoint:
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Keep this state, and no older one."""
-        self.run.save("checkpoints", self.key, state)
+        self.run.save("checkpoints", self.key, state, seconds=0.0)
 
 
 @contextmanager

@@ -182,7 +182,9 @@ def scores_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
         for name, values in scores(J[:, :, layer], eigenvalues=whole).items():
             found.setdefault(name, []).append(values)
         if whole and config.keep_matrices:
-            run.save("matrices", f"{unit.key}-layer-{layer:03d}", {"jacobian": J[:, :, layer]})
+            run.save(
+                "matrices", f"{unit.key}-layer-{layer:03d}", {"jacobian": J[:, :, layer]}, seconds=0.0
+            )  # a by-product
     clouds = found.pop("eigenvalues", None)
     arrays = {name: torch.stack(values, dim=-1) for name, values in found.items()}
     if clouds is not None:
