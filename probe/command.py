@@ -1,8 +1,8 @@
 """A configuration dataclass -> a command line -> an exit status.
 
 This module and every configuration import no torch: `--help` answers at once. Exit status: 0 done; 2 the input or an
-option is wrong (one line on standard error); 130 interrupted, having said how to go on. Any other exception is a defect
-of the library and keeps its traceback.
+option is wrong (one line on standard error); 130 interrupted, having said how to go on; 141 what read the output has
+gone, as `head` does. Any other exception is a defect of the library and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,37 +11,45 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
-import io
 import itertools
+import os
 import re
+import select
 import shlex
 import signal
 import sys
 import threading
 import types
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TextIO, TypeVar
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from probe.errors import InputError
+from probe.parsing import parse as parse
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from probe.engine import Plan
 
-DONE, WRONG_INPUT, INTERRUPTED = 0, 2, 130
+DONE, WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 2, 130, 141
+_WIDEST = 1000  # columns of a table that is not shown on a terminal
 
 _Config = TypeVar("_Config", bound="Config")
-_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every analysis needs to know."""
+    """What every analysis needs to know.
+
+    Attributes:
+        examples: What `--help` shows as examples: options as they are typed, and what they do.
+    """
+
+    examples: ClassVar[Mapping[str, str]] = {}
 
     device: str = "cpu"
     """Where it is computed: cpu, cuda, cuda:1, mps."""
@@ -173,6 +181,7 @@ def main(
     argv: Sequence[str] | None = None,
     *,
     across: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+    program: str | None = None,
 ) -> int:
     """The command line of one analysis.
 
@@ -186,23 +195,26 @@ def main(
         plan: `plan(config)`, what a run would do.
         argv: Arguments; those of this process by default.
         across: Claims that are read from several results together, for the page that compares them.
+        program: The words that were typed before the arguments, `python -m probe.analyses.NAME` by default.
 
     Returns:
-        Exit status: 0, 2 or 130.
+        Exit status: 0, 2, 130 or 141.
     """
+    both: type[Any] = with_run_options(config_type)
 
     def work() -> None:
-        config, options = _parse(analysis, config_type, argv)
-        configs = _one_a_run(config)
+        typed = program or f"python -m probe.analyses.{analysis}"
+        parsed = parse(both, typed, inspect.getdoc(config_type) or "", argv, config_type.examples)
+        configs = _one_a_run(parsed.config)
         for each in configs:
             each.require_inputs()
-        if options.dry_run:
+        if parsed.options.dry_run:
             for each in configs:
                 print_plan(plan(each), _title(analysis, each))
         else:
-            _run_all(analysis, configs, options, run, across)
+            _run_all(analysis, configs, parsed.options, run, across)
 
-    return exit_status(work, _command_to_go_on(analysis, argv))
+    return exit_status(work, _command_to_go_on(analysis, argv, program))
 
 
 def exit_status(work: Callable[[], object], go_on: str) -> int:
@@ -213,8 +225,23 @@ def exit_status(work: Callable[[], object], go_on: str) -> int:
         go_on: The command that goes on after an interruption.
 
     Returns:
-        0, 2 for wrong input, or 130 for an interruption.
+        0, 2 for wrong input, 130 for an interruption, or 141 if what read the output has gone.
+
+    Raises:
+        BrokenPipeError: Of another pipe than the output.
     """
+    try:
+        return _ended(work, go_on)
+    except BrokenPipeError:
+        gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
+        if not gone:
+            raise
+        for stream in gone:  # the interpreter flushes them when it ends, and would complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return BROKEN_PIPE
+
+
+def _ended(work: Callable[[], object], go_on: str) -> int:
     try:
         with _terminated_like_interrupted():
             work()
@@ -224,7 +251,16 @@ def exit_status(work: Callable[[], object], go_on: str) -> int:
     except KeyboardInterrupt:
         _say(f"interrupted: finished units are kept; go on with: {go_on}")
         return INTERRUPTED
+    finally:
+        sys.stdout.flush()
     return DONE
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe or a socket whose other end is closed."""
+    ends = select.poll()
+    ends.register(stream, 0)  # errors are always told
+    return bool(ends.poll(0))
 
 
 def _run_all(
@@ -274,9 +310,10 @@ def _title(analysis: str, config: Config) -> str:
     ])
 
 
-def _command_to_go_on(analysis: str, argv: Sequence[str] | None) -> str:
+def _command_to_go_on(analysis: str, argv: Sequence[str] | None, program: str | None) -> str:
     """The command that was typed, less `--fresh`, which would begin again."""
-    typed = sys.orig_argv if argv is None else ["python", "-m", f"probe.analyses.{analysis}", *argv]
+    words = shlex.split(program) if program else ["python", "-m", f"probe.analyses.{analysis}"]
+    typed = sys.orig_argv if argv is None else [*words, *argv]
     return shlex.join(word for word in typed if word != "--fresh")
 
 
@@ -297,97 +334,21 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _parse(analysis: str, config_type: type[_Config], argv: Sequence[str] | None) -> tuple[_Config, RunOptions]:
-    unnamed = tyro.conf.arg(name="")  # --model, not --config.model
-    fields = [("config", Annotated[config_type, unnamed]), ("options", Annotated[RunOptions, unnamed])]
-    both: type[Any] = dataclasses.make_dataclass("Both", fields)
-    parsed = parse(both, f"python -m probe.analyses.{analysis}", inspect.getdoc(config_type) or "", argv)
-    return parsed.config, parsed.options
-
-
-def parse(options: type[_Options], program: str, description: str, argv: Sequence[str] | None) -> _Options:
-    """Read a command line into a dataclass.
+def with_run_options(config_type: type[Any]) -> type[Any]:
+    """What an analysis' command line is parsed to.
 
     Args:
-        options: The dataclass; its fields become options, their docstrings the help.
-        program: The command, as its help shows it.
-        description: What it does, for its help.
-        argv: Arguments; those of this process by default.
+        config_type: The analysis' configuration.
 
     Returns:
-        The options.
-
-    Raises:
-        InputError: If an option is wrong; in one line.
-        SystemExit: After --help.
+        A dataclass with the fields `config` and `options`, whose fields in turn are the options.
     """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            parsed: _Options = tyro.cli(
-                options,
-                prog=program,
-                description=description,
-                args=argv,
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-                registry=_registry(),
-            )
-    except SystemExit as stop:
-        if stop.code == WRONG_INPUT:
-            raise InputError(_one_line(said.getvalue())) from None
-        raise
-    return parsed
+    unnamed = tyro.conf.arg(name="")  # --model, not --config.model
+    fields = [("config", Annotated[config_type, unnamed]), ("options", Annotated[RunOptions, unnamed])]
+    return dataclasses.make_dataclass("Both", fields)
 
 
-def _one_line(box: str) -> str:
-    """What is wrong, out of the box of several lines that tyro draws: its sections stand between rules."""
-    lines = [line.strip(" │") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
-    parts = itertools.groupby(lines, lambda line: line[:1] in "╭╰" or not line.strip("─-"))
-    sections = [list(group) for rule, group in parts if not rule]
-    wrong = " ".join(sections[0 if "╭" in box else 1]).removeprefix("Error parsing ")  # the first is a title otherwise
-    meant = [line.split()[0] for section in sections for line in section if line.startswith("--")]
-    hint = f"perhaps {' or '.join(meant)}; " if meant and wrong.startswith("Unrecognized") else ""
-    return f"{wrong.rstrip('.')}; {hint}--help lists the options"
-
-
-def _registry() -> ConstructorRegistry:
-    """Tuples are written as comma lists, and an absent value as none."""
-    registry = ConstructorRegistry()
-    registry.primitive_rule(_comma_list)
-    registry.primitive_rule(_optional)
-    return registry
-
-
-def _comma_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    parts = typing.get_args(info.type)
-    if typing.get_origin(info.type) is not tuple or len(parts) != 2 or parts[1] is not Ellipsis:
-        return None
-    kind = parts[0]
-    name = kind.__name__.upper()
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{name},{name},...",
-        instance_from_str=lambda words: tuple(kind(item.strip()) for item in words[0].split(",")),
-        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(item, kind) for item in value),
-        str_from_instance=lambda value: [",".join(map(str, value))],
-    )
-
-
-def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    kinds = [part for part in typing.get_args(info.type) if part is not types.NoneType]
-    if typing.get_origin(info.type) is not types.UnionType or len(kinds) != 1 or not isinstance(kinds[0], type):
-        return None
-    kind = kinds[0]
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar={int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "NAME"),
-        instance_from_str=lambda words: None if words[0] == "none" else kind(words[0]),
-        is_instance=lambda value: value is None or isinstance(value, kind),
-        str_from_instance=lambda value: ["none" if value is None else str(value)],
-    )
-
-
-def print_plan(plan: Plan, title: str, file: TextIO | None = None) -> None:
+def print_plan(plan: Plan, title: str, file: Any = None) -> None:
     """Print what a run would do as a table.
 
     Args:
@@ -395,7 +356,6 @@ def print_plan(plan: Plan, title: str, file: TextIO | None = None) -> None:
         title: what stands above.
         file: where to; standard output by default.
     """
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, show_footer=True)
@@ -405,7 +365,22 @@ def print_plan(plan: Plan, title: str, file: TextIO | None = None) -> None:
     table.add_column("memory, about", _size(max((stage.bytes for stage in plan.stages), default=0)), justify="right")
     for stage in plan.stages:
         table.add_row(stage.name, str(stage.units), _duration(stage.seconds), _size(stage.bytes))
-    Console(file=file or sys.stdout).print(table)
+    show(table, file or sys.stdout)
+
+
+def show(table: Table, file: Any) -> None:
+    """Write a table: as wide as a terminal, or as wide as it is in a file or a pipe, where it has no colours either.
+
+    Args:
+        table: The table.
+        file: A text stream.
+    """
+    from rich.console import Console
+
+    console = Console(file=file, width=None if file.isatty() else _WIDEST)
+    with console.capture() as shown:
+        console.print(table)
+    file.write(shown.get())  # rich itself would end the program where nobody reads
 
 
 def _duration(seconds: float | int) -> str:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,8 +18,10 @@ import xarray as xr
 from safetensors.numpy import load_file
 from torch import Tensor
 
+import probe
 from probe import command
 from probe.command import TextConfig, parse_layers
+from probe.engine import Plan, StagePlan
 from probe.errors import InputError
 from probe.runs import Run
 from tests import toy
@@ -280,3 +285,81 @@ def test_what_is_neither_here_nor_on_a_hub_is_refused_before_torch_is_imported(t
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert "the hub does not answer" in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("stream", "module", "option"),
+    [
+        ("stdout", "probe.analyses.tokenwise", "--help"),
+        ("stdout", "tests.toy", "--dry-run"),
+        ("stderr", "probe.analyses.tokenwise", "--unknown"),
+    ],
+)
+def test_a_reader_that_has_gone_ends_a_command_as_sigpipe_would(
+    unbuffered: str, stream: str, module: str, option: str
+) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command_line = [sys.executable, "-m", module, option]
+    with subprocess.Popen(command_line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        ends = {"stdout": process.stdout, "stderr": process.stderr}
+        gone, other = ends.pop(stream), ends.popitem()[1]
+        assert gone is not None
+        assert other is not None
+        gone.close()
+        assert other.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_a_defect() -> None:
+    def broken() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        command.exit_status(broken, "toy")
+
+
+@pytest.mark.parametrize("name", ["tokenwise", "dynamics", "communities", "continuity", "causes"])
+def test_every_example_of_a_help_is_a_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = getattr(probe.analyses, name).Config
+    assert len(config.examples) >= 2
+    for options in config.examples:
+        both = command.with_run_options(config)
+        parsed = command.parse(both, "probe", "", shlex.split(options))
+        assert not options or (parsed.config, parsed.options) != (config(), command.RunOptions())
+    with pytest.raises(SystemExit):
+        command.main(name, config, toy.run, toy.plan, ["--help"], program=f"probe {name}")
+    shown = capsys.readouterr().out
+    assert f"usage: probe {name} " in shown
+    for options, what in config.examples.items():
+        assert f"\n  {f'probe {name} {options}'.strip()}\n      {what}\n" in shown
+
+
+@pytest.mark.parametrize("argv", [["probe.analyses.tokenwise", "--help"], ["tests.toy", "--dry-run"]])
+def test_colours_are_for_terminals_and_for_who_wants_them(argv: list[str]) -> None:
+    assert b"\x1b[" in on_a_terminal(argv, {"NO_COLOR": ""})
+    assert not re.search(rb"\x1b\[[\d;]*[34]\d", on_a_terminal(argv, {"NO_COLOR": "1"}))
+    assert (
+        "\x1b" not in subprocess.run([sys.executable, "-m", "tests.toy", *argv], capture_output=True, text=True).stdout
+    )
+
+
+def on_a_terminal(argv: list[str], variables: dict[str, str]) -> bytes:
+    """What a module prints where standard output is a terminal."""
+    own, its = os.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"} | variables
+    with subprocess.Popen([sys.executable, "-m", *argv], env=environment, stdout=its) as process:
+        os.close(its)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while part := os.read(own, 65536):
+                shown += part
+    os.close(own)
+    assert process.returncode == 0
+    return shown
+
+
+def test_a_table_is_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a stage whose name is longer than a terminal is wide " * 2
+    command.print_plan(Plan([StagePlan(name, 1, 1.0, 1)]), "toy")
+    assert name.strip() in capsys.readouterr().out

@@ -26,7 +26,7 @@ FLOORS = [
     ("patching",),
     ("maps", "graphs", "jacobian", "training", "weights"),
     ("claims",),
-    ("runs", "engine"),
+    ("runs", "engine", "parsing"),
     ("plots",),
     ("report", "command"),
     ("subjects", "table"),

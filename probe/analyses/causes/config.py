@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -27,6 +28,12 @@ class Config(AnyConfig):
     Raises:
         InputError: If both a data set and a file are named.
     """
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "--cells 'stream-*'": "the toys with a residual stream",
+        "--text my-text.txt --arms full,no_residual": "small transformers as well, in two arms",
+        "--full --dry-run": "what the full product of toys would take",
+    }
 
     seeds: int = 5
     """Seeds of every experiment (at least 5 for a verdict): starts, teachers and data differ, arms share them."""

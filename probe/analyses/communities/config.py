@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -18,6 +19,12 @@ class Config(TextConfig):
 
     Graphs of units are made from one half of the documents, Jacobians are taken on the other half.
     """
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "--dataset sample --layers 5,15,25 --init-seeds 1 --basis-draws 1": "a first look at three blocks",
+        "--text my-text.txt --dynamics runs/dynamics/MODEL-KEY": "with the scores of a dynamics run",
+        "--dataset sample --nodes mlp --layers 5": "units of the MLP instead of the stream's coordinates",
+    }
 
     windows: int = 24
     """Windows of the second half of the documents on which Jacobians are taken."""

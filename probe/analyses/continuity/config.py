@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from probe.analyses.continuity.thresholds import Thresholds
 from probe.command import ModelConfig
@@ -15,6 +16,12 @@ class Config(ModelConfig):
 
     No text is read and the model is never loaded: its matrices are read from the file one at a time.
     """
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "": "the default model",
+        "--model pythia-160m --revision step0,step1000,main": "through training",
+        "--init-seeds 1 --permutations 99": "a first look, with weaker controls",
+    }
 
     subspaces: tuple[int, ...] = (1, 2, 4, 8)
     """Dimensions k of the leading subspaces that are compared."""

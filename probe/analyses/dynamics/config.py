@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from probe.analyses.dynamics.thresholds import Thresholds
 from probe.command import TextConfig
@@ -17,6 +18,12 @@ class Config(TextConfig):
     the text are used; windows are drawn round-robin over them. What costs much is measured on fewer positions: the
     first chosen position of each window for every control, and fewer windows still where an option says so.
     """
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "--dataset sample --windows 4 --init-seeds 1 --control-windows 2": "a first look at the default model",
+        "--text my-text.txt --dry-run": "what a full run would take",
+        "--model pythia-160m --dataset wikitext-2 --revision step0,step1000,main": "through training",
+    }
 
     windows: int = 24
     """Number of windows, each from another document while there are any left."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from probe.analyses.tokenwise.thresholds import Thresholds
 from probe.command import TextConfig
@@ -32,6 +33,12 @@ class Config(TextConfig):
     Maps are fitted on windows of one set of documents and scored on windows of others. The documents for fitting fall
     into two halves: the first fits the maps, the second an independent fit that cuts the regimes.
     """
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "--dataset sample": "the default model on the text that ships",
+        "--model pythia-70m,pythia-160m --dataset wikitext-2": "from the hub: a run each and a page that compares",
+        "--model ./my-model --text my-text.txt --layers 0,5,10 --dry-run": "what a run on three blocks would take",
+    }
 
     classes: tuple[str, ...] = FITS
     """Classes of tokenwise maps, a comma list; mlp starts at the ridge optimum, mlp_random at random."""
