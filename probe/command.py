@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import inspect
 import itertools
+import math
 import os
 import re
 import select
@@ -210,7 +211,7 @@ def main(
             each.require_inputs()
         if parsed.options.dry_run:
             for each in configs:
-                print_plan(plan(each), _title(analysis, each))
+                print_plan(plan(each), title(analysis, each))
         else:
             _run_all(analysis, configs, parsed.options, run, across)
 
@@ -303,7 +304,8 @@ def _label(config: Config) -> str:
     return re.sub(r"[^\w.-]+", "-", "-".join(parts))
 
 
-def _title(analysis: str, config: Config) -> str:
+def title(analysis: str, config: Config) -> str:
+    """What a run is called in a line: its analysis, and the model and revision where there are any."""
     return " ".join([
         analysis,
         *(str(value) for name in ("model", "revision") if (value := getattr(config, name, None))),
@@ -384,6 +386,8 @@ def show(table: Table, file: Any) -> None:
 
 
 def _duration(seconds: float | int) -> str:
+    if math.isnan(seconds):
+        return "unknown"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -393,6 +397,8 @@ def _duration(seconds: float | int) -> str:
 
 
 def _size(count: float | int) -> str:
+    if math.isnan(count):
+        return "unknown"
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

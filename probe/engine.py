@@ -6,11 +6,13 @@ A unit is a plain function of serialisable arguments, so that another executor c
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from tqdm.auto import tqdm
 from probe.runs import Run
 
 _Config = TypeVar("_Config")
+_QUIET = ContextVar("quiet", default=False)  # whether the units that are worked off show nothing
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ class StagePlan:
     Attributes:
         name: The stage.
         units: Number of units.
-        seconds: Estimated time, in seconds.
-        bytes: Estimated peak memory, in bytes.
+        seconds: Estimated time, in seconds; NaN where nobody can say.
+        bytes: Estimated peak memory, in bytes; NaN likewise.
     """
 
     name: str
     units: int
-    seconds: float
-    bytes: int
+    seconds: float | int = math.nan
+    bytes: float | int = math.nan
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,30 @@ def work(
     if twice:
         raise ValueError(f"each unit must have its own stage and key, but {twice[0]} comes more than once")
     waiting = [unit for unit in units if not run.has(unit.stage, unit.key)]
-    with tqdm(total=len(units), initial=len(units) - len(waiting), desc=description, disable=quiet) as bar:
-        for unit in waiting:
-            start = time.perf_counter()
-            arrays = function(config, unit, run)
-            run.save(unit.stage, unit.key, arrays, time.perf_counter() - start)
-            bar.update()
+    token = _QUIET.set(quiet)
+    try:
+        with tqdm(total=len(units), initial=len(units) - len(waiting), desc=description, disable=quiet) as bar:
+            for unit in waiting:
+                start = time.perf_counter()
+                arrays = function(config, unit, run)
+                run.save(unit.stage, unit.key, arrays, time.perf_counter() - start)
+                bar.update()
+    finally:
+        _QUIET.reset(token)
+
+
+def unit_bar(total: int, description: str, *, step: str) -> tqdm[NoReturn]:
+    """A progress bar for the inside of a long unit; shown on a terminal only, and not in a quiet run.
+
+    Args:
+        total: Number of steps.
+        description: What it says.
+        step: What a step is called.
+
+    Returns:
+        The bar, a context manager.
+    """
+    return tqdm(total=total, desc=description, unit=step, leave=False, disable=True if _QUIET.get() else None)
 
 
 def gather(run: Run, units: Sequence[Unit], names: Sequence[str]) -> Mapping[str, Tensor]:

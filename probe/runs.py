@@ -188,6 +188,20 @@ class Run:
         """
         write_file(self.directory / "claims.json", _dumps([claim.to_dict() for claim in claims]))
 
+    def read_claims(self) -> list[Claim]:
+        """Read `claims.json`.
+
+        Returns:
+            The claims, in the order in which they were written.
+
+        Raises:
+            InputError: If the run has none yet.
+        """
+        path = self.directory / "claims.json"
+        if not path.is_file():
+            raise InputError(f"a finished run holds claims.json, but {self.directory} does not: run it to its end")
+        return [Claim.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+
     def _unit(self, stage: str, key: str) -> Path:
         for name in (stage, key):
             if not _UNIT_NAME.fullmatch(name) or name.startswith("."):

@@ -16,7 +16,7 @@ import xarray as xr
 
 from probe import InputError, command, load_model, plots, weights
 from probe.analyses import continuity
-from probe.analyses.continuity import Config, analysis, claims, figures, work
+from probe.analyses.continuity import Config, claims, figures, stages, work
 from probe.analyses.continuity.interactive import trajectories
 from probe.report import Result
 from tests.continuity import dataset
@@ -252,11 +252,9 @@ class TestCommand:
 
     def test_huge_matrices_are_estimated_by_the_randomised_method(self) -> None:
         config = Config()
-        dense = analysis._operations(replace(config, method="dense"), 28672, 8192)
-        assert analysis._operations(config, 28672, 8192) < dense / 5
-        assert analysis._operations(config, 1536, 576) == analysis._operations(
-            replace(config, method="dense"), 576, 1536
-        )
+        dense = stages._operations(replace(config, method="dense"), 28672, 8192)
+        assert stages._operations(config, 28672, 8192) < dense / 5
+        assert stages._operations(config, 1536, 576) == stages._operations(replace(config, method="dense"), 576, 1536)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ FLOORS = [
     ("runs", "engine", "parsing"),
     ("plots",),
     ("report", "command"),
-    ("subjects", "table"),
+    ("analysis", "subjects", "table"),
     ("analyses",),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -101,6 +101,7 @@ def test_public_names_survive_the_import_of_every_module():
         "probe",
         "probe.analyses",
         "probe.command",
+        "probe.analysis",
         "probe.analyses.tokenwise",
         "probe.analyses.dynamics",
         "probe.analyses.continuity",

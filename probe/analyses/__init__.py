@@ -1,12 +1,96 @@
-"""One module an analysis: `run` it, its `Config`, its figures and claims. Loaded on first use."""
+"""One module an analysis: `run` it, its `Config`, its figures and claims. Loaded on first use.
+
+Other installed packages add analyses of their own through the entry-point group `probe.analyses`: its names are the
+analyses', and each leads to a `probe.analysis.Analysis`.
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import json
 import pkgutil
-from typing import Any
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from probe.errors import InputError
+
+if TYPE_CHECKING:
+    from probe.analysis import Analysis
+    from probe.report import Result
+
+GROUP = "probe.analyses"
 _ANALYSES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def names() -> list[str]:
+    """The names of all analyses, those of other installed packages among them.
+
+    Returns:
+        Names, sorted.
+    """
+    return sorted({*_ANALYSES, *_others()})
+
+
+def load(name: str) -> Analysis[Any]:
+    """An analysis by its name.
+
+    Args:
+        name: One of `names()`.
+
+    Returns:
+        The analysis; its work is imported on first use.
+
+    Raises:
+        InputError: If there is none of this name, or its package cannot be imported.
+    """
+    if name in _ANALYSES:
+        found: Analysis[Any] = importlib.import_module(f"probe.analyses.{name}").analysis
+        return found
+    if name not in _others():
+        close = difflib.get_close_matches(name, names(), n=2)
+        meant = f"; perhaps {' or '.join(close)}" if close else ""
+        raise InputError(f"an analysis must be one of {', '.join(names())}, got {name!r}{meant}")
+    entry = _others()[name]
+    try:
+        found = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"the analysis {name} comes from {entry.value}, and that cannot be imported ({error}): mend or remove "
+            "the package"
+        ) from error
+    return found
+
+
+def read(directory: Path | str) -> Result:
+    """What a finished run found, whatever analysis it is of; nothing is computed and no model is read.
+
+    Args:
+        directory: A run directory.
+
+    Returns:
+        The result.
+
+    Raises:
+        InputError: If it is no run directory or the run is not finished.
+    """
+    directory = Path(directory)
+    try:
+        record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        name = record["analysis"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"a run directory holds a config.json that names its analysis, and {directory} does not: name another"
+        ) from None
+    return load(name).read(directory)
+
+
+@cache
+def _others() -> dict[str, EntryPoint]:
+    """Entry points of other packages by name; no other package takes the name of an analysis that is built in."""
+    return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _ANALYSES}
 
 
 def __getattr__(name: str) -> Any:

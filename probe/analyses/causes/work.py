@@ -14,12 +14,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from probe.analyses.causes import cells
 from probe.analyses.causes.cells import Cell
 from probe.analyses.causes.config import Config
-from probe.engine import Unit
+from probe.engine import Unit, unit_bar
 from probe.runs import Run
 from probe.text import Part, Windows, load_windows
 from probe.training import (
@@ -47,18 +46,17 @@ ARM_HELD_OUT, ARM_PROBES = 64, 1
 ARM_DECAY, ARM_WARMUP = 0.1, 0.05
 
 
-def units(config: Config, *, quiet: bool = True) -> dict[str, list[Unit]]:
+def units(config: Config) -> dict[str, list[Unit]]:
     """All units of a run by stage.
 
     Args:
         config: What is run.
-        quiet: Show no progress inside a unit.
 
     Returns:
         The toys, and the arms of the transformer.
     """
     toys = [Unit("toys", cell.name, asdict(cell)) for cell in cells.chosen(config.cells, config.full)]
-    arms = [Unit("transformers", arm, {"arm": arm, "quiet": quiet}) for arm in config.trained_arms]
+    arms = [Unit("transformers", arm, {"arm": arm}) for arm in config.trained_arms]
     return {"toys": toys, "transformers": arms}
 
 
@@ -134,8 +132,7 @@ def arm_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     stack, module, data = transformer(config, unit.arguments["arm"])
     watch = Watch(stack, module.acting, PROJECTIONS, data, held_out=ARM_HELD_OUT, probes=ARM_PROBES)
     optimiser = Optimiser("adamw", ARM_DECAY, hidden=PROJECTIONS, decayed=module.decayed)
-    quiet = True if unit.arguments["quiet"] else None  # None: where standard error is a terminal
-    with tqdm(total=config.arm_steps, desc=unit.key, unit="step", leave=False, disable=quiet) as bar:
+    with unit_bar(config.arm_steps, unit.key, step="step") as bar:
         seen, _ = train(
             stack,
             data.batch,

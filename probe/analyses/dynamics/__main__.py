@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from probe import command
-from probe.analyses.dynamics import Config, plan, run
+from probe.analyses.dynamics import analysis
 
 if __name__ == "__main__":
-    sys.exit(command.main("dynamics", Config, run, plan))
+    sys.exit(analysis.main())

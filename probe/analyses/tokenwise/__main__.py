@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from probe import command
-from probe.analyses.tokenwise import Config, across, plan, run
+from probe.analyses.tokenwise import analysis
 
 if __name__ == "__main__":
-    sys.exit(command.main("tokenwise", Config, run, plan, across=across))
+    sys.exit(analysis.main())

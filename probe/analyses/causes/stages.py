@@ -1,48 +1,50 @@
-"""Runs the stages of the analysis of causes one after the other, and says beforehand what they would take."""
+"""The stages of the analysis of causes in their order, and what they would take beforehand."""
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 
-from probe import engine
-from probe.analyses.causes import cells, claims, dataset, figures, work
+from probe.analyses.causes import cells, work
 from probe.analyses.causes.cells import Cell
+from probe.analyses.causes.claims import claims
 from probe.analyses.causes.config import Config
-from probe.command import print_plan
+from probe.analyses.causes.dataset import assemble
+from probe.analyses.causes.figures import figures
+from probe.analysis import Stage
 from probe.engine import Plan, StagePlan
-from probe.report import Result
-from probe.runs import open_run
 from probe.training import NextByte, Optimiser, Regression, Stack
 
-STAGES = {"toys": work.toy_unit, "transformers": work.arm_unit}
+__all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
+
+STAGES = {
+    "toys": (work.toy_unit, "toys"),
+    "transformers": (work.arm_unit, "transformers"),
+}
+"""Function and description of each stage, in their order."""
 LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 TRIAL_STEPS = 5
 WATCHING = 1.2  # time of a training with its snapshots over that of its steps, as measured
 
 
-def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
-    """See `probe.analyses.causes.run`."""
+def stages(config: Config) -> list[Stage]:
+    """What is to be done, in order."""
     config.check()
-    units = work.units(config, quiet=quiet)
-    text = {"text": work.windows_of(config, "fit").sha256} if config.reads_text else {}
-    with open_run("causes", config, text, out=out, fresh=fresh) as opened:
-        if not quiet:
-            print_plan(plan(config), "causes", sys.stderr)
-        for stage, function in STAGES.items():
-            if units[stage]:
-                engine.work(function, units[stage], config, opened, description=stage, quiet=quiet)
-        opened.write_results(dataset.assemble(config, opened))
-        data = opened.read_results()
-        judged = claims.claims(data, config)
-        opened.write_claims(judged)
-        title = "Why neighbouring layers' leading directions are alike"
-        return Result(data, judged, opened.directory, title, _notes(config), figures.figures(data, config))
+    units = work.units(config)
+    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """The hash of the text, where there is one."""
+    return {"text": work.windows_of(config, "fit").sha256} if config.reads_text else {}
+
+
+def title(config: Config) -> str:
+    """The report's heading."""
+    return "Why neighbouring layers' leading directions are alike"
 
 
 def plan(config: Config) -> Plan:
-    """See `probe.analyses.causes.plan`."""
+    """What the stages would take on this machine: the timings and counts that stand below."""
     config.check()
     units = work.units(config)
     stages = [_stage("toys", len(units["toys"]), config.steps * _toy_step(config), config)]
@@ -86,7 +88,7 @@ def _step(stack: Stack, data: Regression | NextByte, optimiser: Optimiser, steps
     return min(times)  # the first loads what is loaded once
 
 
-def _notes(config: Config) -> list[str]:
+def notes(config: Config) -> list[str]:
     """What the report says at its head."""
     notes = []
     if not config.reads_text:

@@ -1,51 +1,61 @@
-"""Runs the stages of the layer-update analysis one after the other, and says beforehand what they would take."""
+"""The stages of the layer-update analysis in their order, and what they would take beforehand."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from probe import engine, subjects
-from probe.analyses.tokenwise import claims, dataset, figures, fits, work
+from probe.analyses.tokenwise import fits, work
+from probe.analyses.tokenwise.claims import claims, universal
 from probe.analyses.tokenwise.config import FITS, Config
+from probe.analyses.tokenwise.dataset import assemble
+from probe.analyses.tokenwise.figures import figures
+from probe.analysis import Stage
+from probe.claims import Claim
 from probe.engine import Plan, StagePlan
 from probe.errors import InputError
 from probe.maps import MLPMap
 from probe.report import Result
-from probe.runs import open_run
+from probe.subjects import notes
+
+__all__ = ["across", "assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
 
 STAGES = {
-    "states": work.states_unit,
-    "queries": work.queries_unit,
-    "fit": fits.fit_unit,
-    "replace": work.replace_unit,
+    "states": (work.states_unit, "states of fitting text"),
+    "queries": (work.queries_unit, "states of scored text"),
+    "fit": (fits.fit_unit, "fits by layer"),
+    "replace": (work.replace_unit, "replacements"),
 }
-DESCRIPTIONS = {
-    "states": "states of fitting text",
-    "queries": "states of scored text",
-    "fit": "fits by layer",
-    "replace": "replacements",
-}
+"""Function and description of each stage, in their order."""
 
 
-def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
-    """See `probe.analyses.tokenwise.run`."""
+def stages(config: Config) -> list[Stage]:
+    """What is to be done, in order."""
     _check(config)
-    model = subjects.model_of(config)
     units = work.units(config)
-    fingerprint = subjects.fingerprint(model, work.windows_of(config, "scored"))
-    with open_run("tokenwise", config, fingerprint, out=out, fresh=fresh) as opened:
-        for stage, function in STAGES.items():
-            engine.work(function, units[stage], config, opened, description=DESCRIPTIONS[stage], quiet=quiet)
-        opened.write_results(dataset.assemble(config, opened))
-        data = opened.read_results()
-        judged = claims.claims(data, config)
-        opened.write_claims(judged)
-        drawn = figures.figures(data, config)
-        return Result(data, judged, opened.directory, _title(config), subjects.notes(config), drawn)
+    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """The hashes of the weights and of the scored text."""
+    return subjects.fingerprint(subjects.model_of(config), work.windows_of(config, "scored"))
+
+
+def title(config: Config) -> str:
+    """The report's heading."""
+    return f"Layer updates of {config.model}"
+
+
+def across(results: Sequence[Result]) -> list[Claim]:
+    """Whether Transformers and state-space models are alike, of one result a model."""
+    names = [f"{result.data.attrs['model']} ({result.directory.name})" for result in results]
+    judged = {name: result.claims for name, result in zip(names, results, strict=True)}
+    kinds = {name: result.data.attrs["kind"] for name, result in zip(names, results, strict=True)}
+    return [universal(judged, kinds)]
 
 
 def plan(config: Config) -> Plan:
-    """See `probe.analyses.tokenwise.plan`."""
+    """What the stages would take on this machine: the timings and counts that stand below."""
     _check(config)
     model, units = subjects.model_of(config), work.units(config)
     rate = engine.flops_per_second()
@@ -98,7 +108,3 @@ def _check(config: Config) -> None:
     for option, value in small.items():
         if value < 1:
             raise InputError(f"{option} must be at least 1: got {value}; give a positive number")
-
-
-def _title(config: Config) -> str:
-    return f"Layer updates of {config.model}"

@@ -1,69 +1,59 @@
-"""Runs the stages of the dynamics analysis one after the other, and says beforehand what they would take."""
+"""The stages of the dynamics analysis in their order, and what they would take beforehand."""
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 
 import torch
 
 from probe import engine, lapack, subjects
-from probe.analyses.dynamics import claims, dataset, figures, means, nulls, perturb, work
+from probe.analyses.dynamics import means, nulls, perturb, work
+from probe.analyses.dynamics.claims import claims
 from probe.analyses.dynamics.config import Config
-from probe.command import print_plan
+from probe.analyses.dynamics.dataset import assemble
+from probe.analyses.dynamics.figures import figures
+from probe.analysis import Stage
 from probe.engine import Plan, StagePlan
 from probe.errors import InputError
 from probe.jacobian import Options
-from probe.report import Result
-from probe.runs import open_run
+from probe.subjects import notes
+
+__all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
 
 STAGES = {
-    "scores": work.scores_unit,
-    "controls": work.scores_unit,
-    "products": nulls.products_unit,
-    "eigenvectors": work.eigenvectors_unit,
-    "means": means.means_unit,
-    "mean_products": means.mean_products_unit,
-    "perturb": perturb.perturb_unit,
-    "pseudospectra": work.pseudospectra_unit,
+    "scores": (work.scores_unit, "every block of the model"),
+    "controls": (work.scores_unit, "token alone, fresh and shuffled"),
+    "products": (nulls.products_unit, "products under nulls"),
+    "eigenvectors": (work.eigenvectors_unit, "eigenvectors"),
+    "means": (means.means_unit, "mean matrices"),
+    "mean_products": (means.mean_products_unit, "their product"),
+    "perturb": (perturb.perturb_unit, "perturbations"),
+    "pseudospectra": (work.pseudospectra_unit, "pseudospectra"),
 }
+"""Function and description of each stage, in their order."""
 LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
-DESCRIPTIONS = {
-    "scores": "every block of the model",
-    "controls": "token alone, fresh and shuffled",
-    "products": "products under nulls",
-    "eigenvectors": "eigenvectors",
-    "means": "mean matrices",
-    "mean_products": "their product",
-    "perturb": "perturbations",
-    "pseudospectra": "pseudospectra",
-}
 
 
-def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
-    """See `probe.analyses.dynamics.run`."""
+def stages(config: Config) -> list[Stage]:
+    """What is to be done, in order."""
     _check(config)
-    model = subjects.model_of(config)
-    _options(config).resolved(model)  # refuses before any work what the model's blocks do not have
+    _options(config).resolved(subjects.model_of(config))  # refuses what the model's blocks do not have
     units = work.units(config)
-    fingerprint = subjects.fingerprint(model, work.windows_of(config))
-    with open_run("dynamics", config, fingerprint, out=out, fresh=fresh) as opened:
-        if not quiet:
-            print_plan(plan(config), f"dynamics {config.model}", sys.stderr)
-        for stage, function in STAGES.items():
-            engine.work(function, units[stage], config, opened, description=DESCRIPTIONS[stage], quiet=quiet)
-        opened.write_results(dataset.assemble(config, opened))
-        data = opened.read_results()
-        judged = claims.claims(data, config)
-        opened.write_claims(judged)
-        drawn = figures.figures(data, config)
-        title = f"Dynamics of {config.model}"
-        return Result(data, judged, opened.directory, title, subjects.notes(config), drawn)
+    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """The hashes of the weights and of the text."""
+    return subjects.fingerprint(subjects.model_of(config), work.windows_of(config))
+
+
+def title(config: Config) -> str:
+    """The report's heading."""
+    return f"Dynamics of {config.model}"
 
 
 def plan(config: Config) -> Plan:
-    """See `probe.analyses.dynamics.plan`."""
+    """What the stages would take on this machine: the timings and counts that stand below."""
     _check(config)
     model, units = subjects.model_of(config), work.units(config)
     n_windows, chosen = work.positions_of(config).shape

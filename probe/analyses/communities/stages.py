@@ -1,69 +1,60 @@
-"""Runs the stages of the communities analysis one after the other, and says beforehand what they would take."""
+"""The stages of the communities analysis in their order, and what they would take beforehand."""
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
 from probe import engine, graphs, subjects
-from probe.analyses.communities import claims, coupling, dataset, drawings, figures, gains, partitions, work
+from probe.analyses.communities import coupling, drawings, gains, partitions, work
+from probe.analyses.communities.claims import claims
 from probe.analyses.communities.config import Config
-from probe.command import print_plan
+from probe.analyses.communities.dataset import assemble
+from probe.analyses.communities.figures import figures
+from probe.analysis import Stage
 from probe.engine import Plan, StagePlan
 from probe.errors import InputError
 from probe.jacobian import Options
-from probe.report import Result
-from probe.runs import open_run
+from probe.subjects import notes
+
+__all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
 
 STAGES = {
-    "states": work.states_unit,
-    "graphs": partitions.graphs_unit,
-    "views": partitions.views_unit,
-    "resamples": partitions.resamples_unit,
-    "jacobians": gains.jacobians_unit,
-    "coupling": coupling.coupling_unit,
-    "ablation": coupling.ablation_unit,
-    "drawings": drawings.drawings_unit,
+    "states": (work.states_unit, "states of both halves"),
+    "graphs": (partitions.graphs_unit, "graphs and communities"),
+    "views": (partitions.views_unit, "other views of them"),
+    "resamples": (partitions.resamples_unit, "resampled documents"),
+    "jacobians": (gains.jacobians_unit, "gains on the other half"),
+    "coupling": (coupling.coupling_unit, "permuted places"),
+    "ablation": (coupling.ablation_unit, "other choices"),
+    "drawings": (drawings.drawings_unit, "drawings"),
 }
-DESCRIPTIONS = {
-    "states": "states of both halves",
-    "graphs": "graphs and communities",
-    "views": "other views of them",
-    "resamples": "resampled documents",
-    "jacobians": "gains on the other half",
-    "coupling": "permuted places",
-    "ablation": "other choices",
-    "drawings": "drawings",
-}
+"""Function and description of each stage, in their order."""
 LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 
 
-def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
-    """See `probe.analyses.communities.run`."""
+def stages(config: Config) -> list[Stage]:
+    """What is to be done, in order."""
     _check(config)
-    model = subjects.model_of(config)
-    Options(context=config.context).resolved(model)  # refuses before any work what the model's blocks do not have
+    # refuses what the model's blocks do not have
+    Options(context=config.context).resolved(subjects.model_of(config))
     units = work.units(config)
-    fingerprint = subjects.fingerprint(model, work.scored_windows(config))
-    with open_run("communities", config, fingerprint, out=out, fresh=fresh) as opened:
-        if not quiet:
-            print_plan(plan(config), f"communities {config.model}", sys.stderr)
-        for stage, function in STAGES.items():
-            engine.work(function, units[stage], config, opened, description=DESCRIPTIONS[stage], quiet=quiet)
-        opened.write_results(dataset.assemble(config, opened))
-        data = opened.read_results()
-        judged = claims.claims(data, config)
-        opened.write_claims(judged)
-        drawn = figures.figures(data, config)
-        title = f"Communities of units in {config.model}"
-        return Result(data, judged, opened.directory, title, subjects.notes(config), drawn)
+    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """The hashes of the weights and of the scored text."""
+    return subjects.fingerprint(subjects.model_of(config), work.scored_windows(config))
+
+
+def title(config: Config) -> str:
+    """The report's heading."""
+    return f"Communities of units in {config.model}"
 
 
 def plan(config: Config) -> Plan:
-    """See `probe.analyses.communities.plan`."""
+    """What the stages would take on this machine: the timings and counts that stand below."""
     _check(config)
     model, units = subjects.model_of(config), work.units(config)
     rate, one = engine.flops_per_second(), _run_seconds(config)

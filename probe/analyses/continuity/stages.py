@@ -1,55 +1,52 @@
-"""Runs the stages of the continuity analysis one after the other, and says beforehand what they would take."""
+"""The stages of the continuity analysis in their order, and what they would take beforehand."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from probe import engine, weights
-from probe.analyses.continuity import claims, dataset, figures, work
+from probe.analyses.continuity import work
+from probe.analyses.continuity.claims import claims
 from probe.analyses.continuity.config import Config
+from probe.analyses.continuity.dataset import assemble
+from probe.analyses.continuity.figures import figures
+from probe.analysis import Stage
 from probe.engine import Plan, StagePlan
 from probe.errors import InputError
 from probe.model import device_named
-from probe.report import Result
-from probe.runs import open_run
 from probe.weights.singular import DENSE
 
+__all__ = ["assemble", "claims", "figures", "fingerprint", "plan", "stages", "title"]
+
 STAGES = {
-    "vectors": work.vectors_unit,
-    "coordinates": work.coordinates_unit,
-    "trimmed": work.trimmed_unit,
-    "controls": work.vectors_unit,
-    "docs": work.docs_unit,
+    "vectors": (work.vectors_unit, "singular vectors of the model"),
+    "coordinates": (work.coordinates_unit, "outlier coordinates"),
+    "trimmed": (work.trimmed_unit, "without outlier coordinates"),
+    "controls": (work.vectors_unit, "fresh and shuffled"),
+    "docs": (work.docs_unit, "DOCS"),
 }
-DESCRIPTIONS = {
-    "vectors": "singular vectors of the model",
-    "coordinates": "outlier coordinates",
-    "trimmed": "without outlier coordinates",
-    "controls": "fresh and shuffled",
-    "docs": "DOCS",
-}
+"""Function and description of each stage, in their order."""
 LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 STEPS = 30  # of the randomised method, as a rule
 
 
-def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
-    """See `probe.analyses.continuity.run`."""
+def stages(config: Config) -> list[Stage]:
+    """What is to be done, in order."""
     _check(config)
     units = work.units(config)
-    fingerprint = {"weights": weights.weight_hash(work.weights_of(config))}
-    with open_run("continuity", config, fingerprint, out=out, fresh=fresh) as opened:
-        for stage, function in STAGES.items():
-            engine.work(function, units[stage], config, opened, description=DESCRIPTIONS[stage], quiet=quiet)
-        opened.write_results(dataset.assemble(config, opened))
-        data = opened.read_results()
-        judged = claims.claims(data, config)
-        opened.write_claims(judged)
-        drawn = figures.figures(data, config)
-        return Result(data, judged, opened.directory, f"Continuity of the weights of {config.model}", (), drawn)
+    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """The hash of the weights."""
+    return {"weights": weights.weight_hash(work.weights_of(config))}
+
+
+def title(config: Config) -> str:
+    """The report's heading."""
+    return f"Continuity of the weights of {config.model}"
 
 
 def plan(config: Config) -> Plan:
-    """See `probe.analyses.continuity.plan`."""
+    """What the stages would take on this machine: the timings and counts that stand below."""
     _check(config)
     own, units = work.weights_of(config), work.units(config)
     rate = engine.flops_per_second()
