@@ -12,19 +12,19 @@ _IN_CHECKOUT = _PACKAGE.parent / "data"
 
 
 def path(name: str) -> Path:
-    """The path of one shipped file.
+    """The path of one shipped file or folder.
 
     Args:
-        name: The file's name inside the shipped data, for example `"sample.txt"`.
+        name: Its name inside the shipped data, for example `"sample.txt"` or `"models"`.
 
     Returns:
-        An existing file: `probe/_data/name` in an installed wheel, `data/name` beside `probe/` in a checkout.
+        What is there: `probe/_data/name` in an installed wheel, `data/name` beside `probe/` in a checkout.
 
     Raises:
-        InputError: If no such file ships.
+        InputError: If nothing of this name ships.
     """
     folder = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
     found = folder / name
-    if not found.is_file():
+    if not found.exists():
         raise InputError(f"shipped data must lie in {folder}, but {name!r} is not there: install the package again")
     return found

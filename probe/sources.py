@@ -1,4 +1,4 @@
-"""What the name of a model means: an alias, a hub id, a directory, a GGUF file, an installed package.
+"""What the name of a model means: an alias, a hub id, a directory, a GGUF file, an installed package, a shipped model.
 
 Nothing here is downloaded and no weights are read (`probe.loading` does that), so a name that cannot work is refused
 before the large libraries are imported.
@@ -17,7 +17,7 @@ from typing import Literal
 
 from huggingface_hub import try_to_load_from_cache
 
-from probe import hub
+from probe import hub, shipped
 from probe.errors import InputError
 
 _ALIAS_FILE = "tools/model_registry/data/model_aliases.json"
@@ -69,6 +69,19 @@ PACKAGES = {
 }
 
 
+BUNDLED = "bundled/"
+"""Names of the small models that ship with the library begin so."""
+
+
+def bundled() -> list[str]:
+    """The names of the models that ship with the library.
+
+    Returns:
+        Names, sorted.
+    """
+    return sorted(f"{BUNDLED}{folder.name}" for folder in shipped.path("models").iterdir() if folder.is_dir())
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a named model's weights are.
@@ -115,7 +128,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
     An alias comes before a path of the same name, a path before a hub id.
 
     Args:
-        name: alias, hub id, directory or .gguf file.
+        name: alias, hub id, directory, .gguf file, or one of `bundled()`.
         revision: branch, tag or commit, of a hub id only.
 
     Returns:
@@ -127,6 +140,8 @@ def resolve(name: str, revision: str | None = None) -> Source:
     path = Path(name).expanduser()
     if name in PACKAGES:
         source = _packaged(name)
+    elif name.startswith(BUNDLED):
+        source = _shipped(name)
     elif name in hub_aliases():
         source = Source(name, "hub", hub_aliases()[name], revision)
     elif path.is_dir():
@@ -158,18 +173,26 @@ def _packaged(name: str) -> Source:
     return Source(name, "gguf", str(folder / package.file), None, package.description, package.sha256)
 
 
+def _shipped(name: str) -> Source:
+    if name not in bundled():
+        raise InputError(f"the models that ship are {', '.join(bundled())}, and {name!r} is none of them")
+    folder = shipped.path("models") / name.removeprefix(BUNDLED)
+    return Source(name, "directory", str(folder), description="small, trained by probe on bytes of WikiText")
+
+
 def _looks_like_hub_id(name: str) -> bool:
     return not name.endswith(".gguf") and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) is not None
 
 
 def _close_to(name: str) -> str:
-    known = [*PACKAGES, *hub_aliases()]
+    known = [*PACKAGES, *bundled(), *hub_aliases()]
     close = [] if name in known or "/" in name else difflib.get_close_matches(name, known, n=3)
     return f" (close aliases: {', '.join(close)})" if close else ""
 
 
 def _what_works() -> str:
-    return f"what works without the hub: {DEFAULT_MODEL!r}, a directory with config.json and weights, a .gguf file"
+    here = ", ".join([DEFAULT_MODEL, *bundled()])
+    return f"what works without the hub: {here}, a directory with config.json and weights, a .gguf file"
 
 
 def require_gguf(path: Path) -> None:

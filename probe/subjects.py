@@ -13,6 +13,7 @@ from torch import Tensor
 from probe.command import ModelConfig, TextConfig
 from probe.errors import InputError
 from probe.model import LanguageModel, load_model
+from probe.sources import BUNDLED
 from probe.text import Part, Windows, load_windows
 
 CONTEXT_CHARACTERS = 60
@@ -154,7 +155,7 @@ def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, 
         "revision": config.revision or "",
         "description": model.description,
         "architecture": model.architecture,
-        "kind": _kind(config),
+        "kind": kind_of(config, recurrent=model.recurrent),
         "d_model": model.d_model,
         "text": scored.name,
         "demonstration": int(config.text is None and config.dataset == "sample"),
@@ -164,8 +165,17 @@ def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, 
     }
 
 
-def _kind(config: TextConfig) -> str:
-    """What a claim across architectures counts this run as; controls decide nothing there."""
-    if config.random_init is not None or config.shuffled_weights is not None:
+def kind_of(config: ModelConfig, *, recurrent: bool) -> str:
+    """What a claim across architectures counts a model as; controls and our own small models decide nothing there.
+
+    Args:
+        config: names the model.
+        recurrent: whether it is a state-space model.
+
+    Returns:
+        "transformer", "state-space" or "control".
+    """
+    fresh = config.random_init is not None or config.shuffled_weights is not None
+    if fresh or config.model.startswith(BUNDLED):
         return "control"
-    return "state-space" if model_of(config).recurrent else "transformer"
+    return "state-space" if recurrent else "transformer"

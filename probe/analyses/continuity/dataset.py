@@ -14,6 +14,7 @@ from probe.analyses.continuity import work
 from probe.analyses.continuity.config import Config
 from probe.engine import Unit
 from probe.runs import Run
+from probe.subjects import kind_of
 
 COMPARED = (
     *("input_continuity", "output_continuity", "gap"),
@@ -100,14 +101,13 @@ def _add_docs(data: xr.Dataset, config: Config, run: Run, units: list[Unit]) -> 
 
 def _attributes(config: Config) -> dict[str, object]:
     own = work.weights_of(config)
-    fresh = config.random_init is not None or config.shuffled_weights is not None
     return {
         "analysis": "continuity",
         "model": own.name,
         "revision": config.revision or "",
         "description": own.description,
         "architecture": own.architecture,
-        "kind": "control" if fresh else "state-space" if own.recurrent else "transformer",
+        "kind": kind_of(config, recurrent=own.recurrent),
         "d_model": own.d_model,
         "block_length": config.block_length,
         "outlier_share": config.outlier_share,
