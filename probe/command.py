@@ -148,6 +148,25 @@ class RunOptions:
     """Show no progress."""
 
 
+def model_in_words(
+    model: str, revision: str | None = None, random_init: int | None = None, shuffled_weights: int | None = None
+) -> str:
+    """What a run's model is called: its name, and what was done to it.
+
+    Args:
+        model: Its name.
+        revision: On the hub.
+        random_init: Seed of fresh weights.
+        shuffled_weights: Seed under which the entries of its weights were permuted.
+
+    Returns:
+        For example "pythia-1b @ step0" or "pythia-1b, fresh weights (seed 0)".
+    """
+    fresh = "" if random_init is None else f", fresh weights (seed {random_init})"
+    shuffled = "" if shuffled_weights is None else f", shuffled weights (seed {shuffled_weights})"
+    return f"{model}{f' @ {revision}' if revision else ''}{fresh}{shuffled}"
+
+
 def parse_layers(text: str, n_layers: int) -> list[int]:
     """Layers from "all" or a comma list.
 
@@ -247,10 +266,10 @@ def _ended(work: Callable[[], object], go_on: str) -> int:
         with _terminated_like_interrupted():
             work()
     except InputError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return WRONG_INPUT
     except KeyboardInterrupt:
-        _say(f"interrupted: finished units are kept; go on with: {go_on}")
+        say(f"interrupted: finished units are kept; go on with: {go_on}")
         return INTERRUPTED
     finally:
         sys.stdout.flush()
@@ -277,14 +296,14 @@ def _run_all(
         if out is not None and len(configs) > 1:
             out = out / _label(config)
         results.append(run(config, out=out, fresh=options.fresh, quiet=options.quiet))
-        _write(results[-1].write_report())
+        write_path(results[-1].write_report())
     if len(configs) > 1:
         from probe.report import write_comparison
 
         key = hashlib.sha256(repr(configs).encode()).hexdigest()[:8]
         page = options.out / "comparison.html" if options.out else Path("runs", analysis, f"comparison-{key}.html")
         write_comparison(results, page, across(results) if across else ())
-        _write(page)
+        write_path(page)
 
 
 def _one_a_run(config: _Config) -> list[_Config]:
@@ -363,10 +382,10 @@ def print_plan(plan: Plan, title: str, file: Any = None) -> None:
     table = Table(title=title, show_footer=True)
     table.add_column("stage", "in all")
     table.add_column("units", str(sum(stage.units for stage in plan.stages)), justify="right")
-    table.add_column("time, about", _duration(sum(stage.seconds for stage in plan.stages)), justify="right")
+    table.add_column("time, about", duration(sum(stage.seconds for stage in plan.stages)), justify="right")
     table.add_column("memory, about", _size(max((stage.bytes for stage in plan.stages), default=0)), justify="right")
     for stage in plan.stages:
-        table.add_row(stage.name, str(stage.units), _duration(stage.seconds), _size(stage.bytes))
+        table.add_row(stage.name, str(stage.units), duration(stage.seconds), _size(stage.bytes))
     show(table, file or sys.stdout)
 
 
@@ -385,7 +404,15 @@ def show(table: Table, file: Any) -> None:
     file.write(shown.get())  # rich itself would end the program where nobody reads
 
 
-def _duration(seconds: float | int) -> str:
+def duration(seconds: float | int) -> str:
+    """A time in words.
+
+    Args:
+        seconds: The time.
+
+    Returns:
+        For example "12 s", "3 min 5 s" or "2 h 10 min"; "unknown" for NaN.
+    """
     if math.isnan(seconds):
         return "unknown"
     whole = round(seconds)
@@ -406,10 +433,20 @@ def _size(count: float | int) -> str:
     return f"{count:.3g} GB"
 
 
-def _write(path: Path) -> None:
+def write_path(path: Path) -> None:
+    """Write a path to standard output, for whoever started the command to read.
+
+    Args:
+        path: The path.
+    """
     sys.stdout.write(f"{path}\n")
     sys.stdout.flush()
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Write one line to standard error.
+
+    Args:
+        text: Its words; line ends within become spaces.
+    """
     sys.stderr.write(f"{' '.join(text.split())}\n")

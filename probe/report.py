@@ -131,7 +131,7 @@ class Result:
         shown = [_shown(figure, self.directory / "figures") for figure in self.figures]
         interactive = any(figure["spec"] for figure in shown)
         path = self.directory / "report.html"
-        write_file(path, _page("report.html", self._head() | {"figures": shown}, interactive=interactive))
+        write_file(path, page("report.html", self._head() | {"figures": shown}, interactive=interactive))
         return path
 
     def _head(self) -> dict[str, Any]:
@@ -174,9 +174,9 @@ def write_comparison(results: Sequence[Result], path: Path | str, across: Sequen
     ids = dict.fromkeys(claim.id for result in results for claim in result.claims)
     by_id = [{claim.id: claim for claim in result.claims} for result in results]
     rows = [(next(claims[name] for claims in by_id if name in claims), [c.get(name) for c in by_id]) for name in ids]
-    runs = [result._head() | {"link": _link(result.directory / "report.html", path)} for result in results]
+    runs = [result._head() | {"link": link(result.directory / "report.html", path)} for result in results]
     content = {"title": "Runs side by side", "runs": runs, "rows": rows, "across": across, "same": _same_weights(runs)}
-    write_file(path, _page("comparison.html", content, interactive=False))
+    write_file(path, page("comparison.html", content, interactive=False))
     return path
 
 
@@ -281,7 +281,17 @@ def _picture(figure: matplotlib.figure.Figure, suffix: str, dpi: int = DPI) -> b
     return file.getvalue()
 
 
-def _page(template: str, content: Mapping[str, Any], *, interactive: bool) -> str:
+def page(template: str, content: Mapping[str, Any], *, interactive: bool) -> str:
+    """A template as a whole page, with style, scripts and a policy that lets no other script run.
+
+    Args:
+        template: Its file name.
+        content: What it shows; escaped wherever it is not marked as safe.
+        interactive: Whether plotly.js goes in.
+
+    Returns:
+        HTML.
+    """
     scripts = [_resource("page.js")]
     if interactive:
         scripts.insert(0, get_plotlyjs())
@@ -370,6 +380,14 @@ def _facts(data: xr.Dataset) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in named if value] + counts
 
 
-def _link(target: Path, page: Path) -> str:
-    """Relative address of a file, as a page beside it would write it."""
+def link(target: Path, page: Path) -> str:
+    """Relative address of a file, as a page beside it would write it.
+
+    Args:
+        target: The file.
+        page: The page's file.
+
+    Returns:
+        The address, quoted.
+    """
     return quote(Path(os.path.relpath(target.resolve(), page.resolve().parent)).as_posix())

@@ -125,9 +125,10 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Time that the finished units took, in seconds, over all sessions; None where a unit does not tell."""
+        """Time that the finished units took, in seconds, over all sessions; None where they do not tell."""
         times = [_seconds_of(path) for path in (self.directory / "units").glob("*/*.safetensors")]
-        return None if None in times else math.fsum(time for time in times if time is not None)
+        told = [time for time in times if time is not None]
+        return math.fsum(told) if told and len(told) == len(times) else None
 
     def load(self, stage: str, key: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Read a finished unit's arrays.
@@ -343,18 +344,30 @@ def _move_aside(directory: Path) -> None:
 
 
 def _check_same(run: Run, identity: Mapping[str, Any]) -> None:
-    old = _flat({name: value for name, value in run.record.items() if name in identity})
+    if changed := changes(run.record, identity):
+        raise InputError(
+            f"a run directory belongs to one configuration, but in {run.directory} {'; '.join(changed)}: "
+            "pass --fresh to move the old run aside, or another --out"
+        )
+
+
+def changes(record: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """What differs between a run's record and what it would be opened with.
+
+    Args:
+        record: As `Run.record` holds it.
+        identity: Entries of such a record by name, a configuration as a dataclass; only these are compared.
+
+    Returns:
+        One "NAME was OLD, is NEW" for each entry that differs; options stand under their own names.
+    """
+    old = _flat({name: value for name, value in record.items() if name in identity})
     new = _flat(json.loads(_dumps(identity)))
-    changes = [
+    return [
         f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    if changes:
-        raise InputError(
-            f"a run directory belongs to one configuration, but in {run.directory} {'; '.join(changes)}: "
-            "pass --fresh to move the old run aside, or another --out"
-        )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

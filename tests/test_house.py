@@ -31,6 +31,7 @@ FLOORS = [
     ("report", "command"),
     ("analysis", "subjects", "table"),
     ("analyses",),
+    ("study",),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
