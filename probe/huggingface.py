@@ -23,8 +23,51 @@ _PLAIN = {"use_cache": False, "return_dict": True}
 _SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
 
 
+class LaidOut:
+    """A causal LM's module and the layout that says where its parts are: what both tell of the model.
+
+    Attributes:
+        module: the causal LM.
+        layout: where the parts are inside the module.
+    """
+
+    module: nn.Module
+    layout: Layout
+
+    @cached_property
+    def config(self) -> Any:
+        """The Hugging Face configuration of the language model (of its text part, where there are several)."""
+        config: Any = self.module.config
+        return config.get_text_config(decoder=True)
+
+    @property
+    def architecture(self) -> str:
+        """The configuration's `model_type`."""
+        return str(self.config.model_type)
+
+    @cached_property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks in depth order."""
+        return tuple(cast("nn.ModuleList", self.module.get_submodule(self.layout.blocks)))
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def recurrent(self) -> bool:
+        """Blocks carry a state along the positions instead of attention."""
+        return self.layout.recurrent
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class HuggingFaceModel:
+class HuggingFaceModel(LaidOut):
     """A Hugging Face causal language model as a `LanguageModel`; `load_model` builds it.
 
     Attributes:
@@ -63,36 +106,10 @@ class HuggingFaceModel:
             },
         )
 
-    @cached_property
-    def config(self) -> Any:
-        """The Hugging Face configuration of the language model (of its text part, where there are several)."""
-        config: Any = self.module.config
-        return config.get_text_config(decoder=True)
-
-    @property
-    def architecture(self) -> str:
-        """The configuration's `model_type`."""
-        return str(self.config.model_type)
-
     @property
     def attention(self) -> str:
         """The attention implementation that runs, for example "sdpa"; "none" in a recurrent model."""
         return "none" if self.recurrent else str(self.config._attn_implementation)
-
-    @cached_property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The blocks in depth order."""
-        return tuple(cast("nn.ModuleList", self.module.get_submodule(self.layout.blocks)))
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self.config.hidden_size)
 
     @property
     def n_vocab(self) -> int:
@@ -120,11 +137,6 @@ class HuggingFaceModel:
         """Attention and MLP of a block read the same state."""
         parallel = self.layout.parallel
         return bool(getattr(self.config, parallel)) if isinstance(parallel, str) else parallel
-
-    @property
-    def recurrent(self) -> bool:
-        """Blocks carry a state along the positions instead of attention."""
-        return self.layout.recurrent
 
     @cached_property
     def weight_hash(self) -> str:

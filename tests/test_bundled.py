@@ -66,7 +66,7 @@ def test_the_start_of_its_training_is_the_twin(name: str):
 
 
 def test_a_model_that_does_not_ship_is_refused():
-    with pytest.raises(InputError, match="bundled/transformer.*'bundled/gpt' is none of them"):
+    with pytest.raises(InputError, match=r"bundled/transformer.*'bundled/gpt' is none of them"):
         probe.load_model("bundled/gpt")
     with pytest.raises(InputError, match="only models on the hub have revisions"):
         probe.load_model("bundled/transformer", revision="main")

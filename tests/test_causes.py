@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from probe import InputError, training
+from probe import InputError, training, weights
 from probe.analyses import causes
 from probe.analyses.causes import cells, config, dataset, work
 from probe.analyses.causes.cells import Cell, plain
@@ -153,11 +153,11 @@ class TestAgainstTheDefinition:
     def test_continuity_of_the_matrix_that_touches_the_stream(self, result: Result, trained, space: str, name: str):
         start, module, _ = trained
         found = result.data["cosine"].sel(cell="block2-tanh", space=space, seed=1, step=20)
-        for weights, matrices in (("W", getattr(module, name)), ("ΔW", getattr(module, name) - getattr(start, name))):
+        for kind, matrices in (("W", getattr(module, name)), ("ΔW", getattr(module, name) - getattr(start, name))):
             U, _, Vh = torch.linalg.svd(matrices.detach().double())
             vectors = Vh[:, 0] if space == "input" else U[:, :, 0]
             expected = (vectors[:-1] * vectors[1:]).sum(-1).abs()
-            np.testing.assert_allclose(found.sel(weights=weights), expected, atol=2e-3)
+            np.testing.assert_allclose(found.sel(weights=kind), expected, atol=2e-3)
 
     def test_coherence_of_gradients(self, result: Result, trained):
         _, module, data = trained
@@ -292,6 +292,6 @@ class TestCommand:
 
     def test_nulls_of_the_transformers_have_the_width_of_their_space(self):
         null = dataset._arm_nulls(small())
-        inner = training.haar_continuity(training.Size(16, 2, 2).hidden)
-        assert null[training.PROJECTIONS.index("down")].tolist() == pytest.approx([inner, training.haar_continuity(16)])
-        assert null[training.PROJECTIONS.index("q")].tolist() == pytest.approx([training.haar_continuity(16)] * 2)
+        inner = weights.haar_cosine(training.Size(16, 2, 2).hidden)
+        assert null[training.PROJECTIONS.index("down")].tolist() == pytest.approx([inner, weights.haar_cosine(16)])
+        assert null[training.PROJECTIONS.index("q")].tolist() == pytest.approx([weights.haar_cosine(16)] * 2)

@@ -131,29 +131,6 @@ def rotation(a: Float[Tensor, "*batch n k"], b: Float[Tensor, "*batch n k"]) -> 
     return torch.where(missing, torch.nan, principal_angles(*safe).mean(-1))
 
 
-def haar_continuity(n: int) -> float:
-    """Mean ``|cos|`` of two random directions, ``Γ(n/2)/(√π Γ((n+1)/2)) ≈ √(2/(πn))``."""
-    log = torch.lgamma(torch.tensor([n / 2, (n + 1) / 2], dtype=torch.float64))
-    return float((log[0] - log[1]).exp()) / float(np.sqrt(np.pi))
-
-
-def haar_band(n: int, pairs: int, *, level: float = 0.99, draws: int = 20_000) -> float:
-    """The upper end of the Haar band: a quantile of the mean ``|cos|`` over independent pairs of random directions.
-
-    Args:
-        n: Width.
-        pairs: How many pairs enter the mean.
-        level: Of the one-sided quantile.
-        draws: Of the simulation.
-
-    Returns:
-        The quantile.
-    """
-    rng = np.random.default_rng(0)
-    squares = rng.beta(0.5, (n - 1) / 2, size=(draws, pairs))  # of cos between random directions
-    return float(np.quantile(np.sqrt(squares).mean(axis=-1), level))
-
-
 def haar_matches(n: int, k: int = LEADING, *, draws: int = 4000) -> Float[np.ndarray, " k"]:
     """Mean of `best_matches` for pairs of random k-frames, simulated: null_i, i = 1 … k.
 

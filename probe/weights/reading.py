@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from probe import adapters
 from probe.errors import InputError
-from probe.huggingface import HuggingFaceModel
+from probe.huggingface import HuggingFaceModel, LaidOut
 from probe.layouts import LAYOUTS, Layout, require_constant_width
 from probe.loading import seeded
 from probe.model import LanguageModel
@@ -94,7 +93,7 @@ class Filler(Protocol):
 
 
 @dataclass(frozen=True)
-class ModuleWeights:
+class ModuleWeights(LaidOut):
     """The matrices of a Hugging Face module, or of a skeleton of one with a source of values.
 
     Attributes:
@@ -112,37 +111,6 @@ class ModuleWeights:
     description: str
     filler: Filler | None = None
     permuted: int | None = None
-
-    @cached_property
-    def config(self) -> Any:
-        """The Hugging Face configuration of the language model."""
-        config: Any = self.module.config
-        return config.get_text_config(decoder=True)
-
-    @property
-    def architecture(self) -> str:
-        """The configuration's `model_type`."""
-        return str(self.config.model_type)
-
-    @cached_property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The blocks in depth order."""
-        return tuple(cast("nn.ModuleList", self.module.get_submodule(self.layout.blocks)))
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self.config.hidden_size)
-
-    @property
-    def recurrent(self) -> bool:
-        """Blocks carry a state along the positions instead of attention."""
-        return self.layout.recurrent
 
     @property
     def heads(self) -> Heads | None:

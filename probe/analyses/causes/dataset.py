@@ -24,10 +24,9 @@ from probe.training import (
     SPACES,
     WEIGHTS,
     Size,
-    haar_band,
-    haar_continuity,
     haar_matches,
 )
+from probe.weights import haar_cosine, haar_mean_quantiles
 
 # name -> (dimensions after step and seed, unit, long name)
 _MEASURED = {
@@ -84,8 +83,8 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
         "description": "trained by probe",
         "text": work.windows_of(config, "fit").name if config.reads_text else "",
         "width": config.width,
-        "haar_band": haar_band(config.width, config.blocks - 1),
-        "haar_cosine": haar_continuity(config.width),
+        "haar_band": float(haar_mean_quantiles({config.width: config.blocks - 1}, np.array([0.99]))[0]),
+        "haar_cosine": haar_cosine(config.width),
     }
     return data
 
@@ -134,7 +133,7 @@ def _arm_nulls(config: Config) -> Float[np.ndarray, "projection space"]:
     size = Size(config.arm_width, config.arm_blocks, config.arm_heads)
     wide = {("gate", "output"), ("up", "output"), ("down", "input")}
     widths = [[size.hidden if (name, space) in wide else size.width for space in SPACES] for name in PROJECTIONS]
-    return np.array([[haar_continuity(n) for n in row] for row in widths])
+    return np.array([[haar_cosine(n) for n in row] for row in widths])
 
 
 def _unigram_loss(config: Config) -> float:
