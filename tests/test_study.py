@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,15 @@ MODEL = 'analysis = "continuity"\nmodels = ["a"]\n'
 CLAIMS = ["continuity.adjacency", "continuity.trained"]
 
 
+# What a run draws is tested where it is drawn; here it would take most of the time.
+UNDRAWN = "from probe.analyses.continuity import stages; stages.figures = lambda data, config: []"
+COMMAND = [sys.executable, "-c", f"import sys; from probe import study; {UNDRAWN}; sys.exit(study.main(sys.argv[1:]))"]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def few_resamples():
+def undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("probe.plots.weights.RESAMPLES", 20)
+        patch.setattr("probe.analyses.continuity.stages.figures", lambda data, config: [])
         yield
 
 
@@ -236,7 +242,7 @@ class TestRuns:
     def test_a_killed_study_goes_on_and_ends_the_same(self, folder: Path, done: Path, tmp_path: Path) -> None:
         path, out = toml(folder), tmp_path / "out"
         first, twin = (out / name for name in members_of(path))
-        argv = [sys.executable, "-m", "probe.study", str(path), "--out", str(out), "--quiet"]
+        argv = [*COMMAND, str(path), "--out", str(out), "--quiet"]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
             deadline = time.monotonic() + TIME_LIMIT
             while not list((twin / "units").glob("vectors/*.safetensors")):
