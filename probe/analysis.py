@@ -158,16 +158,17 @@ class Analysis(Generic[_Config]):
         claims: Sequence[Claim] = self._part("across", lambda results: ())(results)
         return claims
 
-    def main(self, argv: Sequence[str] | None = None) -> int:
+    def main(self, argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
         """Its command line.
 
         Args:
             argv: Arguments; those of this process by default.
+            program: The words that were typed before the arguments, `python -m probe.analyses.NAME` by default.
 
         Returns:
             Exit status.
         """
-        return command.main(self.name, self.config, self.run, self.plan, argv, across=self.across)
+        return command.main(self.name, self.config, self.run, self.plan, argv, across=self.across, program=program)
 
     def _result(self, data: Any, claims: Sequence[Claim], directory: Path, config: _Config) -> Result:
         from probe.report import Result

@@ -383,9 +383,9 @@ def print_plan(plan: Plan, title: str, file: Any = None) -> None:
     table.add_column("stage", "in all")
     table.add_column("units", str(sum(stage.units for stage in plan.stages)), justify="right")
     table.add_column("time, about", duration(sum(stage.seconds for stage in plan.stages)), justify="right")
-    table.add_column("memory, about", _size(max((stage.bytes for stage in plan.stages), default=0)), justify="right")
+    table.add_column("memory, about", size(max((stage.bytes for stage in plan.stages), default=0)), justify="right")
     for stage in plan.stages:
-        table.add_row(stage.name, str(stage.units), duration(stage.seconds), _size(stage.bytes))
+        table.add_row(stage.name, str(stage.units), duration(stage.seconds), size(stage.bytes))
     show(table, file or sys.stdout)
 
 
@@ -423,7 +423,15 @@ def duration(seconds: float | int) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _size(count: float | int) -> str:
+def size(count: float | int) -> str:
+    """A number of bytes in words.
+
+    Args:
+        count: Bytes.
+
+    Returns:
+        For example "94 MB".
+    """
     if math.isnan(count):
         return "unknown"
     for unit in ("B", "kB", "MB"):

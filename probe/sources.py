@@ -151,7 +151,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
     elif path.is_file():
         require_gguf(path)
         source = Source(name, "gguf", str(path), description="dequantised from GGUF")
-    elif _looks_like_hub_id(name):
+    elif looks_like_hub_id(name):
         source = Source(name, "hub", name, revision)
     else:
         raise InputError(
@@ -180,7 +180,15 @@ def _shipped(name: str) -> Source:
     return Source(name, "directory", str(folder), description="small, trained by probe on bytes of WikiText")
 
 
-def _looks_like_hub_id(name: str) -> bool:
+def looks_like_hub_id(name: str) -> bool:
+    """Say whether a name has the form of a hub id.
+
+    Args:
+        name: any text.
+
+    Returns:
+        True for `model` and `owner/model`.
+    """
     return not name.endswith(".gguf") and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) is not None
 
 
@@ -226,10 +234,10 @@ def require(source: Source, *, weights: bool = True) -> Path | None:
     """
     if source.kind != "hub":
         return None
-    cached = _cached_snapshot(source, weights=weights)
-    if cached is None:
+    folder = cached(source, weights=weights)
+    if folder is None:
         _require_hub(source)
-    return cached
+    return folder
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -244,8 +252,16 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in _TOKENIZER_FILES)
 
 
-def _cached_snapshot(source: Source, *, weights: bool) -> Path | None:
-    """The folder of the local hub cache that holds everything that is needed, so that the hub need not be asked."""
+def cached(source: Source, *, weights: bool = True) -> Path | None:
+    """The folder of the local hub cache that holds everything that is needed, so that the hub need not be asked.
+
+    Args:
+        source: a hub id.
+        weights: False if only the configuration and the tokenizer are needed.
+
+    Returns:
+        The folder, or None if something is missing.
+    """
     config = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
     if not isinstance(config, str):
         return None

@@ -1,12 +1,15 @@
-"""A fake hub cache: the files of a data set repository as the hub's client keeps them, made without a network."""
+"""A fake hub cache: the files of models and of a data set as the hub's client keeps them, made without a network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
+
+from tests.tiny import tiny_tokenizer
 
 COMMIT = "b08601e04326c79dfdd32d625aee71d232d685c3"
 
@@ -26,3 +29,13 @@ def add_wikitext(cache: Path, rows: Sequence[str], split: str = "test", shards: 
         table = pa.table({"text": list(rows[shard * size : (shard + 1) * size])})
         pa.parquet.write_table(table, folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet")
     return folder
+
+
+def add_model(cache: Path, repository: str, revisions: dict[str, tuple[str, Any]]) -> None:
+    """What the hub's client leaves in its cache: `revisions` gives commit and model by branch."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    for branch, (commit, module) in revisions.items():
+        (folder / "refs" / branch).write_text(commit)
+        module.save_pretrained(folder / "snapshots" / commit)
+        tiny_tokenizer().save_pretrained(folder / "snapshots" / commit)

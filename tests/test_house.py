@@ -29,9 +29,11 @@ FLOORS = [
     ("runs", "engine", "parsing"),
     ("plots",),
     ("report", "command"),
+    ("catalogue",),
     ("analysis", "subjects", "table"),
     ("analyses",),
     ("study",),
+    ("cli", "__main__"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -17,6 +17,7 @@ from probe import hub, loading, sources
 from probe.errors import InputError
 from probe.model import load_model
 from tests.gguf_file import MERGED, write_gguf
+from tests.hub_cache import add_model
 from tests.tiny import tiny_module, tiny_tokenizer, tiny_tokens
 
 STEP = "5c7e2b1d0c2f4c9c8a0b6f6f3a1d9e8b7c6d5e4f"
@@ -48,16 +49,6 @@ def directory(tmp_path: Path) -> Path:
     tiny_module("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-def cached_on_hub(cache: Path, repository: str, revisions: dict[str, tuple[str, Any]]) -> None:
-    """What the hub's client leaves in its cache: `revisions` gives commit and model by branch."""
-    folder = cache / f"models--{repository.replace('/', '--')}"
-    (folder / "refs").mkdir(parents=True)
-    for branch, (commit, module) in revisions.items():
-        (folder / "refs" / branch).write_text(commit)
-        module.save_pretrained(folder / "snapshots" / commit)
-        tiny_tokenizer().save_pretrained(folder / "snapshots" / commit)
 
 
 # Names
@@ -137,7 +128,7 @@ def test_the_literal_pythia_1b_from_a_hub_cache_without_a_network(
 ) -> None:
     module = tiny_module("gpt_neox")
     later = tiny_module("gpt_neox", seed=1)
-    cached_on_hub(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, module), "step1000": (STEP, later)})
+    add_model(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, module), "step1000": (STEP, later)})
     monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("the hub was asked for what is cached"))
     model = load_model("pythia-1b")
     assert model.architecture == "gpt_neox"
@@ -152,7 +143,7 @@ def test_the_literal_pythia_1b_from_a_hub_cache_without_a_network(
 
 
 def test_offline_mode_reads_the_cache_and_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cached_on_hub(tmp_path / "hub", "EleutherAI/pythia-70m", {"main": (MAIN, tiny_module("gpt_neox"))})
+    add_model(tmp_path / "hub", "EleutherAI/pythia-70m", {"main": (MAIN, tiny_module("gpt_neox"))})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load_model("pythia-70m").n_layers == 4
     refused(lambda: load_model("pythia-1b"), "EleutherAI/pythia-1b", sources.DEFAULT_MODEL)
@@ -175,7 +166,7 @@ def test_a_repository_that_the_hub_does_not_give_is_said(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_half_a_download_does_not_count_as_cached(tmp_path: Path, missing: str) -> None:
-    cached_on_hub(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, tiny_module("gpt_neox"))})
+    add_model(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, tiny_module("gpt_neox"))})
     folder = tmp_path / "hub" / "models--EleutherAI--pythia-1b" / "snapshots" / MAIN
     for file in [missing, "tokenizer_config.json"] if missing == "tokenizer.json" else [missing]:
         (folder / file).unlink()
@@ -184,7 +175,7 @@ def test_half_a_download_does_not_count_as_cached(tmp_path: Path, missing: str) 
 
 def test_a_missing_shard_does_not_count_as_cached(tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "models--EleutherAI--pythia-1b" / "snapshots" / MAIN
-    cached_on_hub(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, tiny_module("gpt_neox"))})
+    add_model(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, tiny_module("gpt_neox"))})
     (folder / "model.safetensors").unlink()
     tiny_module("gpt_neox").save_pretrained(folder, max_shard_size="40KB")
     assert load_model("pythia-1b").n_layers == 4
@@ -193,7 +184,7 @@ def test_a_missing_shard_does_not_count_as_cached(tmp_path: Path) -> None:
 
 
 def test_fresh_weights_need_the_configuration_only(tmp_path: Path) -> None:
-    cached_on_hub(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, tiny_module("gpt_neox"))})
+    add_model(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, tiny_module("gpt_neox"))})
     (tmp_path / "hub" / "models--EleutherAI--pythia-1b" / "snapshots" / MAIN / "model.safetensors").unlink()
     model = load_model("pythia-1b", random_init=3)
     assert model.weight_hash == load_model("pythia-1b", random_init=3).weight_hash

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import json
 import pkgutil
 from functools import cache
@@ -62,6 +63,22 @@ def load(name: str) -> Analysis[Any]:
             "the package"
         ) from error
     return found
+
+
+def summary(name: str) -> str:
+    """What an analysis asks, in one line.
+
+    Args:
+        name: One of `names()`.
+
+    Returns:
+        The first line of its configuration's help; of another package's analysis the summary of that package, which is
+        not imported, for that could take long.
+    """
+    if name in _ANALYSES:
+        return (inspect.getdoc(load(name).config) or "").splitlines()[0]
+    entry = _others()[name]
+    return str(entry.dist.metadata["Summary"] or entry.dist.name) if entry.dist else entry.value
 
 
 def read(directory: Path | str) -> Result:
