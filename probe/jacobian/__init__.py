@@ -11,14 +11,16 @@ Which method `method="auto"` takes (`method_of`), and how many times faster it w
 block's call with the whole sequence, a position (random weights, d = 256, T = 128, 8 positions, CPU time of one thread;
 `benchmarks/test_jacobian.py` measures it again):
 
-| architecture | method | times |
-|---|---|---|
-| GPT-2, GPT-NeoX, OPT, Phi | analytic | 160 – 190 |
-| Llama, Qwen 3, Gemma 3, OLMo 3 | analytic | 160 – 220 |
-| Mamba | frozen | 900 |
-| Mamba 2 | frozen | 80 |
-| others that run transformers' AttentionInterface | frozen | |
-| all other code, a TransformerBridge among it | jacrev | 1 |
+================================================  ========  =========
+architecture                                      method    times
+================================================  ========  =========
+GPT-2, GPT-NeoX, OPT, Phi                         analytic  160 – 190
+Llama, Qwen 3, Gemma 3, OLMo 3                    analytic  160 – 220
+Mamba                                             frozen    900
+Mamba 2                                           frozen    80
+others that run transformers' AttentionInterface  frozen    –
+all other code, a TransformerBridge among it      jacrev    1
+================================================  ========  =========
 
 The ratio grows with d: on SmolLM2-135M (d = 576) it was 299.
 """
