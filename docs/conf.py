@@ -76,10 +76,10 @@ def _kept_runs(app: Sphinx, error: Exception | None) -> None:
 
 
 def _plain_signs(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings write |x| and *batch as they are; outside code, reStructuredText would read markup in them."""
+    """Docstrings write |x| and stream-* as they are; outside code, reStructuredText would read markup in them."""
     for number, line in enumerate(lines):
         parts = re.split(r"(`+[^`]*`+)", line)
-        lines[number] = "".join(part if part.startswith("`") else re.sub(r"([|*])", r"\\\1", part) for part in parts)
+        lines[number] = "".join(part if part.startswith("`") else re.sub(r"(\||(?<=[-(])\*|(?<=, )\*(?=\w))", r"\\\1", part) for part in parts)
 
 
 def setup(app: Sphinx) -> None:
