@@ -49,7 +49,7 @@ html_show_sphinx = False
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 5,
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
@@ -79,7 +79,10 @@ def _plain_signs(app: Sphinx, what: str, name: str, obj: object, options: object
     """Docstrings write |x| and stream-* as they are; outside code, reStructuredText would read markup in them."""
     for number, line in enumerate(lines):
         parts = re.split(r"(`+[^`]*`+)", line)
-        lines[number] = "".join(part if part.startswith("`") else re.sub(r"(\||(?<=[-(])\*|(?<=, )\*(?=\w))", r"\\\1", part) for part in parts)
+        lines[number] = "".join(
+            part if part.startswith("`") else re.sub(r"(\||(?<=[-(])\*|(?<=, )\*(?=\w))", r"\\\1", part)
+            for part in parts
+        )
 
 
 def setup(app: Sphinx) -> None:

@@ -12,7 +12,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-
 NO_PAGES = ("_static", "examples", "ledger")  # the theme's own files, and reports as they were written
 
 

@@ -37,6 +37,9 @@ __all__ = [
 def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
     """Cosine of the angle between vectors, ``a·b / (‖a‖ ‖b‖)``.
 
+    >>> cosine(torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0]))
+    tensor(0.9600)
+
     Args:
         a: Vectors, (..., d).
         b: Vectors of the same shape.
@@ -53,6 +56,9 @@ def angle(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float
     Unlike the arc cosine, it keeps its digits for nearly parallel vectors (Kahan, *How Futile are Mindless Assessments
     of Roundoff in Floating-Point Computation?*, 2006, "Mangled Angles").
 
+    >>> angle(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]))
+    tensor(45.)
+
     Args:
         a: Vectors, (..., d).
         b: Vectors of the same shape.
@@ -68,6 +74,9 @@ def angle(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float
 def relative_error(y: Float[Tensor, "*#batch d"], y_hat: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
     """Size of the residual relative to the target, ``‖y − ŷ‖ / ‖y‖``.
 
+    >>> relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
+    tensor(0.8000)
+
     Args:
         y: Targets, (..., d).
         y_hat: Predictions of the same shape.
@@ -81,6 +90,9 @@ def relative_error(y: Float[Tensor, "*#batch d"], y_hat: Float[Tensor, "*#batch 
 
 def explained_variance(y: Float[Tensor, "*batch n d"], y_hat: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
     """Share of the variance of n targets that predictions explain, ``1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖²``.
+
+    >>> explained_variance(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [1.0]]))
+    tensor(0.5000)
 
     Args:
         y: Targets, (..., n, d).
@@ -100,6 +112,9 @@ def aligned_cosine_from_error(relative_error: Float[Tensor, "*batch"]) -> Float[
 
     In-sample least squares reaches it exactly (pooled); for a residual of any other kind the cosine lies above. A
     measured alignment near this line is fixed by the error.
+
+    >>> aligned_cosine_from_error(torch.tensor([0.6, 0.8]))
+    tensor([0.8000, 0.6000])
 
     Args:
         relative_error: ``‖y − ŷ‖ / ‖y‖``, (...).
@@ -143,6 +158,9 @@ def dominant_subspace(
 def subspace_share(x: Float[Tensor, "*batch d"], basis: Float[Tensor, "d k"]) -> Float[Tensor, "*batch"]:
     """Share of a vector's energy inside a subspace, ``‖Vᵀx‖² / ‖x‖²``; k/d for a random subspace.
 
+    >>> subspace_share(torch.tensor([3.0, 4.0]), torch.tensor([[1.0], [0.0]]))
+    tensor(0.3600)
+
     Args:
         x: Vectors, (..., d).
         basis: Orthonormal columns V, (d, k).
@@ -158,6 +176,10 @@ def principal_angles(a: Float[Tensor, "*batch d k"], b: Float[Tensor, "*batch d 
 
     Large angles from the cosines (singular values of ``QₐᵀQ_b``), small ones from the sines (of ``Q_b − QₐQₐᵀQ_b``),
     where the arc cosine would lose half the digits (Björck & Golub, *Mathematics of Computation* 27, 1973).
+
+    >>> planes = torch.eye(3)[:, :2], torch.eye(3)[:, 1:]
+    >>> [round(float(degrees), 3) for degrees in principal_angles(*planes)]  # they share a line
+    [0.0, 90.0]
 
     Args:
         a: Columns that span the first subspace, of full rank, (..., d, k).
@@ -179,6 +201,9 @@ def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[T
 
     The scale is the root mean square over the n vectors, so that a coordinate counts by its offset as well as by its
     spread: outlier coordinates of language models have both.
+
+    >>> outlier_coordinates(torch.tensor([[1.0, 1.0, 50.0], [1.0, -1.0, 50.0]]))
+    tensor([False, False,  True])
 
     Args:
         x: Vectors in rows, (n, d).

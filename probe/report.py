@@ -38,7 +38,7 @@ from probe.claims import Claim
 from probe.errors import InputError
 from probe.runs import write_file
 
-DPI, NOTEBOOK_DPI = 200, 110
+DPI = 200
 # verdict -> the sign that stands before its name, so that colour is not alone
 SIGNS = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
 
@@ -75,7 +75,7 @@ class Figure:
     def _repr_html_(self) -> str:
         """The picture with its caption, as Jupyter shows it."""
         with plots.page_style():
-            source = _data_uri("png", _picture(self.draw(), "png", NOTEBOOK_DPI))
+            source = _data_uri("png", _picture(self.draw(), "png", plots.NOTEBOOK_DPI))
         return (
             f'<figure><img src="{source}" alt="{html.escape(self.alt or self.title)}" style="max-width: 100%">'
             f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"

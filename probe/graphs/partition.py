@@ -23,6 +23,9 @@ ROWS = 1024
 def canonical_labels(labels: Labels) -> Labels:
     """The same partition with communities numbered by falling size, equal sizes by their smallest member.
 
+    >>> canonical_labels(np.array([7, 3, 3]))
+    array([1, 0, 0])
+
     Args:
         labels: The community of each node, any integers, (n,).
 
@@ -42,6 +45,9 @@ def ami(a: Labels, b: Labels) -> float:
     11, eq. 24a): 0 for independent partitions whatever their sizes, 1 for equal ones. scikit-learn's measure; as the
     expectation depends on sizes only, it is summed over distinct sizes here, of which there are at most ``√(2n)``: many
     small communities cost nothing.
+
+    >>> ami(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]))  # the names of communities do not count
+    1.0
 
     Args:
         a: The community of each node, (n,).

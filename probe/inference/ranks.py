@@ -86,6 +86,9 @@ def spearman(
 ) -> Floats:
     """Spearman's ρ along the last axis: the correlation of the midranks.
 
+    >>> float(spearman(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 16.0])))
+    1.0
+
     Args:
         a: (..., row), or a `Ranking` of it, so that a bootstrap sorts once.
         b: (..., row) or a `Ranking`; leading axes broadcast.
@@ -138,6 +141,9 @@ def partial_spearman(
 
 def fisher_mean(rho: Floats, axis: int | tuple[int, ...] = -1) -> Floats:
     """Mean of correlations on Fisher's scale: ``tanh(mean(atanh ρ))``.
+
+    >>> round(float(fisher_mean(np.array([0.2, 0.8]))), 3)  # not 0.5: atanh stretches the ends
+    0.572
 
     Args:
         rho: correlations in [−1, 1]; |ρ| = 1 counts as 1 − 1e-12.

@@ -78,6 +78,11 @@ def bootstrap(
     the percentile interval at the levels ``Φ(± sqrt(n / (n − 1)) · t)``, which is as wide and may be skewed.
     Components of an array-valued statistic share their resamples: a difference of two is a paired contrast.
 
+    >>> values, documents = np.arange(60.0), np.repeat(np.arange(20), 3)
+    >>> interval = bootstrap(lambda rows: float(values[rows].mean()), documents)
+    >>> interval.estimate, interval.n_units, bool(interval.low < 29.5 < interval.high)
+    (29.5, 20, True)
+
     Args:
         statistic: called with row indices (with repeats) into the sample; returns a float or an array of fixed shape.
         documents: the document of each row (any dtype that can be compared).
@@ -220,6 +225,10 @@ def seed_interval(
 ) -> Interval:
     """Student's t interval over seeds, of the mean or of the paired difference to a control with the same seeds.
 
+    >>> interval = seed_interval(np.array([1.0, 2.0, 3.0]))
+    >>> round(float(interval.low), 2), float(interval.estimate), round(float(interval.high), 2)
+    (-0.48, 2.0, 4.48)
+
     Args:
         values: one value (or array) a seed.
         control: the control's value of the same seed (same initialisation, same data).
@@ -298,6 +307,9 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
     """Adjust p values so that rejecting those <= q keeps the false discovery rate at q.
 
     ``min over j >= i of p(j) · m / j`` for the i-th smallest of m; a NaN stays NaN and is not counted in m.
+
+    >>> benjamini_hochberg(np.array([0.01, 0.04, 0.5]))
+    array([0.03, 0.06, 0.5 ])
 
     Args:
         p_values: one a test.

@@ -173,6 +173,11 @@ class LinearMap(Map):
     ``λ = ridge · mean eigenvalue of XᵀX``, so that the option means the same for any number of tokens and any scale.
     One eigendecomposition of XᵀX serves all values of λ: O(n d (d + e) + d³) time, O(d² + d e) memory.
 
+    >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    >>> fit = LinearMap().fit(x, 2 * x + 1)
+    >>> round(fit.score(x, 2 * x + 1), 3)
+    1.0
+
     Args:
         ridge: Relative strength of the penalty; 0 is least squares (of least norm where x is rank deficient). None
             chooses among `RIDGES`: by the squared error on validation pairs, or without them by generalised

@@ -63,7 +63,7 @@ from probe.plots.spectral import (
     pseudospectrum,
     score_by_depth,
 )
-from probe.plots.style import legend_below, new_figure, page_style, shared_legend
+from probe.plots.style import NOTEBOOK_DPI, legend_below, new_figure, page_style, shared_legend
 from probe.plots.training import (
     arm_continuity,
     arm_learning,
@@ -88,6 +88,7 @@ from probe.plots.weights import (
 )
 
 __all__ = [
+    "NOTEBOOK_DPI",
     "agreement_by_depth",
     "alignment",
     "amplification_map",

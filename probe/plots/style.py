@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from probe.inference import Interval, Ranking, bootstrap
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#707070"
 WIDTH = 7.0  # inches: the text width of a page
+NOTEBOOK_DPI = 110
 RESAMPLES = 200  # enough for the bars of a figure; the claims take their own
 KL_FLOOR = 1e-12  # nats; below it float32 log-softmax holds nothing
 
@@ -112,6 +114,15 @@ def page_style() -> Iterator[None]:
         yield
 
 
+class PageFigure(Figure):
+    """A figure of page width that shows itself in a notebook, whichever backend is set there."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=NOTEBOOK_DPI)
+        return file.getvalue()
+
+
 def new_figure(
     rows: int = 1, columns: int = 1, *, height: float = 2.6, share_y: Literal["none", "row", "all"] = "none"
 ) -> tuple[Figure, Shaped[np.ndarray, "row column"]]:
@@ -126,7 +137,7 @@ def new_figure(
     Returns:
         The figure and an object array (rows, columns) of Axes.
     """
-    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    figure = PageFigure(figsize=(WIDTH, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     return figure, np.asarray(axes, dtype=object)
 

@@ -80,8 +80,8 @@ def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
 
     >>> import torch
     >>> s = decompose(torch.tensor([[0.0, -2.0], [2.0, 0.0]]))
-    >>> s.spectral_radius, s.update.spectral_abscissa
-    (tensor(2., dtype=torch.float64), tensor(-1., dtype=torch.float64))
+    >>> round(float(s.spectral_radius), 6), round(float(s.update.spectral_abscissa), 6)
+    (2.0, -1.0)
 
     Args:
         A: Finite matrices of any float dtype, (..., d, d); kept in float64. A spectrum is returned as it is.

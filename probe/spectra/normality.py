@@ -20,6 +20,9 @@ def eigenvalues(A: Matrices) -> Complex[Tensor, "*batch d"]:
     Those of a matrix with a large eigenvector condition κ carry an error of about κ·1e-16·‖A‖: beyond κ = 1e8 take
     them one by one with care, and prefer scores of singular values and of the Schur form.
 
+    >>> sorted(round(float(imaginary), 6) for imaginary in eigenvalues(torch.tensor([[0.0, -2.0], [2.0, 0.0]])).imag)
+    [-2.0, 2.0]
+
     Args:
         A: Matrices of any float dtype, (..., d, d), or their `decompose`.
 
@@ -85,6 +88,9 @@ def complex_fraction(A: Matrices, scale: Float[Tensor, "*#batch"] | float | None
 def rotation_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
     """Rotation fraction ``Σ|Im λ_i| / Σ|λ_i|``: 0 for a symmetric, 1 for an antisymmetric matrix.
 
+    >>> round(float(rotation_fraction(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))), 6)  # a quarter turn
+    1.0
+
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
 
@@ -101,6 +107,9 @@ def antisymmetric_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
     """Antisymmetric fraction ``‖A − Aᵀ‖_F / (2 ‖A‖_F)``.
 
     0 for a symmetric, 1 for an antisymmetric matrix, sqrt(½) for a random one and for a random rotation.
+
+    >>> round(float(antisymmetric_fraction(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))), 6)
+    1.0
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
@@ -138,6 +147,11 @@ def henrici_departure(A: Matrices) -> Float[Tensor, "*batch"]:
     ``A = Q T Qᵀ`` it is the norm of T's strictly upper part, in which a 2 × 2 block ``[[a, b], [c, a]]`` counts
     ``(b + c)²``. It is 0 for a normal matrix up to rounding of 1e-15, and 1 for a nilpotent one. The eigenvalue
     route would not be quicker: the form without vectors costs 5 % more than the eigenvalues.
+
+    >>> round(float(henrici_departure(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))), 6)  # nilpotent
+    1.0
+    >>> round(float(henrici_departure(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))), 6)  # normal
+    0.0
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
@@ -211,6 +225,9 @@ def numerical_abscissa(A: Matrices) -> Float[Tensor, "*batch"]:
     """Numerical abscissa ``λ_max((A + Aᵀ)/2)``: the largest growth rate of ``‖h‖`` under ``ḣ = A h`` at time 0⁺.
 
     Meant for the update's Jacobian K. Its excess over the spectral abscissa is transient growth.
+
+    >>> round(float(numerical_abscissa(torch.tensor([[-1.0, 4.0], [0.0, -1.0]]))), 6)  # grows at first, then decays
+    1.0
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.

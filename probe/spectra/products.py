@@ -106,6 +106,10 @@ def cumulative_spectra(
 def lyapunov_exponents(J: Float[Tensor, "*batch layer d d"]) -> Float[Tensor, "*batch layer d"]:
     """Finite-depth Lyapunov exponents ``ln σ_i(J_l ⋯ J_0) / (l + 1)`` at every depth l.
 
+    >>> blocks = torch.diag(torch.tensor([2.0, 1.0])).expand(5, 2, 2)
+    >>> [round(float(growth), 6) for growth in lyapunov_exponents(blocks)[-1].exp()]  # of each block, seen from the end
+    [2.0, 1.0]
+
     Args:
         J: Jacobians of the states in order of depth, (..., layer, d, d).
 

@@ -30,6 +30,9 @@ def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
 def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Stable rank ``‖A‖_F² / σ₁²``.
 
+    >>> round(float(stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0])))), 6)
+    1.5
+
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
 
@@ -44,6 +47,9 @@ def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
 
 def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Effective rank ``exp(−Σ p ln p)`` with ``p = σ/Σσ``; about 0.80 d for a square Gaussian matrix.
+
+    >>> round(float(effective_rank(3 * torch.eye(4))), 6)
+    4.0
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
@@ -74,6 +80,9 @@ def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
 
 def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
     """Participation ratio ``(Σσ²)² / Σσ⁴``; d/2 for a square Gaussian matrix.
+
+    >>> round(float(participation_ratio(torch.diag(torch.tensor([1.0, 1.0, 0.0])))), 6)
+    2.0
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
