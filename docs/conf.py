@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "_generated", "examples", "ledger"]
-nitpicky = False
+suppress_warnings = ["ref.python"]  # short names in signatures meet: a plan of a run, and one of a training
 default_role = "code"
 
 nb_execution_mode = "force"  # a cache would be keyed by the page alone, and not see that the library has changed
@@ -68,6 +69,19 @@ def _notebooks(app: Sphinx) -> None:
             jupytext.write(jupytext.read(page, fmt="md:myst"), folder / f"{page.stem}.ipynb")
 
 
+def _ledger(app: Sphinx) -> None:
+    """The committed ledgers as one fragment; until there is one, a sentence that says so."""
+    parts = []
+    for table in sorted((HERE / "ledger").rglob("ledger.md")):
+        folder = table.parent.relative_to(HERE).as_posix()
+        title = json.loads((table.parent / "ledger.json").read_text(encoding="utf-8"))["title"]
+        links = ", ".join(f'<a href="{folder}/ledger.{kind}">{kind}</a>' for kind in ("html", "csv", "json"))
+        parts.append(f"## {title}\n\n<p>The whole ledger: {links}.</p>\n\n{table.read_text(encoding='utf-8')}")
+    nothing = "No ledger has been committed yet: `probe study` writes one from real runs.\n"
+    (HERE / "_generated").mkdir(exist_ok=True)
+    (HERE / "_generated" / "ledger.md").write_text("\n".join(parts) or nothing, encoding="utf-8")
+
+
 def _kept_runs(app: Sphinx, error: Exception | None) -> None:
     """The kept reports and ledgers lie beside the pages, as they were written."""
     for name in ("examples", "ledger"):
@@ -78,7 +92,7 @@ def _kept_runs(app: Sphinx, error: Exception | None) -> None:
 def _plain_signs(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings write |x| and stream-* as they are; outside code, reStructuredText would read markup in them."""
     for number, line in enumerate(lines):
-        parts = re.split(r"(`+[^`]*`+)", line)
+        parts = re.split(r"(`+[^`]*`+)", line)  # code at the odd places
         lines[number] = "".join(
             part if part.startswith("`") else re.sub(r"(\||(?<=[-(])\*|(?<=, )\*(?=\w))", r"\\\1", part)
             for part in parts
@@ -89,4 +103,5 @@ def setup(app: Sphinx) -> None:
     """Connects what happens before and after the build."""
     app.connect("autodoc-process-docstring", _plain_signs, priority=400)  # before napoleon
     app.connect("builder-inited", _notebooks)
+    app.connect("builder-inited", _ledger)
     app.connect("build-finished", _kept_runs)
