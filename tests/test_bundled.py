@@ -29,6 +29,10 @@ def folder(name: str) -> Path:
     return shipped.path("models") / name.removeprefix(sources.BUNDLED)
 
 
+def test_a_transformer_and_a_state_space_model_ship():
+    assert [probe.load_model(name).recurrent for name in ("bundled/transformer", "bundled/mamba")] == [False, True]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_says_what_is_there(name: str):
     weights = folder(name) / "model.safetensors"
