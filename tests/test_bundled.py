@@ -51,7 +51,7 @@ def test_it_has_learned_and_its_twin_has_not(name: str):
     windows = probe.load_windows(model, dataset="sample", windows=12, window_length=129)
     bits = [_bits(each, windows.tokens) for each in (model, twin)]
     assert bits[0] < float(card(name)["trigram bits per byte"])  # of a text that it has never seen
-    assert bits[1] == pytest.approx(8, abs=0.3)
+    assert bits[1] > 7.9  # no better than an even guess
     again = probe.load_model(name, random_init=0)
     for one, other in zip(twin.module.parameters(), again.module.parameters(), strict=True):
         assert torch.equal(one, other)
