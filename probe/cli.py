@@ -29,6 +29,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 PROGRAMS = {
     "study": ("probe.study", "Test a paper's claims on its models and controls, and write the ledger."),
+    "compare": ("probe.compare", "Show two or more runs side by side on one page."),
     "models": ("probe.catalogue", "List the names of models, what they stand for, and which are on this machine."),
 }
 """The commands that are no analyses: a module with `main(argv, program=...)` and `Options`, and a line of help."""

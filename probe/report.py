@@ -136,7 +136,7 @@ class Result:
 
     def _head(self) -> dict[str, Any]:
         """What report, comparison and notebook summary say about a run."""
-        record = json.loads(self.data.attrs.get("provenance") or "{}")
+        record = _record(self)
         return {
             "title": self.title,
             "notes": self.notes,
@@ -145,7 +145,7 @@ class Result:
             "claims": self.claims,
             "counts": Counter(claim.verdict for claim in self.claims),
             "command": record.get("provenance", {}).get("command"),
-            "name": _named(self.data.attrs),
+            "name": _named(self.data.attrs, record["config"]),
             "weights": record.get("fingerprint", {}).get("weights"),
             "settings": [(words, _flat(record[name])) for name, words in SETTINGS.items() if record.get(name)],
             "directory": str(self.directory),
@@ -156,13 +156,16 @@ class Result:
         return _environment().get_template("summary.html").render(self._head())
 
 
-def write_comparison(results: Sequence[Result], path: Path | str, across: Sequence[Claim] = ()) -> Path:
-    """Write one page with the claims of several runs side by side and links to their reports.
+def write_comparison(
+    results: Sequence[Result], path: Path | str, across: Sequence[Claim] = (), figures: Sequence[Figure] = ()
+) -> Path:
+    """Write one page with several runs side by side: claims, settings that differ, figures of one name; links to each.
 
     Args:
-        results: Runs of one analysis.
+        results: Runs, of one analysis or of several.
         path: The page's file.
         across: Claims that are decided by all runs together.
+        figures: Figures that are drawn from all runs together.
 
     Returns:
         The path.
@@ -175,9 +178,68 @@ def write_comparison(results: Sequence[Result], path: Path | str, across: Sequen
     by_id = [{claim.id: claim for claim in result.claims} for result in results]
     rows = [(next(claims[name] for claims in by_id if name in claims), [c.get(name) for c in by_id]) for name in ids]
     runs = [result._head() | {"link": link(result.directory / "report.html", path)} for result in results]
-    content = {"title": "Runs side by side", "runs": runs, "rows": rows, "across": across, "same": _same_weights(runs)}
+    several = len({result.data.attrs.get("analysis") for result in results}) > 1
+    for run in runs:
+        run["label"] = f"{run['name']}, {run['attrs'].get('analysis')}" if several else run["name"]
+    content = {
+        "title": "Runs side by side",
+        "runs": runs,
+        "rows": rows,
+        "across": across,
+        "same": [] if several else _same_weights(runs),
+        "settings": _differing([dict(_flat(_record(result)["config"])) for result in results]),
+        "joint": [_embedded(figure) for figure in figures],
+        "figures": _side_by_side(results, [run["label"] for run in runs]),
+    }
     write_file(path, page("comparison.html", content, interactive=False))
     return path
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Settings that two runs have and that are not equal in all that have them."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    values = {name: [one.get(name, _ABSENT) for one in settings] for name in names}
+    return [
+        (name, ["" if value is _ABSENT else value for value in row])
+        for name, row in values.items()
+        if len({repr(value) for value in row if value is not _ABSENT}) > 1
+    ]
+
+
+_ABSENT = object()
+
+
+def _side_by_side(results: Sequence[Result], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Figures that two runs have under one name, each with the pictures of all."""
+    names = Counter(figure.name for result in results for figure in result.figures)
+    found = []
+    for name in (name for name, count in names.items() if count > 1):
+        having = [
+            (label, figure, result.directory / "figures" / f"{name}.png")
+            for label, result in zip(labels, results, strict=True)
+            for figure in result.figures
+            if figure.name == name
+        ]
+        pictures = [
+            _embedded(figure, file.read_bytes() if file.is_file() else None) | {"label": label}
+            for label, figure, file in having
+        ]
+        found.append({"name": name, "title": having[0][1].title, "pictures": pictures})
+    return found
+
+
+def _embedded(figure: Figure, picture: bytes | None = None) -> dict[str, Any]:
+    """A figure's picture, drawn where there is none, with its words."""
+    if picture is None:
+        with plots.page_style():
+            picture = _picture(figure.draw(), "png", DPI)
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "caption": figure.caption,
+        "alt": figure.alt or figure.title,
+        "source": _data_uri("png", picture),
+    }
 
 
 def _same_weights(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -189,7 +251,20 @@ def _same_weights(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [names for names in by_hash.values() if len(names) > 1]
 
 
-def _named(attrs: Mapping[Any, Any]) -> str:
+def _record(result: Result) -> dict[str, Any]:
+    """What `config.json` held when the results were written; `config` is there even if nothing is."""
+    record: dict[str, Any] = json.loads(result.data.attrs.get("provenance") or "{}")
+    return {"config": {}} | record
+
+
+def _named(attrs: Mapping[Any, Any], config: Mapping[str, Any]) -> str:
+    """The model, and what was done to its weights."""
+    done = {"random_init": "fresh weights", "shuffled_weights": "shuffled weights"}
+    words = [f"{words} {config[key]}" for key, words in done.items() if config.get(key) is not None]
+    return ", ".join([_model(attrs), *words])
+
+
+def _model(attrs: Mapping[Any, Any]) -> str:
     """The model, with its revision where one was asked for."""
     return f"{attrs.get('model', 'unnamed')}" + (f" @ {attrs['revision']}" if attrs.get("revision") else "")
 
@@ -370,7 +445,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _facts(data: xr.Dataset) -> list[tuple[str, str]]:
     """The run in a few words, from what the Dataset holds."""
     attrs = data.attrs
-    model = _named(attrs) + (f" ({attrs['description']})" if attrs.get("description") else "")
+    model = _model(attrs) + (f" ({attrs['description']})" if attrs.get("description") else "")
     named = [("Model", model), ("Architecture", attrs.get("architecture")), ("Text", attrs.get("text"))]
     sizes = [("Blocks", "layer"), ("Scored tokens", "query")]
     counts = [(label, f"{data.sizes[name]:,}") for label, name in sizes if name in data.sizes]

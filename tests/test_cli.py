@@ -19,7 +19,7 @@ def test_help_gives_each_command_one_line(capsys: pytest.CaptureFixture[str]) ->
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     lines = dict(re.findall(r"^  ([a-z]+) +(\S.*)$", shown, re.MULTILINE))
-    assert list(lines) == [*ANALYSES, "study", "models"]
+    assert list(lines) == [*ANALYSES, "study", "compare", "models"]
     assert lines["continuity"].startswith("Do the leading singular vectors of neighbouring blocks' weights")
     for part in ("usage: probe COMMAND", "--version", '--completion bash)"', "COMMAND --help"):
         assert part in shown
@@ -47,7 +47,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["tokenwize", "--help"], "got 'tokenwize': perhaps tokenwise;"),
         (["model"], "got 'model': perhaps models;"),
-        (["zzz"], "got 'zzz': there are causes, communities, continuity, dynamics, tokenwise, study, models;"),
+        (["zzz"], "got 'zzz': there are causes, communities, continuity, dynamics, tokenwise, study, compare, models;"),
         (["--verison"], "got '--verison'"),
         (["--completion"], "takes one of bash, zsh, fish, got nothing"),
         (["--completion", "tcsh"], "got tcsh"),
@@ -124,7 +124,7 @@ def script() -> str:
     ("words", "completed"),
     [
         (["probe", "t"], ["tokenwise"]),
-        (["probe", "co"], ["communities", "continuity"]),
+        (["probe", "co"], ["communities", "compare", "continuity"]),
         (["probe", "--v"], ["--version"]),
         (["probe", "--completion", ""], ["bash", "fish", "zsh"]),
         (["probe", "tokenwise", "--mo"], ["--model"]),

@@ -32,7 +32,7 @@ FLOORS = [
     ("catalogue",),
     ("analysis", "subjects", "table"),
     ("analyses",),
-    ("study",),
+    ("compare", "study"),
     ("cli", "__main__"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -43,6 +43,7 @@ from probe.plots.geometry import (
     residual_overlap,
     sweep,
 )
+from probe.plots.joint import direction_angles, subspace_angles
 from probe.plots.linearity import linear_range, perturbation
 from probe.plots.partitions import (
     agreement_by_depth,
@@ -105,6 +106,7 @@ __all__ = [
     "cosine_map",
     "coupling",
     "decay_against_start",
+    "direction_angles",
     "docs_by_depth",
     "effective_rank_of_product",
     "eigenvalue_cloud",
@@ -148,6 +150,7 @@ __all__ = [
     "score_by_depth",
     "shared_legend",
     "singular_growth",
+    "subspace_angles",
     "subspace_continuity",
     "subspace_overlap",
     "sweep",

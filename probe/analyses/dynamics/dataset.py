@@ -183,6 +183,10 @@ def _add_means(data: xr.Dataset, config: Config, run: Run, units: Mapping[str, S
         data[f"mean_{name}"] = (("bound", "layer", "matrix"), values, attrs)
     spread = np.array([float(layer["spread"]) for layer in layers])
     data["mean_spread"] = ("layer", spread, {"units": "1", "long_name": "root-mean-square ‖J − J̄‖ / ‖K̄‖"})
+    data.coords["side"] = ["input", "output"]
+    vectors = np.stack([np.stack([layer[side].numpy() for layer in layers]) for side in data["side"].values])
+    attrs = {"units": "1", "long_name": "leading right (input) and left (output) singular vectors of the mean K"}
+    data["directions"] = (("side", "layer", "coordinate", "leading"), vectors, attrs)
     products = run.load("mean_products", "all")
     for name in ("product_of_averages", "average_of_products"):
         logs = _jackknifed(products[name].T.log())

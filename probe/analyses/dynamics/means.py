@@ -15,8 +15,10 @@ from probe.analyses.dynamics import work
 from probe.analyses.dynamics.config import Config
 from probe.engine import Unit
 from probe.runs import Run
+from probe.weights.singular import leading_triplets
 
 CHUNK = 4  # matrices scored at once, two a core
+LEADING = 8  # singular vectors of the mean that are kept
 
 
 def measured_windows(config: Config) -> int:
@@ -34,15 +36,18 @@ def means_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
 
     Returns:
         For each score (1 + document, matrix); the first row is of all documents. `spread` (): the root-mean-square of
-        ‖J − J̄‖ over ‖K̄‖.
+        ‖J − J̄‖ over ‖K̄‖. `input` and `output` (d, k): leading right and left singular vectors of K̄, what it reads
+        and where it writes.
     """
     rows = slice(0, measured_windows(config))
     ((_, J),) = work.jacobians(config, rows, layers=[unit.arguments["layer"]])
     means = left_out_means(J[:, 0].double(), work.windows_of(config).document[rows])
     parts = [work.scores(part[:, None]) for part in means.split(CHUNK)]
-    identity = torch.eye(means.shape[-1], dtype=means.dtype)
-    spread = matrix_norm(J[:, 0] - means[0]).square().mean().sqrt() / matrix_norm(means[0] - identity)
-    return {name: torch.cat([part[name][:, 0] for part in parts]) for name in work.SCORES} | {"spread": spread}
+    K = means[0] - torch.eye(means.shape[-1], dtype=means.dtype)
+    spread = matrix_norm(J[:, 0] - means[0]).square().mean().sqrt() / matrix_norm(K)
+    leading = leading_triplets(K, min(LEADING, len(K)))
+    found = {name: torch.cat([part[name][:, 0] for part in parts]) for name in work.SCORES}
+    return found | {"spread": spread, "input": leading.right, "output": leading.left}
 
 
 def mean_products_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
