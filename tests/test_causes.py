@@ -40,9 +40,8 @@ def small(**changes: object) -> causes.Config:
 
 @pytest.fixture(scope="module")
 def result(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(config, "ARMS", ("full", "v_nonlinearity"))
-    with patch.context():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "ARMS", ("full", "v_nonlinearity"))
         return causes.run(small(text=text), out=tmp_path_factory.mktemp("run") / "run", quiet=True)
 
 

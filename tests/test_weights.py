@@ -19,8 +19,8 @@ from probe import InputError, weights
 from probe.model import first_tensor, load_model
 from probe.weights.reading import Initialiser
 from tests.gguf_file import write_gguf
+from tests.hub_cache import add_model
 from tests.test_model import ATTENTION, PROJECTIONS, rotary, zero_biases
-from tests.test_sources import cached_on_hub
 from tests.tiny import ARCHITECTURES, LAYERS, RECURRENT, WIDTH, tiny_model, tiny_module
 
 STANDARD = [name for name in ARCHITECTURES if name not in RECURRENT]
@@ -134,7 +134,7 @@ def test_a_hub_id_is_read_from_the_local_cache(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     modules = {"main": ("a" * 40, tiny_module("gpt_neox")), "step1": ("b" * 40, tiny_module("gpt_neox", seed=1))}
-    cached_on_hub(tmp_path / "hub", "EleutherAI/pythia-1b", modules)
+    add_model(tmp_path / "hub", "EleutherAI/pythia-1b", modules)
     for revision, (_, module) in modules.items():
         opened = weights.open_weights("pythia-1b", revision=revision)
         assert opened.name == "pythia-1b"
