@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from huggingface_hub import constants
 
-from probe import command, sources
+from probe import command, display, sources
 from probe.errors import InputError
 
 State = Literal["here", "in part", "not here"]
@@ -118,7 +118,7 @@ def _show(found: Sequence[Entry]) -> None:
     for entry in found:
         name = entry.name + (" (default)" if entry.name == sources.DEFAULT_MODEL else "")
         state = entry.state if entry.state == "here" or entry.install is None else f"{entry.state}: {entry.install}"
-        size = "" if entry.bytes is None else command.size(entry.bytes)
+        size = "" if entry.bytes is None else display.size(entry.bytes)
         cells = (name, entry.means, entry.weights, Text(state, styles[entry.state]), size)
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))  # names are no markup
     command.show(table, sys.stdout)

@@ -26,6 +26,9 @@ from probe.inference import Interval
 Verdict: TypeAlias = Literal["supported", "mechanical", "not supported", "inconclusive"]
 Place: TypeAlias = Literal["beyond", "short", "astride", "missing"]
 
+# the sign that stands before a verdict's name, so that colour is not alone
+SIGNS: dict[Verdict, str] = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
@@ -63,12 +66,14 @@ class Claim:
     verdict: Verdict
     reason: str
 
+    def __repr__(self) -> str:
+        return f"Claim({self.id!r}, {self.verdict}: {self._interval()}, threshold {self.threshold:.3g})"
+
     def _repr_html_(self) -> str:
-        own = Interval(self.estimate, self.ci_low, self.ci_high, self.n_units, "")
         return display.table(
-            f"{self.statement} — {self.verdict}",
+            f"{self.statement} — {SIGNS[self.verdict]} {self.verdict}",
             {
-                "estimate [95 % interval]": _numbers(own),
+                "estimate [95 % interval]": self._interval(),
                 "threshold": f"{self.threshold:.3g}",
                 self.unit: self.n_units,
                 "reason": self.reason,
@@ -76,6 +81,9 @@ class Claim:
                 "source": f"{self.source} ({self.id})",
             },
         )
+
+    def _interval(self) -> str:
+        return _numbers(Interval(self.estimate, self.ci_low, self.ci_high, self.n_units, ""))
 
     def to_dict(self) -> dict[str, Any]:
         """The claim as JSON can hold it: a number that is not finite becomes None."""

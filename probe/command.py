@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TextIO, Typ
 
 import tyro
 
+from probe import display
 from probe.errors import InputError
 from probe.parsing import parse as parse
 
@@ -383,9 +384,11 @@ def print_plan(plan: Plan, title: str, file: Any = None) -> None:
     table.add_column("stage", "in all")
     table.add_column("units", str(sum(stage.units for stage in plan.stages)), justify="right")
     table.add_column("time, about", duration(sum(stage.seconds for stage in plan.stages)), justify="right")
-    table.add_column("memory, about", size(max((stage.bytes for stage in plan.stages), default=0)), justify="right")
+    table.add_column(
+        "memory, about", display.size(max((stage.bytes for stage in plan.stages), default=0)), justify="right"
+    )
     for stage in plan.stages:
-        table.add_row(stage.name, str(stage.units), duration(stage.seconds), size(stage.bytes))
+        table.add_row(stage.name, str(stage.units), duration(stage.seconds), display.size(stage.bytes))
     show(table, file or sys.stdout)
 
 
@@ -421,24 +424,6 @@ def duration(seconds: float | int) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def size(count: float | int) -> str:
-    """A number of bytes in words.
-
-    Args:
-        count: Bytes.
-
-    Returns:
-        For example "94 MB".
-    """
-    if math.isnan(count):
-        return "unknown"
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def write_path(path: Path) -> None:

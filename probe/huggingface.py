@@ -103,6 +103,9 @@ class HuggingFaceModel(LaidOut):
                 "parameters": f"{parameters:,}",
                 "dtype, device": f"{str(self.dtype).removeprefix('torch.')}, {self.device}",
                 "attention": self.attention,
+                "tokenizer": "none, reads token ids only"
+                if self.tokenizer is None
+                else f"{len(self.tokenizer):,} tokens",
             },
         )
 

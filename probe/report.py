@@ -34,13 +34,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from probe import plots
-from probe.claims import Claim
+from probe.claims import SIGNS, Claim
 from probe.errors import InputError
 from probe.runs import write_file
 
 DPI = 200
-# verdict -> the sign that stands before its name, so that colour is not alone
-SIGNS = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
 
 SETTINGS = {
     "config": "Configuration",

@@ -7,6 +7,7 @@ managers and are gone when these end, an exception included. A capture runs the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class ResidualStream:
 
     def _repr_html_(self) -> str:
         windows, positions, width = self.shape
+        memory = display.size(len(self.sites) * math.prod(self.shape) * self.dtype.itemsize)
         ends = self.sites if len(self.sites) < 3 else (self.sites[0], "…", self.sites[-1])
         return display.table(
             "Residual stream",
@@ -87,7 +89,7 @@ class ResidualStream:
                 "windows × positions × width": f"{windows:,} × {positions:,} × {width:,}",
                 f"{len(self.sites)} sites": ", ".join(ends),
                 "dtype": str(self.dtype).removeprefix("torch."),
-                "kept": "in memory" if self.directory is None else f"on disk, in {self.directory}",
+                "kept": f"{memory} in memory" if self.directory is None else f"{memory} on disk, in {self.directory}",
             },
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -10,14 +12,36 @@ import pytest
 import torch
 import xarray as xr
 
-from probe import display, plots, stream
+from probe import display, plots, spectra, stream
 from probe.claims import Claim
 from probe.errors import InputError
+from probe.model import load_model
 from probe.report import Figure, Result
+from probe.spectra.decomposition import SCORES
 from probe.text import Windows
-from tests.tiny import LAYERS, WIDTH, tiny_model
+from tests.tiny import LAYERS, WIDTH, tiny_model, tiny_tokenizer
 
 EVIL = "<script>alert('&')</script>"
+CLAIM = Claim(
+    id="updates.alignment",
+    statement=EVIL,
+    source="a paper",
+    statistic="median",
+    estimate=0.74,
+    ci_low=0.72,
+    ci_high=0.76,
+    threshold=0.9,
+    unit="documents",
+    n_units=14,
+    null={},
+    controls=[],
+    verdict="not supported",
+    reason="the whole interval lies short of 0.9",
+)
+
+
+def row(name: str, value: object) -> str:
+    return f'<tr><th scope="row" style="text-align: left">{name}</th><td style="text-align: left">{value}</td></tr>'
 
 
 def test_a_table_lets_no_markup_through() -> None:
@@ -30,54 +54,72 @@ def test_a_model_says_what_it_is() -> None:
     model = tiny_model("llama")
     parameters = sum(parameter.numel() for parameter in model.module.parameters())
     shown = model._repr_html_()
-    assert f"<td>blocks</td><td>{LAYERS}</td>" in shown
-    assert f"<td>width of the stream</td><td>{WIDTH}</td>" in shown
-    assert f"<td>parameters</td><td>{parameters:,}</td>" in shown
-    assert "<td>architecture</td><td>llama</td>" in shown
+    assert row("blocks", LAYERS) in shown
+    assert row("width of the stream", WIDTH) in shown
+    assert row("parameters", f"{parameters:,}") in shown
+    assert row("architecture", "llama") in shown
+    assert row("tokenizer", "none, reads token ids only") in shown
+    with_tokenizer = load_model(model.module, tokenizer=tiny_tokenizer())
+    assert row("tokenizer", "259 tokens") in with_tokenizer._repr_html_()
 
 
 def test_a_stream_says_its_sites_and_shape_and_prints_no_states(tmp_path: Path) -> None:
     model, tokens = tiny_model("llama"), torch.arange(12).reshape(2, 6)
     held, kept = stream.capture(model, tokens), stream.capture(model, tokens, out=tmp_path / "kept")
-    for one, where in ((held, "in memory"), (kept, f"on disk, in {tmp_path / 'kept'}")):
+    memory = f"{(LAYERS + 1) * 2 * 6 * WIDTH * 4 / 1000:.3g} kB"
+    for one, where in ((held, f"{memory} in memory"), (kept, f"{memory} on disk, in {tmp_path / 'kept'}")):
         shown = one._repr_html_()
         assert f"2 × 6 × {WIDTH}" in shown
-        assert f"<td>{LAYERS + 1} sites</td><td>blocks.0.hook_resid_pre, …, blocks.3.hook_resid_post</td>" in shown
-        assert f"<td>kept</td><td>{where}</td>" in shown
+        assert row(f"{LAYERS + 1} sites", "blocks.0.hook_resid_pre, …, blocks.3.hook_resid_post") in shown
+        assert row("kept", f"{where}") in shown
         assert repr(one) == f"ResidualStream(sites={LAYERS + 1}, shape=(2, 6, {WIDTH}), torch.float32)"
+
+
+def test_a_spectrum_says_what_is_computed_and_what_can_be_asked_for() -> None:
+    spectrum = spectra.decompose(torch.stack([torch.eye(2), 3 * torch.eye(2), 5 * torch.eye(2)]))
+    assert repr(spectrum) == "Spectrum(shape=(3, 2, 2), no score computed yet)"
+    assert row("computed when asked for", ", ".join(SCORES)) in spectrum._repr_html_()
+    assert set(vars(spectrum)) == {"matrices", "_origin", "_schur"}  # showing it has computed nothing
+    assert spectrum.spectral_radius.tolist() == [1.0, 3.0, 5.0]
+    assert repr(spectrum) == "Spectrum(shape=(3, 2, 2), spectral_radius=3)"
+    shown = spectrum._repr_html_()
+    assert "<caption>Spectrum of (3, 2, 2): medians of what is computed</caption>" + row("spectral_radius", 3) in shown
+    waiting = [name for name in SCORES if name != "spectral_radius"]
+    assert row("computed when asked for", ", ".join(waiting)) in shown
+    assert {"frobenius_norm", "henrici_departure", "kreiss_constant"} < set(waiting)
+
+
+def test_sizes_are_in_the_unit_that_leaves_three_digits() -> None:
+    sizes = {0: "0 B", 999: "999 B", 1536: "1.54 kB", 94_000_000: "94 MB", 7.5e9: "7.5 GB", float("nan"): "unknown"}
+    assert {count: display.size(count) for count in sizes} == sizes
 
 
 def test_windows_say_how_many_documents_they_are_from() -> None:
     tokens, document = torch.zeros(3, 8, dtype=torch.int64), torch.tensor([0, 2, 2])
     windows = Windows(tokens, document, ("a", "b", "c"), frozenset(), EVIL, "")
-    assert "<td>documents</td><td>2 of 3</td>" in windows._repr_html_()
+    assert row("documents", "2 of 3") in windows._repr_html_()
     assert "<script" not in windows._repr_html_()
     assert repr(windows) == f"Windows({EVIL!r}, windows=3, length=8, documents=2)"
 
 
 def test_a_claim_says_its_verdict_and_why() -> None:
-    claim = Claim(
-        id="updates.alignment",
-        statement=EVIL,
-        source="a paper",
-        statistic="median",
-        estimate=0.74,
-        ci_low=0.72,
-        ci_high=0.76,
-        threshold=0.9,
-        unit="documents",
-        n_units=14,
-        null={},
-        controls=[],
-        verdict="not supported",
-        reason="the whole interval lies short of 0.9",
-    )
-    shown = claim._repr_html_()
-    assert "— not supported</caption>" in shown
-    assert "<td>0.74 [0.72, 0.76]</td>" in shown
-    assert "<td>documents</td><td>14</td>" in shown
-    assert "<td>reason</td><td>the whole interval lies short of 0.9</td>" in shown
+    shown = CLAIM._repr_html_()
+    assert "— ✗ not supported</caption>" in shown
+    assert repr(CLAIM) == "Claim('updates.alignment', not supported: 0.74 [0.72, 0.76], threshold 0.9)"
+    signs = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
+    for verdict, sign in signs.items():
+        assert f"— {sign} {verdict}</caption>" in replace(CLAIM, verdict=verdict)._repr_html_()
+    assert row("estimate [95 % interval]", "0.74 [0.72, 0.76]") in shown
+    assert row("documents", "14") in shown
+    assert row("reason", "the whole interval lies short of 0.9") in shown
     assert "<script" not in shown
+
+
+def test_a_run_colours_its_verdicts_by_a_mixture_with_the_notebooks_own_ink(tmp_path: Path) -> None:
+    shown = Result(xr.Dataset(), [CLAIM], tmp_path, "t")._repr_html_()
+    (color,) = re.findall(r"[^-]color: ([^;\"]+)", shown)
+    assert color == "color-mix(in srgb, currentColor 60%, #d55e00)"
+    assert "✗ not supported</td>" in shown
 
 
 def test_a_plain_figure_is_a_picture_on_every_backend(tmp_path: Path) -> None:

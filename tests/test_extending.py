@@ -49,14 +49,15 @@ def test_it_is_found_and_has_a_help_of_its_own(installed: Path, tmp_path: Path) 
     shown = call(installed, tmp_path, "norms", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "-m probe norms [-h] [OPTIONS]" in shown.stdout
-    assert "--margin FLOAT" in shown.stdout
+    assert "--layers STR" in shown.stdout
     assert "--window-length" in shown.stdout
 
 
 def test_it_runs_and_leaves_all_files_of_a_run(installed: Path, tmp_path: Path) -> None:
     tiny_module("llama").save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    options = ["--model", "model", "--dataset", "sample", "--windows", "6", "--window-length", "16", "--quiet"]
+    text = ["--dataset", "sample", "--windows", "6", "--window-length", "16"]
+    options = ["--model", "model", *text, "--layers", "0,2", "--quiet"]
     done = call(installed, tmp_path, "norms", *options, "--out", "run")
     assert (done.returncode, done.stdout) == (0, "run/report.html\n"), done.stderr
     run = tmp_path / "run"
@@ -71,10 +72,15 @@ def test_it_runs_and_leaves_all_files_of_a_run(installed: Path, tmp_path: Path) 
     assert sorted(path.name for path in (run / "figures").iterdir()) == ["norms.png", "norms.svg"]
     (claim,) = json.loads((run / "claims.json").read_text())
     with xr.open_dataset(run / "results.nc", engine="h5netcdf") as data:
-        assert data["log_norm"].shape == (2, 5, 6)
+        assert data["log_norm"].shape == (2, 3, 6)
+        assert data["depth"].values.tolist() == [0, 2, 3]  # before the chosen blocks, and after the last
         ends = data["log_norm"].isel(depth=[0, -1]).mean("window").values
-    own, fresh = (ends[:, 1] - ends[:, 0]) / 4
+    own, fresh = (ends[:, 1] - ends[:, 0]) / 3
     assert claim["estimate"] == pytest.approx(own, rel=1e-4)
     assert claim["null"]["estimate"] == pytest.approx(fresh, rel=1e-4)
     assert claim["controls"][0]["estimate"] == pytest.approx(own - fresh, rel=1e-4)
     assert (claim["unit"], claim["n_units"]) == ("documents", 6)
+    tiny_module("llama", seed=1).save_pretrained(tmp_path / "model")
+    refused = call(installed, tmp_path, "norms", *options, "--out", "run")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "a run directory belongs to one configuration, but in run fingerprint.weights was " in refused.stderr

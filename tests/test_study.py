@@ -22,8 +22,8 @@ from markupsafe import escape
 
 from probe import InputError, analyses, study
 from probe.analysis import Analysis
-from probe.claims import Claim
-from probe.report import SIGNS, Result, interval_text
+from probe.claims import SIGNS, Claim
+from probe.report import Result, interval_text
 from probe.runs import Run, changes
 from probe.study import definition, ledger, work
 from probe.study.definition import Study

@@ -56,23 +56,24 @@ class Spectrum(Factors):
         return Spectrum(self.matrices - identity, origin=self)
 
     def __repr__(self) -> str:
-        return f"Spectrum(shape={tuple(self.matrices.shape)}, {self._cheap()})"
+        shown = [f"{name}={value}" for name, value in self._medians().items()] or ["no score computed yet"]
+        return f"Spectrum(shape={tuple(self.matrices.shape)}, {', '.join(shown)})"
 
     def _repr_html_(self) -> str:
-        return display.table(f"Spectrum of {tuple(self.matrices.shape)}: medians", self._medians())
-
-    def _cheap(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self._medians().items())
+        waiting = [name for name in SCORES if name not in vars(self)]
+        rows = self._medians() | {"computed when asked for": ", ".join(waiting) or "nothing more"}
+        return display.table(f"Spectrum of {tuple(self.matrices.shape)}: medians of what is computed", rows)
 
     def _medians(self) -> dict[str, str]:
-        """Medians over the batch of the scores that need no eigenvalues, and of those already computed."""
-        cheap = ("frobenius_norm", "antisymmetric_fraction", "commutator_norm")
-        scores = {name: getattr(self, name) for name in cheap}
-        scores |= {name: value for name, value in vars(self).items() if name in _SCORES}
+        """Medians over the batch of the scores that are computed; none is computed for being shown."""
+        scores = {name: vars(self)[name] for name in SCORES if name in vars(self)}
         return {name: f"{float(value.median()):.4g}" for name, value in scores.items() if value.numel()}
 
 
-_SCORES = {name for name, value in vars(Spectrum).items() if isinstance(value, cached_property)} - {"update"}
+SCORES = (
+    "frobenius_norm",
+    *(name for name, value in vars(Spectrum).items() if isinstance(value, cached_property) and name != "update"),
+)
 
 
 def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from probe import analyses, command, report
-from probe.claims import Claim
+from probe.claims import SIGNS, Claim
 from probe.errors import InputError
 from probe.report import Result
 from probe.runs import Run, write_file
@@ -283,13 +283,13 @@ def to_markdown(found: Ledger) -> str:
 
 def _cells(entries: Sequence[Entry], models: Sequence[str]) -> list[str]:
     by_model = {entry.model: entry.claim.verdict for entry in entries}
-    return [f"{report.SIGNS[by_model[model]]} {by_model[model]}" if model in by_model else "–" for model in models]
+    return [f"{SIGNS[by_model[model]]} {by_model[model]}" if model in by_model else "–" for model in models]
 
 
 def _markdown_row(entry: Entry) -> list[str]:
     claim = entry.claim
     numbers = report.interval_text(claim.estimate, claim.ci_low, claim.ci_high)
-    sign = f"{report.SIGNS[claim.verdict]} {claim.verdict}"
+    sign = f"{SIGNS[claim.verdict]} {claim.verdict}"
     return [
         *(_escaped(entry.model), entry.state, sign, numbers),
         *(f"{claim.threshold:.3g}", str(claim.n_units), _escaped(claim.reason)),
