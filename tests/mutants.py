@@ -9,6 +9,7 @@ from tests.mutants_dynamics import DYNAMICS
 from tests.mutants_graphs import GRAPHS
 from tests.mutants_jacobian import JACOBIAN
 from tests.mutants_spectra import SPECTRA
+from tests.mutants_training import TRAINING
 from tests.mutants_weights import WEIGHTS
 
 
@@ -493,12 +494,7 @@ TOKENWISE_CLAIMS = _mutants(
     ),
 )
 
-COMMUNITIES_MUTANTS = [mutant for file, groups in COMMUNITIES.items() for mutant in _mutants(file, *groups)]
-GRAPHS_MUTANTS = [mutant for file, groups in GRAPHS.items() for mutant in _mutants(file, *groups)]
-SPECTRA_MUTANTS = [mutant for file, groups in SPECTRA.items() for mutant in _mutants(file, *groups)]
-DYNAMICS_MUTANTS = [mutant for file, groups in DYNAMICS.items() for mutant in _mutants(file, *groups)]
-JACOBIAN_MUTANTS = [mutant for file, groups in JACOBIAN.items() for mutant in _mutants(file, *groups)]
-WEIGHTS_MUTANTS = [mutant for file, groups in WEIGHTS.items() for mutant in _mutants(file, *groups)]
+ROOMS = {**COMMUNITIES, **DYNAMICS, **JACOBIAN, **GRAPHS, **SPECTRA, **WEIGHTS, **TRAINING}
 
 MUTANTS = [
     *GEOMETRY,
@@ -507,10 +503,5 @@ MUTANTS = [
     *RANKS,
     *CLAIMS,
     *TOKENWISE_CLAIMS,
-    *COMMUNITIES_MUTANTS,
-    *DYNAMICS_MUTANTS,
-    *JACOBIAN_MUTANTS,
-    *GRAPHS_MUTANTS,
-    *SPECTRA_MUTANTS,
-    *WEIGHTS_MUTANTS,
+    *(mutant for file, groups in ROOMS.items() for mutant in _mutants(file, *groups)),
 ]
