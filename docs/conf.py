@@ -56,7 +56,14 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": [], "install": [], "quickstart": []}
+# pages without siblings have nothing to list beside them
+html_sidebars = {
+    page: []
+    for page in (
+        *("index", "install", "quickstart", "verdicts", "theory", "ledger"),
+        *("examples", "errors", "benchmarks", "changelog", "contributing"),
+    )
+}
 copybutton_exclude = ".linenos, .gp, .go"
 
 
