@@ -95,6 +95,11 @@ class TestContinuity:
         for measure in (continuity, subspace_continuity, best_matches):
             torch.testing.assert_close(measure(flipped), measure(vectors))
 
+    def test_a_best_match_is_of_the_direction_before(self):
+        e = torch.eye(3, dtype=torch.float64)
+        frames = torch.stack([e[:, :2], torch.stack([e[1], (e[0] + e[2]) * 0.5**0.5], dim=1)])
+        torch.testing.assert_close(best_matches(frames), torch.tensor([[0.5, 1.0]], dtype=torch.float64))
+
     def test_batches_are_single_stacks(self):
         W = torch.randn(3, LAYERS, N, N, generator=generator(5), dtype=torch.float64)
         vectors = leading_triplets(W).right
