@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from huggingface_hub import constants
 
-from probe import command, display, sources
+from probe import command, display, parsing, sources
 from probe.errors import InputError
 
 State = Literal["here", "in part", "not here"]
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe models") ->
     """
 
     def work() -> None:
-        options = command.parse(Options, program, inspect.getdoc(Options) or "", argv, Options.examples)
+        options = parsing.parse(Options, program, inspect.getdoc(Options) or "", argv, Options.examples)
         found = entries(every=options.all)
         if options.json:
             sys.stdout.write(json.dumps([asdict(entry) for entry in found], indent=1, ensure_ascii=False) + "\n")

@@ -30,7 +30,7 @@ import tyro
 
 from probe import display
 from probe.errors import InputError
-from probe.parsing import parse as parse
+from probe.parsing import parse
 
 if TYPE_CHECKING:
     from rich.table import Table

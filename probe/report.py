@@ -35,6 +35,7 @@ from plotly.offline import get_plotlyjs
 
 from probe import plots
 from probe.claims import SIGNS, Claim
+from probe.command import model_in_words
 from probe.errors import InputError
 from probe.runs import write_file
 
@@ -257,14 +258,8 @@ def _record(result: Result) -> dict[str, Any]:
 
 def _named(attrs: Mapping[Any, Any], config: Mapping[str, Any]) -> str:
     """The model, and what was done to its weights."""
-    done = {"random_init": "fresh weights", "shuffled_weights": "shuffled weights"}
-    words = [f"{words} {config[key]}" for key, words in done.items() if config.get(key) is not None]
-    return ", ".join([_model(attrs), *words])
-
-
-def _model(attrs: Mapping[Any, Any]) -> str:
-    """The model, with its revision where one was asked for."""
-    return f"{attrs.get('model', 'unnamed')}" + (f" @ {attrs['revision']}" if attrs.get("revision") else "")
+    done = {name: config.get(name) for name in ("random_init", "shuffled_weights")}
+    return model_in_words(str(attrs.get("model", "unnamed")), attrs.get("revision"), **done)
 
 
 def interval_text(estimate: float | None, low: float | None, high: float | None) -> str:
@@ -443,7 +438,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _facts(data: xr.Dataset) -> list[tuple[str, str]]:
     """The run in a few words, from what the Dataset holds."""
     attrs = data.attrs
-    model = _model(attrs) + (f" ({attrs['description']})" if attrs.get("description") else "")
+    model = _named(attrs, {}) + (f" ({attrs['description']})" if attrs.get("description") else "")
     named = [("Model", model), ("Architecture", attrs.get("architecture")), ("Text", attrs.get("text"))]
     sizes = [("Blocks", "layer"), ("Scored tokens", "query")]
     counts = [(label, f"{data.sizes[name]:,}") for label, name in sizes if name in data.sizes]

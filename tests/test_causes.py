@@ -158,6 +158,12 @@ class TestAgainstTheDefinition:
             expected = (vectors[:-1] * vectors[1:]).sum(-1).abs()
             np.testing.assert_allclose(found.sel(weights=kind), expected, atol=2e-3)
 
+    def test_working_time_counts_the_units_and_not_their_checkpoints_beside(self, result: Result):
+        run = Run(result.directory)
+        assert run.has("checkpoints", "full")
+        assert run.seconds is not None
+        assert run.seconds > 0
+
     def test_coherence_of_gradients(self, result: Result, trained):
         _, module, data = trained
         each = []

@@ -116,7 +116,7 @@ def test_runs_of_two_weights_share_none(runs: dict[str, Path], tmp_path: Path):
     page = work.compare([runs["continuity"], tmp_path / "fresh"], tmp_path / "page.html")
     text = page.read_text(encoding="utf-8")
     assert "coincide" not in text
-    assert "fresh weights 3, dynamics" in text
+    assert "fresh weights (seed 3), dynamics" in text
 
 
 def test_settings_that_differ_are_listed(runs: dict[str, Path], tmp_path: Path):
