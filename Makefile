@@ -23,7 +23,7 @@ $(DOCS_INSTALLED): $(INSTALLED) requirements-docs.lock
 	touch $@
 
 demo: $(INSTALLED) ## the layer updates of the default model on the sample text, as a report
-	$(PYTHON) -m probe.analyses.tokenwise --dataset sample --windows 64 --window-length 128 --queries-per-window 8 \
+	$(PYTHON) -m probe.analyses.tokenwise --dataset sample --windows 64 --window-length 128 --positions-per-window 8 \
 	    --classes mean,linear,local,mlp --replaced linear,local,mlp --mlp-width 256 --mlp-steps 150 \
 	    --neighbours 128 --rank 32 --replacement one --draws 1 --no-sweep --no-floor --fit-windows 128 --out runs/demo
 

@@ -22,7 +22,7 @@ from probe.report import Result
 from probe.runs import Run, open_run
 
 SMALL = {"seeds": 2, "steps": 20, "batch": 8, "width": 10, "blocks": 3, "snapshots": 2, "arm_steps": 20}
-SMALL |= {"arm_batch": 2, "arm_width": 16, "arm_blocks": 2, "arm_heads": 2, "context": 16}
+SMALL |= {"arm_batch": 2, "arm_width": 16, "arm_blocks": 2, "arm_heads": 2, "window_length": 16}
 FEW = "stream-gelu,plain-gelu,block2-tanh,stream-identity-norm=layer"
 
 
@@ -293,7 +293,7 @@ class TestCommand:
         options = small(text=text)
         learned, held_out = (work.windows_of(options, part) for part in ("fit", "scored"))
         assert not set(learned.document.tolist()) & set(held_out.document.tolist())
-        assert learned.window_length == SMALL["context"] + 1
+        assert learned.window_length == SMALL["window_length"] + 1
 
     def test_nulls_of_the_transformers_have_the_width_of_their_space(self):
         null = dataset._arm_nulls(small())

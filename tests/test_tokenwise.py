@@ -66,7 +66,7 @@ def _saved(folder, architecture, *, without_attention=False):
 
 
 def _config(model, text, **changes):
-    small = {"windows": 12, "window_length": 32, "fit_windows": 40, "queries_per_window": 4, "layers": "1,2"}
+    small = {"windows": 12, "window_length": 32, "fit_windows": 40, "positions_per_window": 4, "layers": "1,2"}
     small |= {"neighbours": 24, "rank": 8, "mlp_width": 16, "mlp_steps": 30, "draws": 2, "all_windows": 2}
     small |= {"sweep_neighbours": (12, 24), "sweep_ranks": (2, 8), "bank_tokens": 300}
     return tokenwise.Config(model=str(model), text=text, **(small | changes))
@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(result, folder, text):
     [
         ({"classes": ("linear", "quadratic")}, "quadratic"),
         ({"classes": ("linear",), "replaced": ("local",)}, "--replaced"),
-        ({"queries_per_window": 0}, "--queries-per-window"),
+        ({"positions_per_window": 0}, "--positions-per-window"),
         ({"layers": "1,9"}, "9"),
         ({"window_length": 4000}, "4000"),
     ],

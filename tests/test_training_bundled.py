@@ -39,7 +39,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(text: Path, out: Path, architecture: str = "transformer") -> Config:
-    return Config(architecture=architecture, out=out, text=text, steps=20, batch=4, context=16, held_out=6)  # type: ignore[arg-type]
+    return Config(architecture=architecture, out=out, text=text, steps=20, batch=4, window_length=16, held_out=6)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", ["transformer", "mamba"])

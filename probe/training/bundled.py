@@ -75,7 +75,7 @@ class Config:
     """Number of steps."""
     batch: int = 8
     """Windows of a step."""
-    context: int = 128
+    window_length: int = 128
     """Bytes of a window."""
     learning_rate: float = 2e-3
     """At its highest, after the warm-up."""
@@ -86,7 +86,7 @@ class Config:
     def command(self) -> str:
         """What to type for the same weights."""
         text = f"--text {self.text.name}" if self.text else f"--dataset {self.dataset} --split {self.split}"
-        names = ("seed", "steps", "batch", "context", "learning_rate", "held_out")
+        names = ("seed", "steps", "batch", "window_length", "learning_rate", "held_out")
         numbers = " ".join(f"--{name.replace('_', '-')} {getattr(self, name)}" for name in names)
         return f"python -m probe.training --architecture {self.architecture} {text} {numbers} --out {self.out.name}"
 
@@ -267,7 +267,7 @@ def texts(config: Config) -> tuple[Windows, Windows]:
             text=config.text,
             split=config.split,
             windows=None,
-            window_length=config.context + 1,
+            window_length=config.window_length + 1,
             part=part,
             seed=config.seed,
         )
@@ -307,7 +307,7 @@ def _write(config: Config, module: nn.Module, learned: Windows, held_out: Window
         "documents_learned": learned.n_documents,
         "documents_judged": held_out.n_documents,
         "steps": config.steps,
-        "bytes_a_step": config.batch * config.context,
+        "bytes_a_step": config.batch * config.window_length,
         "held_out_bits_per_byte": sum(losses) / held_out.n_windows / _NAT,
         "trigram_bits_per_byte": trigram_bits(learned.tokens, held_out.tokens),
         "weights_sha256": hashlib.sha256((config.out / "model.safetensors").read_bytes()).hexdigest(),

@@ -69,7 +69,7 @@ class Config(AnyConfig):
     """Blocks of a transformer."""
     arm_heads: int = 4
     """Heads of its attention."""
-    context: int = 128
+    window_length: int = 128
     """Bytes of a window."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Thresholds and margins of the claims."""
@@ -117,7 +117,7 @@ class Config(AnyConfig):
         if unknown := [arm for arm in self.arms if arm not in ARMS]:
             raise InputError(f"--arms must be some of {', '.join(ARMS)}, got {unknown[0]!r}: leave it out")
         least = {"seeds": 1, "seed": 0, "steps": 20, "batch": 1, "width": 2, "blocks": 2, "snapshots": 2}
-        least |= {"arm_steps": 20, "arm_batch": 1, "arm_width": 2, "arm_blocks": 2, "arm_heads": 1, "context": 2}
+        least |= {"arm_steps": 20, "arm_batch": 1, "arm_width": 2, "arm_blocks": 2, "arm_heads": 1, "window_length": 2}
         for option, bound in least.items():
             if getattr(self, option) < bound:
                 name = option.replace("_", "-")

@@ -57,7 +57,7 @@ def _stage(name: str, count: int, seconds: float, config: Config) -> StagePlan:
     d, blocks, rows = (
         (config.width, config.blocks, 64 * config.batch)
         if name == "toys"
-        else (config.arm_width, config.arm_blocks, 40 * config.arm_batch * config.context)
+        else (config.arm_width, config.arm_blocks, 40 * config.arm_batch * config.window_length)
     )
     numbers = config.seeds * (rows * d + 50 * blocks * d**2) * (1 if name == "toys" else blocks)
     return StagePlan(name, count, count * WATCHING * seconds, LIBRARIES + 4 * numbers)

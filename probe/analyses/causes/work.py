@@ -171,7 +171,7 @@ def windows_of(config: Config, part: Part) -> Windows:
         text=config.text,
         split=config.split,
         windows=None,
-        window_length=config.context + 1,
+        window_length=config.window_length + 1,
         part=part,
         seed=config.seed,
     )

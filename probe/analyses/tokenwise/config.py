@@ -44,9 +44,9 @@ class Config(TextConfig):
     """Classes of tokenwise maps, a comma list; mlp starts at the ridge optimum, mlp_random at random."""
     fit_windows: int = 256
     """Windows for fitting, both halves together (there may be fewer in the text)."""
-    queries_per_window: int = 8
+    positions_per_window: int = 8
     """Positions scored in each scored window."""
-    control_queries_per_window: int = 2
+    control_positions_per_window: int = 2
     """How many of them enter the sweep, the floor and the fits to permuted updates."""
     bank_tokens: int = 20_000
     """Tokens of one half among which the local classes look for neighbours."""

@@ -103,7 +103,7 @@ def _check(config: Config) -> None:
             "add it there, or leave it out here"
         )
     small = {"--windows": config.windows, "--fit-windows": config.fit_windows, "--draws": config.draws}
-    small |= {"--queries-per-window": config.queries_per_window, "--mlp-width": config.mlp_width}
+    small |= {"--positions-per-window": config.positions_per_window, "--mlp-width": config.mlp_width}
     small |= {"--neighbours": config.neighbours, "--rank": config.rank, "--mlp-steps": config.mlp_steps}
     for option, value in small.items():
         if value < 1:

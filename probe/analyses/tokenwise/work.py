@@ -40,7 +40,7 @@ def query_positions(config: Config) -> Int[Tensor, "window query"]:
     """The scored positions: a seeded draw from each window's counted positions that a token follows, sorted."""
     return subjects.draw_positions(
         windows_of(config, "scored"),
-        config.queries_per_window,
+        config.positions_per_window,
         skip_first=config.skip_first,
         seed=config.seed,
         followed=True,  # the loss needs a next token
@@ -51,7 +51,7 @@ def control_queries(config: Config) -> Int[Tensor, " query"]:
     """Rows of the queries that enter sweep, floor and permuted fits: a seeded draw from each window's."""
     windows, chosen = query_positions(config).shape
     drawn = torch.rand((windows, chosen), generator=torch.Generator().manual_seed(config.seed + 1))
-    columns = drawn.topk(min(config.control_queries_per_window, chosen), dim=1).indices.sort(dim=1).values
+    columns = drawn.topk(min(config.control_positions_per_window, chosen), dim=1).indices.sort(dim=1).values
     return (torch.arange(windows)[:, None] * chosen + columns).flatten()
 
 
