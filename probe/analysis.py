@@ -76,7 +76,15 @@ class Analysis(Generic[_Config]):
     config: type[_Config]
     module: str
 
-    def run(self, config: _Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
+    def run(
+        self,
+        config: _Config,
+        *,
+        out: Path | None = None,
+        fresh: bool = False,
+        quiet: bool = False,
+        typed: str | None = None,
+    ) -> Result:
         """Runs the analysis, or what of it is not finished yet, and writes results and claims.
 
         Args:
@@ -84,6 +92,7 @@ class Analysis(Generic[_Config]):
             out: The run directory; by default `runs/NAME/MODEL-KEY`.
             fresh: Move an old run in that directory aside and begin anew.
             quiet: No plan and no progress bars.
+            typed: The command that was typed, for the record; by default the call from Python.
 
         Returns:
             The result: `data`, `claims`, `directory`, `write_report()`.
@@ -96,7 +105,7 @@ class Analysis(Generic[_Config]):
 
         stages = self._part("stages")(config)
         fingerprint = self._part("fingerprint", lambda config: {})(config)
-        with open_run(self.name, config, fingerprint, out=out, fresh=fresh) as opened:
+        with open_run(self.name, config, fingerprint, out=out, fresh=fresh, typed=typed) as opened:
             if not quiet:
                 command.print_plan(self.plan(config), command.title(self.name, config), sys.stderr)
             for stage in stages:

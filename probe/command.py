@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import itertools
@@ -212,7 +213,7 @@ def main(
     Args:
         analysis: Its name, as in `python -m probe.analyses.NAME`.
         config_type: Its configuration; the fields become options, their docstrings the help.
-        run: `run(config, *, out, fresh, quiet)`, which returns a `Result`.
+        run: `run(config, *, out, fresh, quiet, typed)`, which returns a `Result`.
         plan: `plan(config)`, what a run would do.
         argv: Arguments; those of this process by default.
         across: Claims that are read from several results together, for the page that compares them.
@@ -222,10 +223,11 @@ def main(
         Exit status: 0, 2, 130 or 141.
     """
     both: type[Any] = with_run_options(config_type)
+    program = program or f"python -m probe.analyses.{analysis}"
+    words = typed(program, argv)
 
     def work() -> None:
-        typed = program or f"python -m probe.analyses.{analysis}"
-        parsed = parse(both, typed, inspect.getdoc(config_type) or "", argv, config_type.examples)
+        parsed = parse(both, program, inspect.getdoc(config_type) or "", argv, config_type.examples)
         configs = _one_a_run(parsed.config)
         for each in configs:
             each.require_inputs()
@@ -233,9 +235,9 @@ def main(
             for each in configs:
                 print_plan(plan(each), title(analysis, each))
         else:
-            _run_all(analysis, configs, parsed.options, run, across)
+            _run_all(analysis, configs, parsed.options, functools.partial(run, typed=shlex.join(words)), across)
 
-    return exit_status(work, _command_to_go_on(analysis, argv, program))
+    return exit_status(work, shlex.join(word for word in words if word != "--fresh"))  # which would begin again
 
 
 def exit_status(work: Callable[[], object], go_on: str) -> int:
@@ -332,11 +334,17 @@ def title(analysis: str, config: Config) -> str:
     ])
 
 
-def _command_to_go_on(analysis: str, argv: Sequence[str] | None, program: str | None) -> str:
-    """The command that was typed, less `--fresh`, which would begin again."""
-    words = shlex.split(program) if program else ["python", "-m", f"probe.analyses.{analysis}"]
-    typed = sys.orig_argv if argv is None else [*words, *argv]
-    return shlex.join(word for word in typed if word != "--fresh")
+def typed(program: str, argv: Sequence[str] | None) -> list[str]:
+    """The words of a command, as one can type them again.
+
+    Args:
+        program: Those before the arguments.
+        argv: The arguments; None if they are this process's own.
+
+    Returns:
+        The words; of this process's own command, all that it was started with.
+    """
+    return sys.orig_argv if argv is None else [*shlex.split(program), *argv]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A run directory: units of work, resume, provenance.
+"""A run directory: units of work, resume, results.
 
 Every file is written whole or not at all: to a temporary file in the same folder, flushed to the disk, then renamed
 over the old one. So a process that is killed at any moment leaves finished files and, at worst, a temporary one that
@@ -14,16 +14,10 @@ import datetime
 import errno
 import fcntl
 import hashlib
-import importlib.metadata
-import itertools
 import json
 import math
 import os
-import platform
 import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +32,13 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from probe import machine
+from probe import provenance
 from probe.claims import Claim
 from probe.errors import InputError
 
 _PARTIAL = ".partial"  # suffix of a file that is being written
 _LOCK = ".lock"
 _SECONDS = "seconds"  # in the header of a unit's file
-_LIBRARIES = ("residual-probe", "torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")
 _UNIT_NAME = re.compile(r"[\w=+,.-]+")
 
 
@@ -211,7 +204,13 @@ class Run:
 
 
 def open_run(
-    analysis: str, config: Any, fingerprint: Mapping[str, str], *, out: Path | str | None = None, fresh: bool = False
+    analysis: str,
+    config: Any,
+    fingerprint: Mapping[str, str],
+    *,
+    out: Path | str | None = None,
+    fresh: bool = False,
+    typed: str | None = None,
 ) -> Run:
     """Open a run directory, new or to be resumed, and lock it.
 
@@ -223,6 +222,7 @@ def open_run(
         out: The directory, used as it is; by default `runs/ANALYSIS/MODEL-KEY` in the current folder, where KEY is a
             hash of analysis, configuration and fingerprint.
         fresh: Move an old run in this directory aside (`DIRECTORY.TIME`) and begin anew; nothing is deleted.
+        typed: The command that was typed, for the record; by default the call from Python.
 
     Returns:
         The run; close it, or use it in a `with` statement.
@@ -235,7 +235,7 @@ def open_run(
         "analysis": analysis,
         "config": _plain(config),
         "fingerprint": dict(fingerprint),
-        "versions": _versions(),
+        "versions": provenance.versions(),
     }
     directory = Path(out) if out is not None else _default_directory(analysis, config, identity)
     _check_is_run(directory)
@@ -251,7 +251,8 @@ def open_run(
         if (directory / "config.json").exists():
             _check_same(run, identity)
         else:
-            write_file(directory / "config.json", _dumps(identity | {"provenance": _provenance(config, out)}))
+            begun = provenance.describe(config, typed or provenance.call(config, out))
+            write_file(directory / "config.json", _dumps(identity | {"provenance": begun}))
     except BaseException:
         lock.close()
         raise
@@ -388,84 +389,6 @@ def _default_directory(analysis: str, config: Any, identity: Mapping[str, Any]) 
     key = hashlib.sha256(text.encode()).hexdigest()[:8]
     model = re.sub(r"[^\w.-]+", "-", Path(getattr(config, "model", None) or analysis).name)
     return Path("runs", analysis, f"{model}-{key}")
-
-
-def _versions() -> dict[str, str]:
-    return {name: _version(name) for name in _LIBRARIES}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _provenance(config: Any, out: Path | str | None) -> dict[str, Any]:
-    """Where, when and how a run was begun: recorded, not compared."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": _command(config, out),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "commit": _commit(),
-        **machine.describe(),
-        "threads": torch.get_num_threads(),
-        **{name: _plain(getattr(config, name)) for name in ("seed", "device", "dtype") if hasattr(config, name)},
-    }
-
-
-def _command(config: Any, out: Path | str | None) -> str:
-    """What to type for this run: the analysis's own command line, or else the call from Python that it came from."""
-    package = _public_module(type(config))
-    if package == "__main__" or ("-m", package) in itertools.pairwise(sys.orig_argv):
-        return shlex.join(sys.orig_argv)
-    imports = {package: {"run"}}
-    arguments = [_code(config, imports), *([] if out is None else [f"out={_code(Path(out), imports)}"])]
-    lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
-    return "\n".join([*lines, "", f"run({', '.join(arguments)})"])
-
-
-def _code(value: Any, imports: dict[str, set[str]]) -> str:
-    """Python that makes the value, a configuration without its defaults; the names it needs go into `imports`."""
-    match value:
-        case Path():
-            imports.setdefault("pathlib", set()).add("Path")
-            return f"Path({str(value)!r})"
-        case tuple():
-            return f"({''.join(_code(item, imports) + ', ' for item in value).rstrip()})"
-        case _ if dataclasses.is_dataclass(value):
-            kind = type(value)
-            imports.setdefault(_public_module(kind), set()).add(kind.__name__)
-            given = [field for field in dataclasses.fields(value) if getattr(value, field.name) != _default(field)]
-            arguments = (f"{field.name}={_code(getattr(value, field.name), imports)}" for field in given)
-            return f"{kind.__name__}({', '.join(arguments)})"
-        case _:
-            return repr(value)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _public_module(kind: type) -> str:
-    """The outermost package that hands a class on: where a user imports it from."""
-    parts = kind.__module__.split(".")
-    names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return next((name for name in names if getattr(sys.modules.get(name), kind.__name__, None) is kind), names[-1])
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this code runs from, with "-dirty" if it was changed; None in a wheel."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _without_nul(value: Any) -> Any:

@@ -213,6 +213,15 @@ def test_the_command_to_go_on_is_the_one_that_was_typed(
     assert said.endswith("go on with: ../venv/bin/python -m probe.analyses.toy --text 'my file.txt'\n")
 
 
+@pytest.mark.parametrize("program", ["probe toy", "python -m probe.analyses.toy"])
+def test_a_run_records_the_command_that_was_typed(tmp_path: Path, program: str) -> None:
+    out = tmp_path / "a b"
+    words = [*SAMPLE, "--fresh", "--out", str(out)]
+    assert command.main("toy", toy.Config, toy.run, toy.plan, words, program=program) == 0
+    record = json.loads((out / "config.json").read_text())
+    assert record["provenance"]["command"] == f"{program} {' '.join(SAMPLE)} --fresh --out '{out}'"
+
+
 def test_several_models_and_revisions_make_one_run_each_and_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,7 +275,8 @@ def test_a_configuration_of_another_shape_needs_no_model(capsys: pytest.CaptureF
         raise InputError("that is enough")
 
     assert command.main("causes", Config, run, toy.plan, ["--arms", "none", "--fresh"]) == 2
-    assert seen == [(("none",), {"out": None, "fresh": True, "quiet": False})]
+    typed = "python -m probe.analyses.causes --arms none --fresh"
+    assert seen == [(("none",), {"out": None, "fresh": True, "quiet": False, "typed": typed})]
 
 
 @pytest.mark.parametrize("argv", [["--model", "pythia-1b", "--dataset", "sample"], ["--dataset", "wikitext-2"]])

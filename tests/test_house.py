@@ -26,7 +26,7 @@ FLOORS = [
     ("patching",),
     ("maps", "graphs", "jacobian", "training", "weights"),
     ("claims",),
-    ("runs", "engine", "parsing"),
+    ("provenance", "runs", "engine", "parsing"),
     ("plots",),
     ("report", "command"),
     ("catalogue",),

@@ -68,11 +68,18 @@ def stop() -> None:
     time.sleep(60)
 
 
-def run(config: Config, *, out: Path | None = None, fresh: bool = False, quiet: bool = False) -> Result:
+def run(
+    config: Config,
+    *,
+    out: Path | None = None,
+    fresh: bool = False,
+    quiet: bool = False,
+    typed: str | None = None,
+) -> Result:
     if config.model == "unknown":
         raise InputError("no model\nof that name")
     keys = [f"unit={index}" for index in range(UNITS)]
-    with open_run("toy", config, {"weights": "0"}, out=out, fresh=fresh) as opened:
+    with open_run("toy", config, {"weights": "0"}, out=out, fresh=fresh, typed=typed) as opened:
         for function in (draw, add):
             units = [Unit(function.__name__, key, {"index": index}) for index, key in enumerate(keys)]
             work(function, units, config, opened, description=function.__name__, quiet=quiet)

@@ -1,6 +1,6 @@
 """Two or more runs on one page: models, revisions, controls; or several analyses of one model.
 
-    python -m probe.compare RUN RUN ...
+    probe compare RUN RUN ...
 
 Claims stand side by side, then the settings that differ and the figures of one name. Where runs of continuity, dynamics
 and tokenwise (two of them at least) are of one model, a joint figure shows whether their directions coincide.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,5 +67,4 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m probe.c
 
         command.write_path(working.compare(options.runs, options.out))
 
-    typed = sys.orig_argv if argv is None else [*shlex.split(program), *argv]
-    return command.exit_status(work, shlex.join(typed))
+    return command.exit_status(work, shlex.join(command.typed(program, argv)))

@@ -1,6 +1,6 @@
 """A paper as a study: one TOML names models, controls, settings and claims; its runs and their ledger come of it.
 
-    python -m probe.study analyses/layer_updates.toml --text FILE
+    probe study analyses/layer_updates.toml --text FILE
 
 The ledger says claim by claim and model by model what was found: estimate, interval, null, controls, and the verdict as
 it was computed, with links to the reports of the runs. It is written anew after every run, as a page, CSV, JSON and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,5 +82,4 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m probe.s
 
         working.work(options)
 
-    typed = sys.orig_argv if argv is None else [*shlex.split(program), *argv]
-    return command.exit_status(work, shlex.join(typed))
+    return command.exit_status(work, shlex.join(command.typed(program, argv)))
