@@ -354,7 +354,10 @@ class TestLedger:
             assert json.loads(row["controls"]) == entry["controls"]
             for text in (interval_text(*numbers), entry["reason"], entry["model"]):
                 assert str(escape(text)) in page
-            assert f"| {SIGNS[entry['verdict']]} {entry['verdict']} | {interval_text(*numbers)} |" in markdown
+            assert (
+                f"| {SIGNS[entry['verdict']]}\N{NO-BREAK SPACE}{entry['verdict']} | {interval_text(*numbers)} |"
+                in markdown
+            )
         assert 'src="http' not in page
         assert "Content-Security-Policy" in page
         assert page.count(f'href="{rows[0]["run"]}/report.html"') == 3  # beside each claim, and in the list of runs

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from probe import analyses, command, report
-from probe.claims import SIGNS, Claim
+from probe.claims import SIGNS, Claim, Verdict
 from probe.errors import InputError
 from probe.report import Result
 from probe.runs import Run, write_file
@@ -283,15 +283,19 @@ def to_markdown(found: Ledger) -> str:
 
 def _cells(entries: Sequence[Entry], models: Sequence[str]) -> list[str]:
     by_model = {entry.model: entry.claim.verdict for entry in entries}
-    return [f"{SIGNS[by_model[model]]} {by_model[model]}" if model in by_model else "–" for model in models]
+    return [_signed(by_model[model]) if model in by_model else "–" for model in models]
+
+
+def _signed(verdict: Verdict) -> str:
+    """A verdict after its sign, which no end of a line parts from it."""
+    return f"{SIGNS[verdict]}\N{NO-BREAK SPACE}{verdict}"
 
 
 def _markdown_row(entry: Entry) -> list[str]:
     claim = entry.claim
     numbers = report.interval_text(claim.estimate, claim.ci_low, claim.ci_high)
-    sign = f"{SIGNS[claim.verdict]} {claim.verdict}"
     return [
-        *(_escaped(entry.model), entry.state, sign, numbers),
+        *(_escaped(entry.model), entry.state, _signed(claim.verdict), numbers),
         *(f"{claim.threshold:.3g}", str(claim.n_units), _escaped(claim.reason)),
     ]
 
