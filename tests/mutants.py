@@ -349,11 +349,13 @@ INFERENCE = _mutants(
     (
         "tests/test_inference.py::TestPermutations",
         [
-            ("(1 + extreme.sum()) / (1 + permutations)", "extreme.sum() / permutations"),
-            ("(1 + extreme.sum()) / (1 + permutations)", "(1 + extreme.sum()) / permutations"),
-            ("extreme = values >= observed", "extreme = values <= observed"),
-            ("extreme = values <= observed", "extreme = values >= observed"),
-            ("extreme = np.abs(values) >= abs(observed)", "extreme = values >= observed"),
+            ("(1 + (~short).sum()) / (1 + len(values))", "(~short).sum() / len(values)"),
+            ("(1 + (~short).sum()) / (1 + len(values))", "(1 + (~short).sum()) / len(values)"),
+            ('"greater": values < observed', '"greater": values <= observed'),
+            ('"greater": values < observed', '"greater": values > observed'),
+            ('"less": values > observed', '"less": values < observed'),
+            ('"two-sided": np.abs(values) < abs(observed)', '"two-sided": values < observed'),
+            ('float("nan") if np.isnan(observed) else ', ""),
             ("order[rows] = generator.permutation(rows)", "order[rows] = generator.permutation(n)[: len(rows)]"),
             ("* len(order) / np.arange(1, len(order) + 1)", "* len(p_values) / np.arange(1, len(order) + 1)"),
             ("* len(order) / np.arange(1, len(order) + 1)", "/ len(order) * np.arange(1, len(order) + 1)"),

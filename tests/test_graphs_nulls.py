@@ -138,6 +138,12 @@ class TestNulls:
         assert compared.p_value == 0.5
         assert not graphs.NullComparison(0.2, np.linspace(0, 0.2, 20), 1.0, np.zeros(20)).p_value < 0.09
 
+    def test_a_graph_without_edges_has_no_p_value(self) -> None:
+        graph = graphs.from_matrix(torch.zeros(6, 6))
+        compared = graphs.compare_with_null(graph, graphs.communities(graph), draws=5)
+        assert np.isnan(compared.p_value)
+        assert not compared.above
+
     def test_low_rank_structure_passes_permuted_columns_but_not_the_haar_basis(self) -> None:
         # Rank 6 in random directions: no coordinate means anything, yet far more than chance correlation.
         generator = np.random.default_rng(0)

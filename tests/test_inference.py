@@ -18,6 +18,7 @@ from probe.inference import (
     jackknife,
     partial_spearman,
     permutation_null,
+    permutation_p_value,
     resampled_rows,
     seed_interval,
     spearman,
@@ -246,6 +247,12 @@ class TestPermutations:
         assert p["less"] == 1 / 500
         assert p["greater"] == 1.0
         assert p["two-sided"] == pytest.approx(p["less"], abs=0.01)
+
+    def test_what_cannot_be_computed_speaks_for_no_claim(self):
+        assert np.isnan(permutation_null(lambda order: np.nan, 4, permutations=19).p_value)
+        draws = np.array([0.0, np.nan, np.nan])
+        for side, observed in (("greater", 1.0), ("less", -1.0), ("two-sided", 1.0)):
+            assert permutation_p_value(observed, draws, alternative=side) == 3 / 4
 
     def test_p_values_are_uniform_under_the_null(self):
         x, y = normal(2, 40, 15)

@@ -14,6 +14,7 @@ from probe.graphs.build import States, correlation_graph
 from probe.graphs.graph import Graph
 from probe.graphs.nulls import null_graph
 from probe.graphs.partition import canonical_labels, consensus, stability
+from probe.inference import permutation_p_value
 
 # γ₀ · 2^−4 … γ₀ · 2^3
 RESOLUTIONS = tuple(2.0**power for power in range(-4, 4))
@@ -87,8 +88,8 @@ class NullComparison:
 
     @property
     def p_value(self) -> float:
-        """``(1 + #{null quality ≥ quality}) / (1 + draws)``."""
-        return float((1 + (self.null_quality >= self.quality).sum()) / (1 + len(self.null_quality)))
+        """``(1 + #{null quality ≥ quality}) / (1 + draws)``; NaN for a graph without edges, which has no quality."""
+        return permutation_p_value(self.quality, self.null_quality)
 
     @property
     def above(self) -> bool:

@@ -2,7 +2,7 @@
 
 - intervals: `bootstrap` (`resampled_rows`, `bootstrap_interval`), `circular_block_bootstrap`, `jackknife`,
   `seed_interval`
-- nulls: `permutation_null`, `benjamini_hochberg`
+- nulls: `permutation_null`, `permutation_p_value`, `benjamini_hochberg`
 - ranks: `Ranking`, `spearman`, `partial_spearman`, `fisher_mean`
 """
 
@@ -18,6 +18,7 @@ from probe.inference.resampling import (
     circular_block_bootstrap,
     jackknife,
     permutation_null,
+    permutation_p_value,
     resampled_rows,
     seed_interval,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "jackknife",
     "partial_spearman",
     "permutation_null",
+    "permutation_p_value",
     "resampled_rows",
     "seed_interval",
     "spearman",

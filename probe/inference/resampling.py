@@ -30,6 +30,7 @@ Floats: TypeAlias = Float[np.ndarray, "..."]
 Ints: TypeAlias = Int[np.ndarray, "..."]
 Value: TypeAlias = float | Floats
 Statistic: TypeAlias = Callable[[Ints], Value]
+Alternative: TypeAlias = Literal["greater", "less", "two-sided"]
 
 # Below this many documents the percentile interval is too short (88 % at n = 8).
 SMALL_SAMPLE = 40
@@ -253,7 +254,7 @@ class PermutationNull:
     Attributes:
         observed: the statistic of the data.
         values: the statistic of each permutation, (permutation,).
-        p_value: ``(1 + #{values at least as extreme}) / (1 + permutations)``.
+        p_value: as `permutation_p_value` gives it.
     """
 
     observed: float
@@ -268,7 +269,7 @@ def permutation_null(
     groups: Shaped[np.ndarray, " row"] | None = None,
     permutations: int = 999,
     seed: int = 0,
-    alternative: Literal["greater", "less", "two-sided"] = "greater",
+    alternative: Alternative = "greater",
 ) -> PermutationNull:
     """Null distribution of a statistic under permutation of rows, optionally only within groups.
 
@@ -282,8 +283,6 @@ def permutation_null(
 
     Returns:
         Observed value, null values, p value.
-
-    Source: Phipson & Smyth (2010): p values of permutations are never zero.
     """
     members = [np.arange(n)] if groups is None else _rows_of_groups(groups)
     generator = np.random.default_rng(seed)
@@ -294,13 +293,33 @@ def permutation_null(
             order[rows] = generator.permutation(rows)
         values[draw] = statistic(order)
     observed = float(statistic(np.arange(n)))
-    if alternative == "greater":
-        extreme = values >= observed
-    elif alternative == "less":
-        extreme = values <= observed
-    else:
-        extreme = np.abs(values) >= abs(observed)
-    return PermutationNull(observed, values, float((1 + extreme.sum()) / (1 + permutations)))
+    return PermutationNull(observed, values, permutation_p_value(observed, values, alternative=alternative))
+
+
+def permutation_p_value(
+    observed: float, values: Float[np.ndarray, " draw"], *, alternative: Alternative = "greater"
+) -> float:
+    """P value of a statistic beside draws of its null, ``(1 + #{draws at least as extreme}) / (1 + draws)``.
+
+    >>> permutation_p_value(2.0, np.array([0.0, 1.0, 2.0]))
+    0.5
+
+    Args:
+        observed: the statistic of the data.
+        values: the statistic of each draw; one that is NaN counts as extreme, so that it never speaks for the claim.
+        alternative: which end of the null counts as extreme; "two-sided" compares absolute values.
+
+    Returns:
+        The p value, in (0, 1]; NaN where the observed statistic is NaN.
+
+    Source: Phipson & Smyth (2010): p values of permutations are never zero.
+    """
+    short = {
+        "greater": values < observed,
+        "less": values > observed,
+        "two-sided": np.abs(values) < abs(observed),
+    }[alternative]
+    return float("nan") if np.isnan(observed) else float((1 + (~short).sum()) / (1 + len(values)))
 
 
 def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
