@@ -305,6 +305,8 @@ def test_input_of_every_class_is_checked(fit: maps.Map) -> None:
         fresh.predict(draw(2, 4))
     with pytest.raises(InputError, match="row 7"):
         fresh.predict(broken)
+    with pytest.raises(InputError, match=r"\(3, 3\) wide as the fitted ones, got 3 and 1"):
+        fresh.score(x, y[:, :1])
 
 
 def test_shapes_that_do_not_agree_are_refused() -> None:

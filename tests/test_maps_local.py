@@ -261,6 +261,10 @@ def test_instability_of_two_banks() -> None:
         torch.testing.assert_close(row, (one - other).norm(dim=1) / targets.norm(dim=1))
     assert found[1].mean() < found[0].mean()
     assert maps.instability(first, first, queries, targets, neighbours=(8,)).max() == 0
+    with pytest.raises(InputError, match=r"targets of the queries, \(5, 4\), got \(5, 1\)"):
+        maps.instability(first, second, queries, targets[:, :1], neighbours=(8,))
+    with pytest.raises(InputError, match=r"\(6, 4\) wide as the fitted ones, got 6 and 1"):
+        first.sweep_errors(queries, targets[:, :1], neighbours=(8,), ranks=(2,))
 
 
 def test_options_of_local_maps_are_checked() -> None:

@@ -105,8 +105,12 @@ class Map(ABC):
 
         Returns:
             At most 1; below 0 where the mean of these targets would have been better.
+
+        Raises:
+            InputError: The map is not fitted, shapes do not agree with each other or with the fitted pairs, there are
+                fewer than two rows, or a value is not finite.
         """
-        check_pair(x, y)
+        self._check_targets(x, y)
         return float(explained_variance(y.double(), self.predict(x, groups=groups).double()))
 
     def save(self, path: str | Path) -> None:
@@ -184,6 +188,11 @@ class Map(ABC):
         if groups is not None and groups.shape != x.shape[:1]:
             raise InputError(f"groups must name one document for each row of x: got {len(groups)} for {len(x)} rows")
         check_finite("x", x)
+
+    def _check_targets(self, x: Tensor, y: Tensor) -> None:
+        """Refuse pairs that are not as wide as the fitted ones, which would broadcast against predictions."""
+        self._check_fitted()
+        check_pair(x, y, widths=(self.d_in_, self.d_out_))
 
 
 def check_pair(x: Tensor, y: Tensor, *, widths: tuple[int, int] | None = None) -> None:

@@ -25,7 +25,7 @@ from torch.linalg import vector_norm
 
 from probe.errors import InputError
 from probe.geometry import relative_error
-from probe.maps.base import Map, Validation, check_pair, working_dtype
+from probe.maps.base import Map, Validation, working_dtype
 
 # Least s_r² / s_1² that is worked in float32.
 LEAST_CONDITION = 1e-3
@@ -134,9 +134,12 @@ class LocalMap(Map):
 
         Returns:
             Errors, (len(neighbours), len(ranks), n).
+
+        Raises:
+            InputError: As for `predict`, or the targets are not as wide as the fitted ones.
         """
         self._check_queries(x, groups)
-        check_pair(x, y)
+        self._check_targets(x, y)
 
         def errors(rows: slice, block: Tensor) -> Tensor:
             return relative_error(y[rows].to(block).expand_as(block), block)
@@ -275,10 +278,15 @@ def instability(
 
     Returns:
         Values ≥ 0, (len(neighbours), n).
+
+    Raises:
+        InputError: The targets are not those of the queries, or as for `LocalMap.predict`.
     """
     one, other = (
         local.sweep(x, groups=groups, neighbours=neighbours, ranks=(local.rank,))[:, 0] for local in (first, second)
     )
+    if y.shape != one.shape[1:]:
+        raise InputError(f"y must hold the targets of the queries, {tuple(one.shape[1:])}, got {tuple(y.shape)}")
     gap: Tensor = vector_norm(one - other, dim=-1) / vector_norm(y.to(one), dim=-1)
     return gap
 
