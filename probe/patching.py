@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.replay import Context
 
@@ -64,7 +65,12 @@ def compare_outputs(
 
     Returns:
         Each measure, (variant, row), on the CPU.
+
+    Raises:
+        InputError: there is no such measure.
     """
+    if unknown := [name for name in measures if name not in OUTCOMES]:
+        raise InputError(f"measures must be of {', '.join(OUTCOMES)}, got {unknown[0]!r}: choose among them")
     found = {name: torch.empty(replaced.shape[:2]) for name in measures}
     for start in range(0, len(original), rows_at_once):
         rows = slice(start, start + rows_at_once)

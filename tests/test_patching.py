@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from probe import patching, replay
+from probe.errors import InputError
 from tests.tiny import VOCABULARY, tiny_model
 
 WINDOWS, LENGTH, LAYER = 2, 12, 1
@@ -134,6 +135,13 @@ def test_small_changes_have_the_divergence_of_the_fisher_metric():
 def test_the_token_that_follows():
     tokens = torch.tensor([[5, 6, 7]])
     assert patching.following_tokens(tokens).tolist() == [[6, 7, -1]]
+
+
+@pytest.mark.parametrize("measures", [("kl", "divergence"), "kl"])
+def test_a_measure_that_is_not_there_is_refused(measures):
+    context = _recorded("llama")[2]
+    with pytest.raises(InputError, match="measures must be of kl, loss_change"):
+        patching.one_position(context, LAYER, context.state(LAYER + 1)[:, None], measures=measures)
 
 
 def test_rows_do_not_depend_on_how_many_are_held_at_once():
