@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from probe.errors import InputError
 from probe.geometry import haar_frame
 from probe.text import load_windows
 from probe.training import (
@@ -18,6 +19,7 @@ from probe.training import (
     FORMS,
     NORMS,
     RADIAL,
+    Arm,
     Bytes,
     NextByte,
     Optimiser,
@@ -158,6 +160,11 @@ class TestToy:
                 h = h + torch.tanh(z) if residual else torch.tanh(z)
         torch.testing.assert_close(module(x), h @ module.readout.T)
 
+    @pytest.mark.parametrize("changed", [{"form": "block"}, {"activation": "relu6"}, {"norm": "batch"}])
+    def test_a_part_that_is_not_there_is_refused(self, changed: dict[str, str]):
+        with pytest.raises(InputError, match="of a toy is one of"):
+            toy(0, **changed)
+
     def test_the_start_depends_on_the_seed_and_the_scale_alone(self):
         one, other = toy(), toy(form="branch", residual=False, activation="relu", norm="layer", scale=1.0)
         torch.testing.assert_close(2 * one.reader, other.reader)
@@ -260,6 +267,13 @@ class TestOptimisers:
             reference.step()
             optimiser.step(ours, {"W": theirs.grad}, moments, step)
         torch.testing.assert_close(ours["W"], theirs.data)
+
+    @pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
+    def test_a_rate_of_zero_moves_nothing(self, kind: str):
+        optimiser = Optimiser(kind, 0.1, hidden=("W",), decayed=("W",), learning_rate=0.0)
+        stepped = {"W": normal(1, 1, 3, 3)}
+        optimiser.step(stepped, {"W": normal(1, 1, 3, 3, seed=1)}, optimiser.begin(stepped), 0)
+        assert torch.equal(stepped["W"], normal(1, 1, 3, 3))
 
     def test_gains_do_not_decay(self):
         optimiser = Optimiser("adamw", 1.0, hidden=(), decayed=("W",), learning_rate=0.5)
@@ -423,6 +437,11 @@ class TestTransformer:
         theirs.load_state_dict(state | {"model.norm.weight": ours.final_gain.detach()})
         tokens = torch.randint(256, (2, 10), generator=generator(1))
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits)
+
+    @pytest.mark.parametrize("changed", [{"mlp": "gelu"}, {"norm": "layer"}])
+    def test_a_part_that_is_not_there_is_refused(self, changed: dict[str, str]):
+        with pytest.raises(InputError, match="of an arm is one of"):
+            Arm("wrong", **changed)
 
     def test_the_arms_change_what_they_say(self):
         start = {name: SmallTransformer(arm, seed=0, size=SIZE) for name, arm in ARMS.items()}

@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from probe.errors import InputError
+
 TINY = 1e-12  # under the root, so that the gradient of a norm is finite at zero
 
 
@@ -93,10 +95,10 @@ def normalise(
         Vectors of the same shape.
 
     Raises:
-        ValueError: If there is no such normalisation.
+        InputError: If there is no such normalisation.
     """
     if norm not in NORMS:
-        raise ValueError(f"a normalisation is one of {', '.join(NORMS)}, got {norm!r}")
+        raise InputError(f"a normalisation is one of {', '.join(NORMS)}, got {norm!r}: choose one")
     if norm == "none":
         return h
     centred = h - h.mean(-1, keepdim=True) if norm == "layer" else h

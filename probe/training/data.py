@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from probe.errors import InputError
+
 CHUNK = 64  # steps whose inputs are drawn at once: drawing one by one would cost more than the products
 TEACHER_WIDTH = 64
 STANDARD = 8192  # inputs on which a teacher's outputs are standardised
@@ -50,7 +52,7 @@ class Regression:
         device: Where they go.
 
     Raises:
-        ValueError: If there is no such teacher.
+        InputError: If there is no such teacher.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Regression:
         device: str = "cpu",
     ) -> None:
         if teacher not in ("nonlinear", "linear"):
-            raise ValueError(f"a teacher is nonlinear or linear, got {teacher!r}")
+            raise InputError(f"a teacher is nonlinear or linear, got {teacher!r}: choose one")
         self.seeds, self.size, self.inputs = tuple(seeds), batch, inputs
         self.dtype, self.device = dtype, device
         widths = [inputs, TEACHER_WIDTH, TEACHER_WIDTH, outputs] if teacher == "nonlinear" else [inputs, outputs]

@@ -127,7 +127,10 @@ def rotation(a: Float[Tensor, "*batch n k"], b: Float[Tensor, "*batch n k"]) -> 
         Degrees in [0, 90], (...); NaN where a frame is missing.
     """
     missing = (a.isnan() | b.isnan()).any(-1).any(-1)
-    safe = [torch.where(missing[..., None, None], torch.eye(*a.shape[-2:], dtype=a.dtype), one) for one in (a, b)]
+    safe = [
+        torch.where(missing[..., None, None], torch.eye(*a.shape[-2:], dtype=a.dtype, device=a.device), one)
+        for one in (a, b)
+    ]
     return torch.where(missing, torch.nan, principal_angles(*safe).mean(-1))
 
 

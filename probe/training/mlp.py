@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probe.training.activations import ACTIVATIONS, normalise
+from probe.errors import InputError
+from probe.training.activations import ACTIVATIONS, NORMS, normalise
 from probe.training.data import generator
 
 FORMS = ("stream", "branch", "block2")
@@ -61,6 +62,9 @@ class ToyMLP(nn.Module):
         scale: Standard deviation of the hidden weights at the start, in units of one over the root of the fan-in.
         seed: Of the start.
         shape: Sizes.
+
+    Raises:
+        InputError: There is no such form, activation or norm.
     """
 
     decayed = ("embed", "reader", "writer", "readout")  # gains and biases are not
@@ -77,6 +81,13 @@ class ToyMLP(nn.Module):
         shape: Shape,
     ) -> None:
         super().__init__()
+        for what, value, known in (
+            ("form", form, FORMS),
+            ("activation", activation, ACTIVATIONS),
+            ("norm", norm, NORMS),
+        ):
+            if value not in known:
+                raise InputError(f"the {what} of a toy is one of {', '.join(known)}, got {value!r}: choose one")
         self.form, self.residual, self.norm = form, residual, norm
         self.activation = ACTIVATIONS[activation]
         d, L = shape.width, shape.blocks

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.errors import InputError
+
 LEARNING_RATES = MappingProxyType({"sgd": 0.05, "adamw": 1e-3, "muon": 0.02})
 """Learning rate of each optimiser where none is named."""
 MOMENTUM = MappingProxyType({"sgd": 0.9, "muon": 0.95})
@@ -60,7 +62,7 @@ class Optimiser:
         learning_rate: Default `LEARNING_RATES[kind]`.
 
     Raises:
-        ValueError: If there is no such optimiser.
+        InputError: If there is no such optimiser.
     """
 
     kind: str
@@ -71,7 +73,7 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         if self.kind not in LEARNING_RATES:
-            raise ValueError(f"an optimiser is one of {', '.join(LEARNING_RATES)}, got {self.kind!r}")
+            raise InputError(f"an optimiser is one of {', '.join(LEARNING_RATES)}, got {self.kind!r}: choose one")
 
     def begin(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Moments before the first step, zero.
@@ -106,8 +108,8 @@ class Optimiser:
         """
         for name, value in parameters.items():
             rule = self._rule(name)
-            own = rule == self.kind and self.learning_rate is not None
-            rate = factor * (self.learning_rate if own and self.learning_rate else LEARNING_RATES[rule])
+            named = self.learning_rate if rule == self.kind else None
+            rate = factor * (LEARNING_RATES[rule] if named is None else named)
             if name in self.decayed:
                 value.mul_(1 - rate * self.weight_decay)
             value.sub_(self._direction(rule, name, gradients[name], moments, step), alpha=rate)

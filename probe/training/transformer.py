@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from probe.errors import InputError
 from probe.training.activations import gate_factor, normalise
 from probe.training.data import generator
 
@@ -35,10 +36,13 @@ class Arm:
         label: In words, for figures.
         residual: Whether blocks add to the stream or replace it.
         norm: "rms" or "none".
-        mlp: "silu": SwiGLU. "radial": ``g(‖W_gate x‖/√m) W_up x`` with g of
-            `radial_gate`, which commutes with rotations of the hidden space.
+        mlp: "silu": SwiGLU. "radial": ``g(‖W_gate x‖/√m) W_up x`` with g of `radial_gate`, which commutes with
+            rotations of the hidden space.
         v_nonlinearity: GELU after V.
         softmax: Without it attention is linear: ``q·k/√d_h`` over the number of positions.
+
+    Raises:
+        InputError: There is no such norm or MLP.
     """
 
     label: str
@@ -47,6 +51,11 @@ class Arm:
     mlp: str = "silu"
     v_nonlinearity: bool = False
     softmax: bool = True
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("norm", self.norm, ("rms", "none")), ("mlp", self.mlp, ("silu", "radial"))):
+            if value not in known:
+                raise InputError(f"the {what} of an arm is one of {', '.join(known)}, got {value!r}: choose one")
 
 
 ARMS = MappingProxyType({
