@@ -270,7 +270,12 @@ def haar_frame(
 
     Returns:
         The frame, (d, k).
+
+    Raises:
+        InputError: There are more columns than the width has.
     """
+    if not 1 <= k <= d:
+        raise InputError(f"a frame of width d = {d} has 1 … d orthonormal columns, got k = {k}: ask for fewer")
     normal = torch.randn(d, k, generator=generator, dtype=dtype, device=generator.device)
     q, r = torch.linalg.qr(normal)
     frame: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(dtype)

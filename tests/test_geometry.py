@@ -249,6 +249,8 @@ def test_a_haar_frame_is_orthonormal_and_has_no_favourite_direction() -> None:
     signs = torch.linalg.det(torch.stack([geometry.haar_frame(3, 3, generator, dtype=F64) for _ in range(1000)]))
     assert abs(signs.mean()) < 4 / 1000**0.5
     assert geometry.haar_frame(3, 2, generator).dtype == torch.float32
+    with pytest.raises(InputError, match="got k = 4"):
+        geometry.haar_frame(3, 4, generator)
 
 
 def test_covariance_matched_draws_follow_the_covariance() -> None:
