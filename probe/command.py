@@ -409,7 +409,8 @@ def show(table: Table, file: Any) -> None:
     """
     from rich.console import Console
 
-    console = Console(file=file, width=None if file.isatty() else _WIDEST)
+    # in a notebook rich would display the empty rest of what it hands over
+    console = Console(file=file, width=None if file.isatty() else _WIDEST, force_jupyter=False)
     with console.capture() as shown:
         console.print(table)
     file.write(shown.get())  # rich itself would end the program where nobody reads

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -373,3 +374,12 @@ def test_a_table_is_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> Non
     name = "a stage whose name is longer than a terminal is wide " * 2
     command.print_plan(Plan([StagePlan(name, 1, 1.0, 1)]), "toy")
     assert name.strip() in capsys.readouterr().out
+
+
+def test_in_a_notebook_a_plan_is_one_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *shown: pytest.fail(f"displayed {shown}"))
+    file = io.StringIO()
+    command.print_plan(Plan([StagePlan("draw", 4, 1.0, 1)]), "toy", file)
+    assert "draw" in file.getvalue()
+    assert "\x1b" not in file.getvalue()
