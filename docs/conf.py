@@ -11,6 +11,8 @@ from pathlib import Path
 import jupytext
 from sphinx.application import Sphinx
 
+from probe.claims import SIGNS
+
 HERE = Path(__file__).parent
 # pages run in kernels of their own: one core each, and no bars in their output
 os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
@@ -69,24 +71,33 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 def _notebooks(app: Sphinx) -> None:
     """Each notebook page also as a file that Jupyter opens."""
-    folder = HERE / "_generated"
-    folder.mkdir(exist_ok=True)
     for page in sorted((HERE / "notebooks").glob("*.md")):
         if page.stem != "index":
-            jupytext.write(jupytext.read(page, fmt="md:myst"), folder / f"{page.stem}.ipynb")
+            _write(f"{page.stem}.ipynb", jupytext.writes(jupytext.read(page, fmt="md:myst"), fmt="ipynb"))
 
 
-def _ledger(app: Sphinx) -> None:
-    """The committed ledgers as one fragment; until there is one, a sentence that says so."""
-    parts = []
-    for table in sorted((HERE / "ledger").rglob("ledger.md")):
-        folder = table.parent.relative_to(HERE).as_posix()
-        title = json.loads((table.parent / "ledger.json").read_text(encoding="utf-8"))["title"]
-        links = ", ".join(f'<a href="{folder}/ledger.{kind}">{kind}</a>' for kind in ("html", "csv", "json"))
-        parts.append(f"## {title}\n\n<p>The whole ledger: {links}.</p>\n\n{table.read_text(encoding='utf-8')}")
-    nothing = "No ledger has been committed yet: `probe study` writes one from real runs.\n"
-    (HERE / "_generated").mkdir(exist_ok=True)
-    (HERE / "_generated" / "ledger.md").write_text("\n".join(parts) or nothing, encoding="utf-8")
+def _ledgers(app: Sphinx) -> None:
+    """The committed ledgers as one fragment, and how many claims of each paper got which verdict as another."""
+    columns = " | ".join(f"{sign} {verdict}" for verdict, sign in SIGNS.items())
+    parts, counts = [], [f"| paper | {columns} |", "|---|" + len(SIGNS) * "--:|"]
+    for folder in sorted((HERE / "ledger").iterdir()):
+        found = json.loads((folder / "ledger.json").read_text(encoding="utf-8"))
+        path = folder.relative_to(HERE).as_posix()
+        links = ", ".join(f'<a href="{path}/ledger.{kind}">{kind}</a>' for kind in ("html", "csv", "json"))
+        table = (folder / "ledger.md").read_text(encoding="utf-8")
+        parts.append(f"## {found['title']}\n\n<p>The whole ledger: {links}.</p>\n\n{table}")
+        first = {entry["id"]: entry["verdict"] for entry in reversed(found["entries"])}  # on the study's first model
+        numbers = " | ".join(str(list(first.values()).count(verdict)) for verdict in SIGNS)
+        counts.append(f"| [{found['title']}](https://arxiv.org/abs/{found['arxiv']}) | {numbers} |")
+    _write("ledger.md", "\n".join(parts))
+    _write("counts.md", "\n".join(counts) + "\n")
+
+
+def _write(name: str, text: str) -> None:
+    """A generated file, beside the pages that include it."""
+    folder = HERE / "_generated"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
 
 
 def _kept_runs(app: Sphinx, error: Exception | None) -> None:
@@ -110,5 +121,5 @@ def setup(app: Sphinx) -> None:
     """Connects what happens before and after the build."""
     app.connect("autodoc-process-docstring", _plain_signs, priority=400)  # before napoleon
     app.connect("builder-inited", _notebooks)
-    app.connect("builder-inited", _ledger)
+    app.connect("builder-inited", _ledgers)
     app.connect("build-finished", _kept_runs)
