@@ -126,3 +126,7 @@ def test_importing_the_library_reaches_for_no_network():
         " if not m.name.endswith('__main__')]"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_type_checkers_of_users_read_the_types():
+    assert (ROOT / "py.typed").is_file()
