@@ -5,7 +5,6 @@ Nothing is loaded, and the hub is not asked.
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +95,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe models") ->
     """
 
     def work() -> None:
-        options = parsing.parse(Options, program, inspect.getdoc(Options) or "", argv, Options.examples)
+        options = parsing.parse(Options, program, argv)
         found = entries(every=options.all)
         if options.json:
             sys.stdout.write(json.dumps([asdict(entry) for entry in found], indent=1, ensure_ascii=False) + "\n")

@@ -227,7 +227,7 @@ def main(
     words = typed(program, argv)
 
     def work() -> None:
-        parsed = parse(both, program, inspect.getdoc(config_type) or "", argv, config_type.examples)
+        parsed = parse(both, program, argv)
         configs = _one_a_run(parsed.config)
         for each in configs:
             each.require_inputs()
@@ -371,11 +371,13 @@ def with_run_options(config_type: type[Any]) -> type[Any]:
         config_type: The analysis' configuration.
 
     Returns:
-        A dataclass with the fields `config` and `options`, whose fields in turn are the options.
+        A dataclass with the fields `config` and `options`, whose fields in turn are the options; described as the
+        configuration is.
     """
     unnamed = tyro.conf.arg(name="")  # --model, not --config.model
     fields = [("config", Annotated[config_type, unnamed]), ("options", Annotated[RunOptions, unnamed])]
-    return dataclasses.make_dataclass("Both", fields)
+    described = {"__doc__": inspect.getdoc(config_type), "examples": config_type.examples}
+    return dataclasses.make_dataclass("Both", fields, namespace=described)
 
 
 def print_plan(plan: Plan, title: str, file: Any = None) -> None:

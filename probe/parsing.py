@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import itertools
 import os
@@ -24,21 +25,14 @@ _WRONG = 2  # the status with which tyro ends after wrong arguments
 _Options = TypeVar("_Options")
 
 
-def parse(
-    options: type[_Options],
-    program: str,
-    description: str,
-    argv: Sequence[str] | None,
-    examples: Mapping[str, str] | None = None,
-) -> _Options:
+def parse(options: type[_Options], program: str, argv: Sequence[str] | None) -> _Options:
     """Read a command line into a dataclass.
 
     Args:
-        options: The dataclass; its fields become options, their docstrings the help.
+        options: The dataclass. Its fields become options, their docstrings the help; its own docstring says what the
+            command does, and its mapping `examples`, if it has one, options as they are typed and what they do.
         program: The command, as its help shows it.
-        description: What it does, for its help.
         argv: Arguments; those of this process by default.
-        examples: For its help: options as they are typed, and what they do.
 
     Returns:
         The options.
@@ -47,13 +41,14 @@ def parse(
         InputError: If an option is wrong; in one line.
         SystemExit: After --help.
     """
+    description = _wrapped(program, inspect.getdoc(options) or "", getattr(options, "examples", {}))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return _tyro(options, program, _wrapped(program, description, examples or {}), argv)
+            return _tyro(options, program, description, argv)
     except SystemExit as stop:
         if stop.code == _WRONG:
-            raise InputError(_one_line(said.getvalue())) from None
+            raise InputError(_one_line(said.getvalue()).removeprefix(f"{options.__name__}: ")) from None
         raise
 
 

@@ -336,7 +336,7 @@ def test_every_example_of_a_help_is_a_command_line(name: str, capsys: pytest.Cap
     assert len(config.examples) >= 2
     for options in config.examples:
         both = command.with_run_options(config)
-        parsed = parsing.parse(both, "probe", "", shlex.split(options))
+        parsed = parsing.parse(both, "probe", shlex.split(options))
         assert not options or (parsed.config, parsed.options) != (config(), command.RunOptions())
     with pytest.raises(SystemExit):
         command.main(name, config, toy.run, toy.plan, ["--help"], program=f"probe {name}")

@@ -76,7 +76,7 @@ def test_every_command_parses(where: str, line: str) -> None:
     if "--help" in options:
         return
     command_line = command.with_run_options(analyses.load(name).config)
-    assert parsing.parse(command_line, name, "", options) is not None, where
+    assert parsing.parse(command_line, name, options) is not None, where
 
 
 def _sentences() -> str:

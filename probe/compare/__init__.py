@@ -8,12 +8,11 @@ and tokenwise (two of them at least) are of one model, a joint figure shows whet
 
 from __future__ import annotations
 
-import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -22,11 +21,6 @@ from probe.errors import InputError
 from probe.parsing import parse
 
 __all__ = ["Options", "main"]
-
-EXAMPLES = {
-    "runs/tokenwise/A runs/tokenwise/B": "one analysis of two models, revisions or controls",
-    "runs/continuity/A runs/dynamics/A runs/tokenwise/A": "do the directions of three analyses coincide?",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +31,12 @@ class Options:
         InputError: If fewer than two runs are named, or one of them twice.
     """
 
-    runs: tyro.conf.Positional[list[Path]]
+    examples: ClassVar[Mapping[str, str]] = {
+        "runs/tokenwise/A runs/tokenwise/B": "one analysis of two models, revisions or controls",
+        "runs/continuity/A runs/dynamics/A runs/tokenwise/A": "do the directions of three analyses coincide?",
+    }
+
+    runs: Annotated[tyro.conf.Positional[list[Path]], tyro.conf.arg(metavar="RUN RUN ...", help_behavior_hint="")]
     """Run directories, each finished."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("runs", "comparison.html")
     """The page."""
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m probe.c
     """
 
     def work() -> None:
-        options = parse(Options, program, inspect.getdoc(Options) or "", argv, EXAMPLES)
+        options = parse(Options, program, argv)
         from probe.compare import work as working
 
         command.write_path(working.compare(options.runs, options.out))

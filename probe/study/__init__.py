@@ -9,12 +9,11 @@ Markdown.
 
 from __future__ import annotations
 
-import inspect
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -24,12 +23,6 @@ from probe.parsing import parse
 
 __all__ = ["Options", "main"]
 
-EXAMPLES = {
-    "analyses/layer_updates.toml --text wiki.test.raw": "all runs of the paper on layer updates, and their ledger",
-    "analyses/residual_dynamics.toml --dry-run": "what is done, what is missing, and how long that takes",
-    "analyses/geometric_continuity.toml --only 'continuity/*'": "some of the runs",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -38,6 +31,12 @@ class Options:
     Raises:
         InputError: If both a data set and a file are named.
     """
+
+    examples: ClassVar[Mapping[str, str]] = {
+        "analyses/layer_updates.toml --text wiki.test.raw": "all runs of the paper on layer updates, and their ledger",
+        "analyses/residual_dynamics.toml --dry-run": "what is done, what is missing, and how long that takes",
+        "analyses/geometric_continuity.toml --only 'continuity/*'": "some of the runs",
+    }
 
     study: tyro.conf.Positional[Path]
     """The study's TOML, for example analyses/layer_updates.toml."""
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "python -m probe.s
     """
 
     def work() -> None:
-        options = parse(Options, program, inspect.getdoc(Options) or "", argv, EXAMPLES)
+        options = parse(Options, program, argv)
         from probe.study import work as working
 
         working.work(options)
