@@ -56,13 +56,23 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (REBUILT, [("active: Tensor = self.activation(x).detach()", "active: Tensor = self.activation(x)")]),
         (DETACHED, [("active if self.gates else", "active if not self.gates else")]),
     ],
+    "probe/jacobian/forms.py": [
+        (
+            "tests/test_jacobian.py -k a_norm_of",
+            [
+                ("path if path in paths else None", "None"),
+                ('query_norm="self_attn.q_layernorm"', "query_norm=None"),
+                ("in known for name", "in known or True for name"),
+            ],
+        ),
+    ],
     "probe/replay/attention.py": [
         (
             LLAMA,
             [
-                ("scores = primal.live * primal.slope *", "scores = primal.slope *"),
-                ("- scores.sum(-1, keepdim=True) * primal.output", ""),
-                ("output = primal.output + primal.live @", "output = primal.output +"),
+                ("scores = self.live * self.slope *", "scores = self.slope *"),
+                ("- scores.sum(-1, keepdim=True) * self.output", ""),
+                ("Tensor = self.output + self.live @", "Tensor = self.output +"),
                 ("found -= (output - centre[:, :, None])", "found -= (output + centre[:, :, None])"),
                 ("_query_map(shares * slope,", "_query_map(shares,"),
             ],

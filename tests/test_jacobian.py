@@ -257,6 +257,12 @@ def test_positions_are_of_all_windows_or_of_each_and_count_from_the_end_too():
     assert error(each[1, 0], every[1, 1]) < 1e-6
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_window_is_refused(batch_size):
+    with pytest.raises(InputError, match="at least one window"):
+        list(iter_block_jacobians(tiny_model("llama"), tokens_of(), None, [0], batch_size=batch_size))
+
+
 def test_layers_come_from_one_pass_and_windows_in_batches():
     model, tokens = tiny_model("llama"), tiny_tokens(3, LENGTH)
     passes = []
@@ -334,6 +340,25 @@ def test_the_method_can_be_asked_for_and_is_logged(caplog):
     with caplog.at_level("INFO", logger="probe.jacobian"):
         block_jacobian(tiny_model("llama"), tokens_of(), 0, [0])
     assert "method analytic" in caplog.text
+
+
+def test_a_norm_of_queries_and_keys_is_differentiated_where_a_model_has_it(float64_throughout):
+    model, tokens = double("phi", qk_layernorm=True), tokens_of()
+    assert method_of(model) == "analytic"
+    found = block_jacobian(model, tokens, LAYER, POSITIONS, dtype=torch.float64)
+    assert error(found, brute_blocks(model, tokens)) < 1e-12
+
+
+def test_a_block_with_a_norm_of_which_its_form_knows_nothing_is_not_standard():
+    module = tiny_module("llama")
+    for block in module.model.layers:
+        block.mlp.act_fn = torch.nn.Sequential(block.mlp.act_fn, torch.nn.LayerNorm(48))
+    model, tokens = load_model(module), tokens_of()
+    assert method_of(model) == "frozen"
+    reference = block_jacobian(model, tokens, LAYER, POSITIONS, method="jacrev")
+    assert error(block_jacobian(model, tokens, LAYER, POSITIONS), reference) < 1e-5
+    with pytest.raises(InputError, match="need a standard block"):
+        block_jacobian(model, tokens, LAYER, POSITIONS, method="analytic")
 
 
 def test_an_architecture_without_a_row_is_frozen_or_falls_back():

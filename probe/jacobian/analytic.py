@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.jacobian.detached import detached_ratio
-from probe.jacobian.forms import FORMS, Form
+from probe.jacobian.forms import Form, form_of
 from probe.jacobian.norms import NormDerivative, norm_derivative
 from probe.model import HuggingFaceModel
 from probe.replay import AttentionPrimal, Context
@@ -48,7 +48,7 @@ class StandardBlock:
         gate: W_gate, (d_ff, d), or None.
         up: W_up or W_in, (d_ff, d).
         down: W_down, (d, d_ff).
-        layout_paths: paths of the modules `q`, `k` and `up`.
+        paths: paths of the modules that hold the projections, by name.
         parallel: attention and MLP read the same state.
     """
 
@@ -78,8 +78,7 @@ class StandardBlock:
             The block.
         """
         matrices = {name: matrix.detach().to(dtype) for name, matrix in model.projections(layer).items()}
-        config: Any = model.module.config
-        form, heads = FORMS[model.architecture], int(config.num_attention_heads)
+        form, heads = form_of(model.architecture, copy), int(model.config.num_attention_heads)
         if form.query_scale is not None:
             matrices["q"] = matrices["q"] * attrgetter(form.query_scale)(copy)
         d_head = matrices["q"].shape[0] // heads
@@ -147,8 +146,7 @@ def primal_point(context: Context, layer: int, standard: StandardBlock) -> Prima
         The primal point of its W · P positions, windows first.
     """
     form = standard.form
-    norms = (form.attention_norm, form.attention_out_norm, form.mlp_norm, form.mlp_out_norm)
-    inputs = [path for path in (*norms, form.activation) if path is not None]
+    inputs = [*form.stream_norms, form.activation]
     outputs = [standard.paths[name] for name in (("q", "k", "up") if form.query_norm else ("up",))]
     states = context.state(layer).to(standard.up.dtype)
     primals: list[AttentionPrimal] = []

@@ -117,7 +117,12 @@ def iter_block_jacobians(
 
     Yields:
         The layer and its J, (windows of the batch, P, d, d).
+
+    Raises:
+        InputError: as `block_jacobian`, or a batch of no window.
     """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}; leave it out for all")
     options = Options(context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype)
     options.resolved(model)
     chosen = range(model.n_layers) if layers is None else layers

@@ -65,8 +65,7 @@ def detach(copy: nn.Module, form: Form, *, gated: bool) -> nn.Module:
     Returns:
         The copy.
     """
-    norms = (form.attention_norm, form.attention_out_norm, form.mlp_norm, form.mlp_out_norm)
-    for path in {path for path in norms if path is not None}:
+    for path in form.stream_norms:
         copy.set_submodule(path, DetachedNorm(copy.get_submodule(path), form.gain_offset))
     copy.set_submodule(form.activation, DetachedActivation(copy.get_submodule(form.activation), gates=gated))
     return copy

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
+
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Form:
         attention_out_norm: the norm behind attention.
         mlp_norm: the norm before the MLP.
         mlp_out_norm: the norm behind the MLP.
-        query_norm: the norm of the queries, of each head or of all together.
+        query_norm: the norm of the queries, of each head or of all together, where a model has it.
         key_norm: the norm of the keys.
         gain_offset: what the norms add to their weight to get the gain.
         query_scale: attribute that the projected queries are multiplied by before attention.
@@ -36,6 +38,12 @@ class Form:
     key_norm: str | None = None
     gain_offset: float = 0.0
     query_scale: str | None = None
+
+    @property
+    def stream_norms(self) -> tuple[str, ...]:
+        """Paths of the norms around attention and MLP, each once."""
+        paths = (self.attention_norm, self.attention_out_norm, self.mlp_norm, self.mlp_out_norm)
+        return tuple(dict.fromkeys(path for path in paths if path is not None))
 
 
 _LLAMA_PATHS: dict[str, Any] = {
@@ -72,6 +80,42 @@ FORMS: Mapping[str, Form] = MappingProxyType({
         query_scale="self_attn.scaling",
     ),
     # In Phi's parallel block attention and MLP share their norm.
-    "phi": Form("mlp.activation_fn", attention_norm="input_layernorm", mlp_norm="input_layernorm"),
+    "phi": Form(
+        "mlp.activation_fn",
+        attention_norm="input_layernorm",
+        mlp_norm="input_layernorm",
+        query_norm="self_attn.q_layernorm",
+        key_norm="self_attn.k_layernorm",
+    ),
 })
 """The architectures whose block is standard, by the `model_type` of their configuration."""
+
+
+def form_of(architecture: str, block: nn.Module) -> Form:
+    """The form of a block: the row of its architecture, without norms of queries and keys that this model leaves out.
+
+    Args:
+        architecture: a key of `FORMS`.
+        block: the block, or a working copy.
+
+    Returns:
+        The form.
+    """
+    form, paths = FORMS[architecture], dict(block.named_modules())
+    query, key = (path if path in paths else None for path in (form.query_norm, form.key_norm))
+    return replace(form, query_norm=query, key_norm=key)
+
+
+def accounts_for(form: Form, block: nn.Module, matrices: Iterable[str]) -> bool:
+    """Whether a form and the matrices are all that a block computes with: no parameter is anywhere else.
+
+    Args:
+        form: the block's form.
+        block: the block.
+        matrices: paths of the modules that hold its projections.
+
+    Returns:
+        False where some module of the block has a derivative that the form knows nothing of.
+    """
+    known = {form.activation, form.query_norm, form.key_norm, *form.stream_norms, *matrices}
+    return all(name.rpartition(".")[0] in known for name, _ in block.named_parameters())

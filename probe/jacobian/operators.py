@@ -20,6 +20,16 @@ from probe.jacobian.rows import ForwardProducts
 from probe.model import LanguageModel
 
 
+def _run(recorded: replay.Context, layer: int, end: int, options: Options) -> tuple[Tensor, Tensor]:
+    """A leaf with the stream that enters block `layer`, and the stream that enters block `end`, with its graph."""
+    point = state = recorded.state(layer).to(options.dtype).requires_grad_()
+    with torch.enable_grad():
+        for between in range(layer, end):
+            copy = working_copy_of(recorded, between, options, replay.LINEARISED)
+            state = recorded.linearised(between, state, copy)
+    return point, state
+
+
 class _Products:
     """Products with ∂output/∂point at one position, all in numpy."""
 
@@ -91,14 +101,7 @@ def operator(
         raise InputError('context="alone" runs one block on a one-token input: leave out to_layer')
     tokens = tokens[window : window + 1]
     recorded = replay.record(model, tokens, positions_of(tokens, [position]))
-    if context == "alone":
-        recorded = recorded.alone()
-    point = recorded.state(layer).to(dtype).requires_grad_()
-    state = point
-    with torch.enable_grad():
-        for between in range(layer, end):
-            copy = working_copy_of(recorded, between, options, replay.LINEARISED)
-            state = recorded.linearised(between, state, copy)
+    point, state = _run(recorded.alone() if context == "alone" else recorded, layer, end, options)
     products, d = _Products(state, point, update=of == "update"), model.d_model
     return LinearOperator(
         (d, d),

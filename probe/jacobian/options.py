@@ -11,7 +11,7 @@ from torch import nn
 
 from probe.errors import InputError
 from probe.huggingface import HuggingFaceModel
-from probe.jacobian.forms import FORMS
+from probe.jacobian.forms import FORMS, accounts_for, form_of
 from probe.jacobian.parts import require_part
 from probe.model import LanguageModel
 from probe.replay import Context
@@ -139,9 +139,13 @@ def is_standard(model: LanguageModel) -> bool:
         model: the model.
 
     Returns:
-        False also for blocks whose parts were replaced, as a TransformerBridge does.
+        False also for blocks whose parts were replaced, as a TransformerBridge does, or that have a part which the row
+        does not name.
     """
-    return isinstance(model, HuggingFaceModel) and model.architecture in FORMS and _runs_transformers(model)
+    if not (isinstance(model, HuggingFaceModel) and model.architecture in FORMS and _runs_transformers(model)):
+        return False
+    matrices = [projection.module for projection in model.layout.projections.values()]
+    return all(accounts_for(form_of(model.architecture, block), block, matrices) for block in model.blocks)
 
 
 def _runs_transformers(model: LanguageModel) -> bool:

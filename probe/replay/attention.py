@@ -51,6 +51,30 @@ class AttentionPrimal:
     live: Float[Tensor, "window g r n n"]
     slope: Float[Tensor, "window g r n n"]
 
+    def at(
+        self,
+        query: Float[Tensor, "window head n d_head"],
+        key: Float[Tensor, "window g n d_head"],
+        value: Float[Tensor, "window g n d_head"],
+    ) -> Float[Tensor, "window g r n d_head"]:
+        """The linear function at queries, live keys and live values.
+
+        Args:
+            query: q.
+            key: k, of the value k₀ that the primal was taken at.
+            value: v.
+
+        Returns:
+            What attention puts out, by key head and query head.
+        """
+        output: Tensor = self.output + self.live @ (value[:, :, None] - self.value)
+        if self.query_map is None:
+            return output
+        moved = query.unflatten(1, (key.shape[1], -1)) - self.query
+        scores = self.live * self.slope * (self.query @ (key - key.detach())[:, :, None].mT)
+        output = output + _mapped(moved, self.query_map.mT)
+        return output + scores @ self.value - scores.sum(-1, keepdim=True) * self.output
+
 
 def attention_primal(
     query: Float[Tensor, "window head n d_head"],
@@ -169,27 +193,20 @@ def _attend(
             f"linearised attention needs the recorded past and no position bias, which {type(module).__name__} does "
             'not pass on or adds; use method="jacrev"'
         )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     primal = attention_primal(
         query.detach(),
         key.detach(),
         value.detach(),
         attention_mask,
         recorded,
-        scale=scale,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         sinks=s_aux,
         detached=detached,
     )
     if primals is not None:
         primals.append(primal)
-    output = primal.output + primal.live @ (value[:, :, None] - primal.value)
-    if primal.query_map is not None:
-        moved = query.unflatten(1, (key.shape[1], -1)) - primal.query
-        scores = primal.live * primal.slope * (primal.query @ (key - key.detach())[:, :, None].mT)
-        output = output + _mapped(moved, primal.query_map.mT)
-        output = output + scores @ primal.value - scores.sum(-1, keepdim=True) * primal.output
-    return output.flatten(1, 2).transpose(1, 2).contiguous(), None
+    return primal.at(query, key, value).flatten(1, 2).transpose(1, 2).contiguous(), None
 
 
 def _linearised(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
