@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.layouts import Layout, Matrix, Place, Projection
+from probe.layouts import LAYOUTS, Layout, Matrix, Place, Projection, require_causal_stream
 
 
 def is_bridge(model: object) -> bool:
@@ -55,6 +55,24 @@ class AdapterProjection:
             A copy of that part.
         """
         return self.split(block.get_submodule(self.module))[self.part].weight.detach()
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """The layout of a Hugging Face causal LM: that of our table, or that of its TransformerLens adapter.
+
+    Args:
+        module: the causal LM, with or without values.
+
+    Returns:
+        Its layout.
+
+    Raises:
+        InputError: the model is not causal, has no stream of constant width, or nobody knows its layout.
+    """
+    config: Any = module.config
+    text_config = config.get_text_config(decoder=True)
+    require_causal_stream(text_config)
+    return LAYOUTS.get(text_config.model_type) or layout(module)
 
 
 def layout(module: nn.Module) -> Layout:

@@ -260,15 +260,21 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType({
 """The tested architectures, by the `model_type` of their configuration."""
 
 
-def require_constant_width(config: Any) -> None:
-    """Refuse the variants whose blocks do not add to one stream of constant width.
+def require_causal_stream(config: Any) -> None:
+    """Refuse the variants that look ahead, or whose blocks do not add to one stream of constant width.
 
     Args:
         config: the Hugging Face configuration.
 
     Raises:
-        InputError: the embedding has another width than the blocks, or the stream is normed after each addition.
+        InputError: positions attend to later ones, the embedding has another width than the blocks, or the stream is
+            normed after each addition.
     """
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
+        raise InputError(
+            f"a model must be causal, so that no state depends on a later token, but this {config.model_type} attends "
+            "to both sides (is_causal, use_bidirectional_attention); use a causal language model"
+        )
     width = getattr(config, "hidden_size", None)
     embedded = getattr(config, "word_embed_proj_dim", width)
     if embedded != width:

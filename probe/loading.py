@@ -231,6 +231,41 @@ def _dequantise(source: Source, folder: Path) -> None:
 # Other weights for the same architecture
 
 
+@dataclass(frozen=True)
+class Control:
+    """Which other weights, if any.
+
+    Attributes:
+        random_init: seed of a fresh initialisation.
+        shuffled_weights: seed under which the entries of every matrix are permuted.
+
+    Raises:
+        InputError: both are asked for.
+    """
+
+    random_init: int | None = None
+    shuffled_weights: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.random_init is not None and self.shuffled_weights is not None:
+            raise InputError("random_init and shuffled_weights are two controls: give one of them, got both")
+
+    def described(self, description: str) -> str:
+        """What a report says about the weights.
+
+        Args:
+            description: of the model's own weights.
+
+        Returns:
+            The description of these.
+        """
+        if self.random_init is not None:
+            return f"random weights (seed {self.random_init})"
+        if self.shuffled_weights is not None:
+            return f"{description}, the entries of each matrix permuted (seed {self.shuffled_weights})"
+        return description
+
+
 def fresh(module: nn.Module, seed: int) -> nn.Module:
     """Make a model of the same class and configuration with freshly initialised weights; the given one is left alone.
 

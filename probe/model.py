@@ -22,7 +22,7 @@ from probe import adapters, loading, sources
 from probe.errors import InputError
 from probe.hooks import Site, evaluating, first_tensor, hooked, with_first_tensor
 from probe.huggingface import HuggingFaceModel
-from probe.layouts import LAYOUTS, require_constant_width
+from probe.layouts import LAYOUTS
 
 __all__ = ["HuggingFaceModel", "LanguageModel", "Site", "evaluating", "first_tensor", "load_model", "with_first_tensor"]
 
@@ -162,53 +162,50 @@ def load_model(
         The model, in evaluation mode, its parameters frozen (of a loaded object: as they were).
 
     Raises:
-        InputError: there is no such model, it cannot be read, or it has no residual stream of constant width.
+        InputError: there is no such model, it cannot be read, or it has no causal residual stream of constant width.
     """
-    if random_init is not None and shuffled_weights is not None:
-        raise InputError("random_init and shuffled_weights are two controls: give one of them, got both")
+    control = loading.Control(random_init, shuffled_weights)
     if isinstance(name_or_object, str | Path):
         if tokenizer is not None:
             raise InputError("a tokenizer goes with a loaded model, and a name brings its own; leave it out")
         source = sources.resolve(str(name_or_object), revision)
-        where, number = device_named(device or "cpu"), _dtype(dtype or "float32")
-        module, tokenizer = loading.load(
-            source, dtype=number, random_init=random_init, trust_remote_code=trust_remote_code
-        )
-        module = module.to(where).requires_grad_(False)
-        name, description = source.name, source.description
-        if shuffled_weights is not None:
-            loading.shuffled(module, shuffled_weights)
-    else:
-        if any(option is not None for option in (revision, device, dtype)):
-            raise InputError(
-                "a loaded model is used as it is: leave out revision, device and dtype, or move it yourself"
-            )
-        if not isinstance(name_or_object, nn.Module) or not hasattr(name_or_object, "config"):
-            return _already_one(name_or_object, random_init, shuffled_weights)
-        module, name, description = name_or_object, _name_of(name_or_object), "given as an object"
-        if adapters.is_bridge(name_or_object):
-            bridge: Any = name_or_object
-            module, description = bridge.original_model, "given as a TransformerBridge, whose own attention code runs"
-            tokenizer = bridge.tokenizer if tokenizer is None else tokenizer
-        if random_init is not None:
-            module = loading.fresh(module, random_init)
-        elif shuffled_weights is not None:
-            module = loading.shuffled(copy.deepcopy(module), shuffled_weights)
-    if random_init is not None:
-        description = f"random weights (seed {random_init})"
-    elif shuffled_weights is not None:
-        description += f", the entries of each matrix permuted (seed {shuffled_weights})"
-    return _built(name, module, tokenizer, description, revision)
+        return _read(source, device or "cpu", dtype or "float32", control, trust_remote_code=trust_remote_code)
+    if any(option is not None for option in (revision, device, dtype)):
+        raise InputError("a loaded model is used as it is: leave out revision, device and dtype, or move it yourself")
+    if not isinstance(name_or_object, nn.Module) or not hasattr(name_or_object, "config"):
+        return _already_one(name_or_object, control)
+    return _given(name_or_object, tokenizer, control)
+
+
+def _read(
+    source: sources.Source, device: str, dtype: str, control: loading.Control, *, trust_remote_code: bool
+) -> HuggingFaceModel:
+    where, number = device_named(device), _dtype(dtype)
+    module, tokenizer = loading.load(
+        source, dtype=number, random_init=control.random_init, trust_remote_code=trust_remote_code
+    )
+    module = module.to(where).requires_grad_(False)
+    if control.shuffled_weights is not None:
+        loading.shuffled(module, control.shuffled_weights)
+    return _built(source.name, module, tokenizer, control.described(source.description), source.revision)
+
+
+def _given(given: nn.Module, tokenizer: Any, control: loading.Control) -> HuggingFaceModel:
+    module, description = given, "given as an object"
+    if adapters.is_bridge(given):
+        bridge: Any = given
+        module, description = bridge.original_model, "given as a TransformerBridge, whose own attention code runs"
+        tokenizer = bridge.tokenizer if tokenizer is None else tokenizer
+    if control.random_init is not None:
+        module = loading.fresh(module, control.random_init)
+    elif control.shuffled_weights is not None:
+        module = loading.shuffled(copy.deepcopy(module), control.shuffled_weights)
+    return _built(_name_of(given), module, tokenizer, control.described(description), None)
 
 
 def _built(name: str, module: nn.Module, tokenizer: Any, description: str, revision: str | None) -> HuggingFaceModel:
-    config: Any = module.config
-    text_config = config.get_text_config(decoder=True)
-    require_constant_width(text_config)
-    tested = LAYOUTS.get(text_config.model_type)
-    if tested is not None:
-        return HuggingFaceModel(name, module, tokenizer, description, tested, revision)
-    return _checked(HuggingFaceModel(name, module, tokenizer, description, adapters.layout(module), revision))
+    model = HuggingFaceModel(name, module, tokenizer, description, adapters.layout_of(module), revision)
+    return model if model.architecture in LAYOUTS else _checked(model)
 
 
 def _checked(model: HuggingFaceModel) -> HuggingFaceModel:
@@ -238,7 +235,7 @@ def _checked(model: HuggingFaceModel) -> HuggingFaceModel:
     return model
 
 
-def _already_one(model: Any, random_init: int | None, shuffled_weights: int | None) -> LanguageModel:
+def _already_one(model: Any, control: loading.Control) -> LanguageModel:
     members = [name for name in vars(LanguageModel) if not name.startswith("_")]
     # The class is asked first, because asking the object would compute its properties.
     missing = [name for name in members if not hasattr(type(model), name) and not hasattr(model, name)]
@@ -247,7 +244,7 @@ def _already_one(model: Any, random_init: int | None, shuffled_weights: int | No
             "a model must be a name, a Hugging Face causal LM, a TransformerBridge or have LanguageModel's members; "
             f"got {type(model).__name__} without {', '.join(missing[:3])}"
         )
-    if random_init is not None or shuffled_weights is not None:
+    if control != loading.Control():
         raise InputError("random_init and shuffled_weights need a Hugging Face module or a name; pass model.module")
     return cast("LanguageModel", model)
 

@@ -611,6 +611,11 @@ def test_no_stream_of_constant_width_is_refused() -> None:
     refused(lambda: tiny_model("opt", do_layer_norm_before=False), "constant width", "do_layer_norm_before")
 
 
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    refused(lambda: tiny_model("gemma3", use_bidirectional_attention=True), "must be causal", "gemma3_text")
+    refused(lambda: tiny_model("llama", is_causal=False), "must be causal", "llama")
+
+
 def test_a_stream_that_the_head_does_not_read_is_refused() -> None:
     bert = other_module(
         "Bert",

@@ -166,7 +166,7 @@ def continuity(
     if weights.n_layers < 2:
         raise InputError(f"continuity compares neighbouring blocks, and {weights.name} has {weights.n_layers}")
     names = names_of(weights, composites=composites) if projections is None else tuple(projections)
-    most = max(2, *subspaces)
+    most = max((2, *subspaces))
     found: dict[str, Bases] = {}
     for name in progress(names):
         triplets = []

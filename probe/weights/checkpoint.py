@@ -14,11 +14,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from probe.adapters import layout_of
 from probe.errors import InputError
-from probe.loading import readable
+from probe.loading import Control, readable
 from probe.model import LanguageModel
 from probe.sources import Source, require, require_gguf, resolve
-from probe.weights.reading import ModuleWeights, Weights, fresh_twin, layout_of, of_model, shuffled_twin, skeleton
+from probe.weights.reading import ModuleWeights, Weights, fresh_twin, of_model, shuffled_twin, skeleton
 
 _PATTERNS = ("*.json", "*.safetensors")
 
@@ -233,8 +234,7 @@ def open_weights(
     """
     from transformers import AutoConfig
 
-    if random_init is not None and shuffled_weights is not None:
-        raise InputError("random_init and shuffled_weights are two controls: give one of them, got both")
+    control = Control(random_init, shuffled_weights)
     source = resolve(str(name), revision)
     location = _fetched(source, weights=random_init is None)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -251,9 +251,9 @@ def open_weights(
     else:
         reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")))
     opened = ModuleWeights(source.name, module, layout_of(module), source.description, FromFile(reader))
-    if random_init is not None:
-        return fresh_twin(opened, random_init)
-    return opened if shuffled_weights is None else shuffled_twin(opened, shuffled_weights)
+    if control.random_init is not None:
+        return fresh_twin(opened, control.random_init)
+    return opened if control.shuffled_weights is None else shuffled_twin(opened, control.shuffled_weights)
 
 
 def _fetched(source: Source, *, weights: bool) -> Path:

@@ -18,11 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probe import adapters
 from probe.errors import InputError
 from probe.huggingface import HuggingFaceModel, LaidOut
-from probe.layouts import LAYOUTS, Layout, require_constant_width
-from probe.loading import seeded
+from probe.layouts import Layout
+from probe.loading import Control, seeded
 from probe.model import LanguageModel
 
 Matrix = Float[Tensor, "out in"]
@@ -296,21 +295,6 @@ def of_model(model: LanguageModel) -> Weights:
     return ProjectedWeights(model)
 
 
-def layout_of(module: nn.Module) -> Layout:
-    """The layout of a Hugging Face causal LM: that of our table, or that of its TransformerLens adapter.
-
-    Args:
-        module: the causal LM, with or without values.
-
-    Returns:
-        Its layout.
-    """
-    config: Any = module.config
-    text_config = config.get_text_config(decoder=True)
-    require_constant_width(text_config)
-    return LAYOUTS.get(text_config.model_type) or adapters.layout(module)
-
-
 def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_code: bool = False) -> nn.Module:
     """A causal LM without values, on the meta device.
 
@@ -383,8 +367,8 @@ def fresh_twin(weights: Weights, seed: int) -> ModuleWeights:
     """
     own = _of_module(weights)
     module = own.module if own.filler is not None else skeleton(own.module.config, like=type(own.module))
-    described = f"random weights (seed {seed})"
-    return replace(own, module=module, filler=Initialiser(seed), permuted=None, description=described)
+    description = Control(random_init=seed).described(own.description)
+    return replace(own, module=module, filler=Initialiser(seed), permuted=None, description=description)
 
 
 def shuffled_twin(weights: Weights, seed: int) -> ModuleWeights:
@@ -397,8 +381,8 @@ def shuffled_twin(weights: Weights, seed: int) -> ModuleWeights:
     Returns:
         The twin.
     """
-    described = f"{weights.description}, the entries of each matrix permuted (seed {seed})"
-    return replace(_of_module(weights), permuted=seed, description=described)
+    description = Control(shuffled_weights=seed).described(weights.description)
+    return replace(_of_module(weights), permuted=seed, description=description)
 
 
 def _of_module(weights: Weights) -> ModuleWeights:
