@@ -196,17 +196,16 @@ def capture(
         The states, on the CPU.
 
     Raises:
-        InputError: no such site or layer, windows too long, a state that is not finite, or a folder of no use.
+        InputError: no such site, layer or dtype, no windows or too long ones, a state that is not finite, or a folder
+            of no use.
     """
     if batch_size < 1:
-        raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}")
-    tokens = windows if isinstance(windows, Tensor) else windows.tokens
+        raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}; leave it out for 8")
+    if dtype not in ("float32", "model"):
+        raise InputError(f'the dtype of the states must be "float32" or "model", the model\'s own, got {dtype!r}')
+    tokens = _tokens_of(model, windows)
     names = _site_names(model, sites, layers)
     found = [model.site(name) for name in names]
-    if model.max_positions is not None and tokens.shape[1] > model.max_positions:
-        raise InputError(
-            f"a window must fit the model's {model.max_positions} positions, got {tokens.shape[1]}; use shorter ones"
-        )
     kept = torch.float32 if dtype == "float32" else model.dtype
     shape = (tokens.shape[0], tokens.shape[1], model.d_model)
     directory = None if out is None else _new_folder(Path(out))
@@ -215,11 +214,11 @@ def capture(
     with torch.no_grad():
         for number, start in enumerate(tqdm(starts, desc="capture", unit="batch", disable=quiet)):
             batch = tokens[start : start + batch_size]
-            target = (
-                {name: states[name][start : start + batch_size] for name in names}
-                if directory is None
-                else {name: torch.empty((*batch.shape, model.d_model), dtype=kept) for name in names}
-            )
+            empty = (*batch.shape, model.d_model)
+            target = {
+                name: states[name][start : start + batch_size] if states else torch.empty(empty, dtype=kept)
+                for name in names
+            }
             with hooked(found, _Filler(target, start)):
                 model.final_states(batch)
             if directory is not None:
@@ -228,6 +227,17 @@ def capture(
         index = {"sites": names, "shape": shape, "dtype": str(kept).removeprefix("torch."), "starts": starts}
         (directory / _INDEX).write_text(json.dumps(index), encoding="utf-8")
     return ResidualStream(names, shape, kept, directory, states, starts)
+
+
+def _tokens_of(model: LanguageModel, windows: TokenWindows | Tensor) -> Int[Tensor, "window position"]:
+    tokens = windows if isinstance(windows, Tensor) else windows.tokens
+    if not len(tokens):
+        raise InputError(f"a capture needs at least one window, got tokens {tuple(tokens.shape)}; draw some")
+    if model.max_positions is not None and tokens.shape[1] > model.max_positions:
+        raise InputError(
+            f"a window must fit the model's {model.max_positions} positions, got {tokens.shape[1]}; use shorter ones"
+        )
+    return tokens
 
 
 @dataclass(frozen=True)

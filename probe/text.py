@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -157,7 +157,7 @@ def load_windows(
     Raises:
         InputError: If there is no tokenizer; if the text is unknown, unreachable, empty or not UTF-8; if no document is
             as long as a window, or there are fewer windows than asked for; if a window is longer than the model's
-            context; if fewer than three documents are to be divided into parts.
+            context; if there is no such part, or fewer than three documents are to be divided into parts.
     """
     if model.tokenizer is None:
         raise InputError("windows of text need the model's tokenizer, but it has none: pass tokenizer= to load_model")
@@ -273,6 +273,8 @@ def _split_paragraphs(content: str) -> list[tuple[str, str]]:
 def _members(documents: list[tuple[str, str]], part: Part, name: str) -> list[int]:
     """Indices of the documents in one part, ascending."""
     n = len(documents)
+    if part not in get_args(Part):
+        raise InputError(f"a part must be one of {', '.join(get_args(Part))}, got {part!r}: choose one")
     if part == "all":
         return list(range(n))
     if n < 3:

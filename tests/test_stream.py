@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from safetensors import safe_open
@@ -240,6 +241,7 @@ def test_bad_requests_are_refused_in_a_line(llama: stream_module.LanguageModel, 
         "at least one layer": lambda: capture(llama, tokens, layers=[]),
         "batch_size=0": lambda: capture(llama, tokens, batch_size=0),
         "hook_nothing": lambda: capture(llama, tokens, sites=["hook_nothing"]),
+        "at least one window, got tokens (0, 16)": lambda: capture(llama, tokens[:0]),
         "64 positions": lambda: capture(llama, tiny_tokens(1, 65)),
         "not empty": lambda: capture(llama, tokens, out=tmp_path / "full"),
         "cannot be made": lambda: capture(llama, tokens, out=tmp_path / "file" / "below"),
@@ -250,6 +252,12 @@ def test_bad_requests_are_refused_in_a_line(llama: stream_module.LanguageModel, 
             call()
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_another_dtype_is_refused(llama: stream_module.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
+    with pytest.raises(InputError, match="got 'bfloat16'"):
+        capture(llama, tiny_tokens(), dtype="bfloat16")  # type: ignore[arg-type]
 
 
 def test_a_folder_that_fills_up_is_said(

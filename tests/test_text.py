@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -264,6 +265,11 @@ class TestWrongInput:
         (tmp_path / "t.txt").write_text(collection([20, 20]))
         with pytest.raises(InputError, match=r"at least 3 documents .* has 2"):
             load_windows(Reader(), text=tmp_path / "t.txt", part="scored", window_length=5)
+
+    def test_no_such_part(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
+        with pytest.raises(InputError, match=r"one of all, fit, .*got 'test'"):
+            load_windows(Reader(), text=file, window_length=5, part="test")  # type: ignore[arg-type]
 
     def test_no_tokenizer(self, file: Path) -> None:
         with pytest.raises(InputError, match="has none: pass tokenizer="):
