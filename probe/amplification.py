@@ -17,7 +17,6 @@ closed form, over all sets of s of the d coordinates; `z_scores` compares.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
@@ -230,9 +229,11 @@ def random_subspaces(operator: Operator, size: int, generator: torch.Generator, 
         Five measures of each draw, float64, (draws, ...).
     """
     d = operator.shape[-1]
-    return _sampled(
-        lambda: subspace_amplification(operator, haar_frame(d, size, generator, dtype=torch.float64)), draws
-    )
+    frames = (haar_frame(d, size, generator, dtype=torch.float64) for _ in range(draws))
+    found = [subspace_amplification(operator, frame) for frame in frames]
+    return Amplification(**{
+        measure.name: torch.stack([getattr(one, measure.name) for one in found]) for measure in fields(Amplification)
+    })
 
 
 def z_scores(
@@ -328,10 +329,3 @@ def _parts(operator: Operator | PooledOperator) -> tuple[Float[Tensor, "*batch d
 
 def _block(matrix: Float[Tensor, "*batch d d"], nodes: Int[Tensor, " s"]) -> Float[Tensor, "*batch s s"]:
     return matrix[..., nodes, :][..., nodes]
-
-
-def _sampled(draw: Callable[[], Amplification], draws: int) -> Amplification:
-    found = [draw() for _ in range(draws)]
-    return Amplification(**{
-        name.name: torch.stack([getattr(one, name.name) for one in found]) for name in fields(Amplification)
-    })

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +46,7 @@ from scipy.linalg import cython_lapack
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from probe import machine
 from probe.errors import InputError
 
 __all__ = ["SchurForm", "device_policy", "eig", "eigvals", "eigvalsh", "qr", "schur", "svd", "svdvals"]
@@ -270,7 +270,7 @@ def _factorised(
 
 def _on_cpu(routine: Callable[[Array], Arrays], A: Array, workers: int | None) -> Arrays:
     """Runs the routine on slices of the batch in threads, one BLAS thread each; here where the work is small."""
-    workers = workers or min(torch.get_num_threads(), _cores())
+    workers = workers or min(torch.get_num_threads(), machine.cores())
     size = max(1, round(_TASK / max(1, A.shape[-1]) ** 3))  # matrices a task
     slices = [A[start : start + size] for start in range(0, len(A), size)]
     if workers == 1 or len(slices) < 2:
@@ -283,11 +283,6 @@ def _on_cpu(routine: Callable[[Array], Arrays], A: Array, workers: int | None) -
         finally:
             pool.shutdown(cancel_futures=True)  # after an interrupt, no more than the matrices in hand are finished
     return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

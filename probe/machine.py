@@ -15,7 +15,7 @@ def describe() -> dict[str, Any]:
         `cpu`, the processor's name; `cores` that this process may use; `memory`, in bytes, None where the system does
         not tell.
     """
-    return {"cpu": _processor(), "cores": _cores(), "memory": _memory()}
+    return {"cpu": _processor(), "cores": cores(), "memory": _memory()}
 
 
 def _processor() -> str:
@@ -25,7 +25,12 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use.
+
+    Returns:
+        At least 1.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -181,7 +181,7 @@ SPECTRA: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("real + 1j * imaginary, Q.transpose(0, 2, 1))", "real + 1j * imaginary, Q)"),
                 ("real + 1j * imaginary, Q.transpose", "real - 1j * imaginary, Q.transpose"),
                 ("found[2] if vectors else None, found[1]", "found[2] if vectors else None, found[1].conj()"),
-                ("min(torch.get_num_threads(), _cores())", "_cores()"),
+                ("min(torch.get_num_threads(), machine.cores())", "machine.cores()"),
                 ("if workers == 1 or len(slices) < 2:", "if len(slices) < 2:"),
                 ("round(_TASK / max(1, A.shape[-1]) ** 3)", "round(_TASK / max(1, A.shape[-1]))"),
                 ("with _ONE_BLAS_THREAD, _BLAS.limit(limits=1):", "with _ONE_BLAS_THREAD:"),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from probe import lapack
+from probe import lapack, machine
 from probe.errors import InputError
 from tests.matrices import F64, draw, ginibre, rotation, spectra_distance
 
@@ -197,13 +197,13 @@ def test_the_number_of_workers_is_torch_s_unless_it_is_given(monkeypatch: pytest
         return original(workers, **kwargs)
 
     monkeypatch.setattr(lapack, "ThreadPoolExecutor", pool)
-    monkeypatch.setattr(lapack, "_cores", lambda: 4)
+    monkeypatch.setattr(machine, "cores", lambda: 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     A = ginibre(5, BIG)
     lapack.svdvals(A)
     lapack.svdvals(A, workers=2)
     lapack.svdvals(A[:2], workers=8)  # no more than there are tasks
-    monkeypatch.setattr(lapack, "_cores", lambda: 1)
+    monkeypatch.setattr(machine, "cores", lambda: 1)
     lapack.svdvals(A)
     assert started == [3, 2, 2]
 

@@ -12,6 +12,7 @@ scan over positions is done in parallel by the package `mambapy`; written as a l
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -318,7 +319,7 @@ def _write(config: Config, module: nn.Module, learned: Windows, held_out: Window
     (config.out / "README.md").write_text(_card(found), encoding="utf-8")
 
 
-_NAT = 0.6931471805599453  # nats in a bit
+_NAT = math.log(2)  # nats in a bit
 
 
 def _card(found: Mapping[str, Any]) -> str:
