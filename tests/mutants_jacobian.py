@@ -81,6 +81,16 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (CAPPED, [("column = sinks.to(scores.dtype)", "column = -sinks.to(scores.dtype)")]),
         (REBUILT, [(".softmax(-1).detach()", ".softmax(-1)")]),
     ],
+    "probe/replay/context.py": [
+        (
+            "tests/test_replay.py -k other_families",
+            [
+                ("if all(_same(cut.replay", "if True or all(_same(cut.replay"),
+                ("bias[: config.num_attention_heads]", "bias[:1]"),
+                ("not stateful else None", "not model.recurrent else None"),
+            ],
+        ),
+    ],
     "probe/jacobian/products.py": [
         (
             MEAN,

@@ -377,6 +377,20 @@ def test_an_architecture_without_a_row_is_frozen_or_falls_back():
     assert error(block_jacobian(model, tokens, 1, POSITIONS), reference) < 1e-5
 
 
+def test_attention_that_cannot_be_exchanged_falls_back():
+    import transformers
+
+    config = transformers.GPTJConfig(vocab_size=264, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = load_model(transformers.GPTJForCausalLM(config).eval())
+    tokens = tokens_of()
+    reference = block_jacobian(model, tokens, 1, POSITIONS, method="jacrev")
+    assert torch.equal(block_jacobian(model, tokens, 1, POSITIONS), reference)
+    with pytest.raises(InputError, match="AttentionInterface"):
+        block_jacobian(model, tokens, 1, POSITIONS, method="frozen")
+
+
 def test_soft_caps_and_sinks_are_linearised_too():
     """`eager` attention of Gemma 2 (soft cap) and GPT-OSS (sinks): the code of the models is the oracle."""
     from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as capped

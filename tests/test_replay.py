@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from probe import replay
 from probe.errors import InputError
-from probe.model import first_tensor
+from probe.model import first_tensor, load_model
 from probe.stream import watch
 from tests.tiny import CONFIGURATIONS, LAYERS, VOCABULARY, tiny_model
 
@@ -102,6 +103,40 @@ def test_blocks_without_a_cache_are_replayed_on_whole_sequences(architecture):
         assert_same(plain.replay(1, states), context.replay(1, states))
     with pytest.raises(InputError, match="cache"):
         plain.off_position_write(1)
+
+
+_SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": None}
+_BLOCKS = {**_SIZES, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LOCAL = {"attention_types": [[["global", "local"], 1]], "window_size": 6}
+_HYBRID = {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
+# configuration, and whether the blocks run at single positions: not with masks, biases or states of their own
+OTHERS = {
+    "Mistral": ({**_BLOCKS, "num_key_value_heads": 2, "sliding_window": 6}, True),
+    "GPTNeo": ({**_SIZES, "num_layers": 2, "num_heads": 4, **_LOCAL}, False),
+    "Falcon": ({**_BLOCKS, "alibi": True, "multi_query": False, "new_decoder_architecture": False}, False),
+    "Bloom": ({"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}, False),
+    "Jamba": ({**_BLOCKS, "num_key_value_heads": 2, **_HYBRID}, False),
+}
+
+
+@pytest.mark.parametrize("family", list(OTHERS))
+def test_other_families_replay_at_positions_or_as_whole_sequences(family):
+    settings, at_positions = OTHERS[family]
+    config = getattr(transformers, f"{family}Config")(**settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
+    model, tokens = load_model(module), _tokens()
+    context = replay.record(model, tokens, POSITIONS)
+    assert (context.past is not None) == at_positions
+    states = torch.stack([_pushed(context.state(1), seed) for seed in (1, 2)], dim=1)  # (window, variant, chosen, d)
+    with torch.no_grad():
+        found = context.run_on(1, states)
+    for variant in range(2):
+        assert_same(found[:, variant], _continued_by_hooks(model, tokens, 1, states[:, variant], POSITIONS))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mamba2"])

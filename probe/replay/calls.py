@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from probe.model import LanguageModel, evaluating, first_tensor
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value", "cache_params")
+BIAS_BY_HEAD = "alibi"
+"""Argument that, where it has three axes, holds a row for each window and head (Bloom)."""
 
 
 @dataclass(frozen=True)

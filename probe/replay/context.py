@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,12 +14,15 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from probe.errors import InputError
+from probe.layouts import LAYOUTS
 from probe.model import LanguageModel, first_tensor
 from probe.replay.attention import AttentionPrimal
-from probe.replay.calls import BlockCall, accepts_more, cut_to_positions, recorded_calls
+from probe.replay.calls import BIAS_BY_HEAD, BlockCall, accepts_more, cut_to_positions, recorded_calls
 from probe.replay.copies import cast
 from probe.replay.past import PastKeys, PastState, carried_states
 from probe.stream import watch
+
+logger = logging.getLogger("probe.replay")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Context:
             stream that enters the final norm.
         calls: each block's recorded call.
         past: for each block the recorded keys and values, or the states carried into the chosen positions; None where
-            the model offers neither, so that whole sequences are run.
+            the model offers neither, or its blocks do not run so, and whole sequences are run instead.
         seen: what else was asked for, by site, (window, position, d_model).
     """
 
@@ -53,10 +57,7 @@ class Context:
     def select(self, windows: slice, chosen: slice) -> Context:
         """The part of the context that belongs to some of the windows and some of their chosen positions."""
         rows = torch.arange(len(self.tokens), device=self.tokens.device)[windows]
-        calls = [
-            replace(call, arguments={name: self._rows(value, rows) for name, value in call.arguments.items()})
-            for call in self.calls
-        ]
+        calls = [replace(call, arguments=self._rows_of(call, rows)) for call in self.calls]
         past: Any = self.past and [part.select(windows, chosen) for part in self.past]
         states = [state[windows] for state in self.states]
         seen = {site: state[windows] for site, state in self.seen.items()}
@@ -117,19 +118,20 @@ class Context:
             The stream that leaves the block.
 
         Raises:
-            InputError: if the model's blocks take no cache, so that nothing was recorded, or if their attention is not
+            InputError: if the model's blocks do not run at single positions over a cache, or if their attention is not
                 transformers' exchangeable one.
         """
         if self.past is None:
             raise InputError(
-                f'a frozen context needs blocks that take a cache: {self.model.name} has none; use method="jacrev"'
+                f"a frozen context needs blocks that run at single positions over a cache: those of {self.model.name} "
+                'do not; use method="jacrev"'
             )
         past, call = self.past[layer], self.calls[layer]
         if isinstance(past, PastState):
             return self._replay_carried(layer, states[:, None], block)[:, 0]
         primals = [] if primals is None else primals
         changed = self._at_positions(call.arguments, 1, states.dtype)
-        if accepts_more(block):
+        if accepts_more(block) and getattr(self.model.module, "_supports_attention_backend", False):
             after = call.run(block, states, None, **changed, recorded=past, primals=primals)
         if not primals:
             raise InputError(
@@ -205,8 +207,17 @@ class Context:
             The stream that leaves the block.
         """
         call = self.calls[layer]
-        rows = {name: cast(self._rows(value, windows), sequences.dtype) for name, value in call.arguments.items()}
+        rows = {name: cast(value, sequences.dtype) for name, value in self._rows_of(call, windows).items()}
         return call.run(self.model.blocks[layer] if block is None else block, sequences, None, **rows)
+
+    def _rows_of(self, call: BlockCall, windows: Int[Tensor, " row"]) -> dict[str, Any]:
+        """A recorded call's arguments for the given windows; a bias by head is the same in all, as none is padded."""
+        arguments = {name: self._rows(value, windows) for name, value in call.arguments.items()}
+        bias = call.arguments.get(BIAS_BY_HEAD)
+        if isinstance(bias, Tensor) and bias.ndim == 3:
+            config: Any = self.model.module.config
+            arguments[BIAS_BY_HEAD] = bias[: config.num_attention_heads].repeat(len(windows), 1, 1)
+        return arguments
 
     def _rows(self, value: Any, windows: Int[Tensor, " row"]) -> Any:
         """The rows of a recorded argument that belong to the given windows; what all windows share stays as it is."""
@@ -246,12 +257,13 @@ class Context:
             The off-position part of the write.
 
         Raises:
-            InputError: if the model's blocks take no cache, so that the two parts cannot be told apart.
+            InputError: if the model's blocks do not run at single positions over a cache, so that the two parts cannot
+                be told apart.
         """
         if self.past is None:
             raise InputError(
-                f"the off-position write needs blocks that take a cache: {self.model.name} has none; "
-                "load the Hugging Face model itself"
+                f"the off-position write needs blocks that run at single positions over a cache: those of "
+                f"{self.model.name} do not; use a Hugging Face model of a tested architecture"
             )
         block, call, past, states = self.model.blocks[layer], self.calls[layer], self.past[layer], self.state(layer)
         if isinstance(past, PastState):
@@ -286,9 +298,11 @@ def record(
     Returns:
         The recorded context. Memory: the states of all layers, (L + 1) · W · T · d numbers, and keys and values.
         State-space models are stepped through token by token once, to find the states carried into the positions.
+        Blocks of an architecture without a row in `probe.layouts.LAYOUTS` are run again once: where they do not give
+        at the positions alone what they gave, the context runs whole sequences, T times the cost.
 
     Raises:
-        InputError: if a position lies outside its window.
+        InputError: if a position lies outside its window, or the blocks cannot be run again by their recorded calls.
     """
     tokens, positions = tokens.to(model.device), positions.to(model.device)
     if positions.numel() and not (positions.min() >= 0 and positions.max() < tokens.shape[1]):
@@ -299,17 +313,50 @@ def record(
     stream = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
     stream.append(f"blocks.{model.n_layers - 1}.hook_resid_post")
     caching = isinstance(model.module, PreTrainedModel)
-    cache = DynamicCache() if caching and not model.recurrent else None
+    # A stateful model (state-space, hybrid) carries more than keys and values.
+    stateful = model.recurrent or getattr(model.module, "_is_stateful", False)
+    cache = DynamicCache() if caching and not stateful else None
     keep = {} if cache is None else {"past_key_values": cache, "use_cache": True}
     with watch(model, [*stream, *sites]) as seen, recorded_calls(model) as calls:
         model.final_states(tokens, **keep)
-    past: list[PastKeys] | list[PastState] | None = None
-    if cache is not None:
-        past = [PastKeys(layer.keys, layer.values) for layer in cache.layers]
-    elif caching:
-        past = carried_states(model, tokens, positions)
     states, kept = [seen[site] for site in stream], {site: seen[site] for site in sites}
-    return Context(model, tokens, positions, states, calls, past, kept)
+    whole = Context(model, tokens, positions, states, calls, None, kept)
+    if not caching:
+        return whole
+
+    def at_positions() -> Context:
+        if cache is None:
+            return replace(whole, past=carried_states(model, tokens, positions))
+        return replace(whole, past=[PastKeys(layer.keys, layer.values) for layer in cache.layers])
+
+    return at_positions() if model.architecture in LAYOUTS else _proven(whole, at_positions)
+
+
+def _proven(whole: Context, at_positions: Callable[[], Context]) -> Context:
+    """The cheaper of two contexts in which every block, run again, gives what it gave in the forward pass."""
+    layers, states = range(whole.model.n_layers), whole.states
+    try:
+        cut = at_positions()
+        twice = [cut.state(layer)[:, None].repeat(1, 2, 1, 1) for layer in range(len(states))]  # two variants of each
+        if all(_same(cut.replay(layer, twice[layer]), twice[layer + 1]) for layer in layers):
+            return cut
+    except Exception as error:  # noqa: BLE001 - whatever a model's own code raises, it cannot be run so
+        logger.info("the blocks of %s do not run at single positions: %s", whole.model.name, error)
+    last = torch.tensor([len(whole.tokens) - 1], device=whole.tokens.device)
+    if not all(
+        _same(whole.block_on_sequences(layer, states[layer][last], last), states[layer + 1][last]) for layer in layers
+    ):
+        raise InputError(
+            f"a replay needs blocks that give again what they gave, and those of {whole.model.name} "
+            f"({whole.model.architecture}) do not by their recorded calls: use a model of another family"
+        )
+    return whole
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for the rounding of a block's own arithmetic."""
+    tolerance = max(1e-4, 2 * torch.finfo(expected.dtype).eps)
+    return bool((found - expected).norm() <= tolerance * expected.norm())
 
 
 @torch.no_grad()
