@@ -1,7 +1,8 @@
 """One function a panel: Dataset in, Axes out.
 
-A panel draws on the Axes it is given, or makes a figure of its own with a legend. Nothing here touches matplotlib's
-global state: figures are `matplotlib.figure.Figure` objects, and the page's style is a context (`page_style`).
+A panel draws on the Axes it is given, or makes a figure of its own with a legend; `panel_rows` puts several on one
+page. Nothing here touches matplotlib's global state: figures are `matplotlib.figure.Figure` objects, and the page's
+style is a context (`page_style`).
 
 Everywhere a line is a median over tokens, the narrow band around it its 95 % interval when documents are resampled,
 and a pale band, where there is one, holds the middle half of the tokens. A class of maps keeps its colour and its
@@ -45,6 +46,16 @@ from probe.plots.geometry import (
 )
 from probe.plots.joint import direction_angles, subspace_angles
 from probe.plots.linearity import linear_range, perturbation
+from probe.plots.pages import (
+    NOTEBOOK_DPI,
+    legend_below,
+    new_figure,
+    outer_labels,
+    page_style,
+    panel_rows,
+    shared_legend,
+    titled,
+)
 from probe.plots.partitions import (
     agreement_by_depth,
     amplification_map,
@@ -64,7 +75,6 @@ from probe.plots.spectral import (
     pseudospectrum,
     score_by_depth,
 )
-from probe.plots.style import NOTEBOOK_DPI, legend_below, new_figure, page_style, shared_legend
 from probe.plots.training import (
     arm_continuity,
     arm_learning,
@@ -129,7 +139,9 @@ __all__ = [
     "mean_score_by_depth",
     "new_figure",
     "operator_by_depth",
+    "outer_labels",
     "page_style",
+    "panel_rows",
     "participation_by_depth",
     "perturbation",
     "place_against_gain",
@@ -155,6 +167,7 @@ __all__ = [
     "subspace_overlap",
     "sweep",
     "through_training",
+    "titled",
     "top1_agreement",
     "trajectory_path",
 ]

@@ -16,6 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
 from probe.inference import Interval
+from probe.plots.pages import axes_or_new, legend_below
 from probe.plots.style import (
     BLACK,
     BLUE,
@@ -26,12 +27,15 @@ from probe.plots.style import (
     RED,
     SKY,
     Style,
-    axes_or_new,
+    band,
     curve,
     finish,
-    legend_below,
     median_over_documents,
+    middle_of,
+    null_line,
+    of_kind,
     plain_log,
+    range_of,
 )
 
 COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)  # of the largest communities; the others are pale grey
@@ -113,12 +117,13 @@ def community_graph(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axe
     """The graph of a layer's units: coloured by community, as large as their gain.
 
     Args:
-        data: The communities analysis's Dataset with `place`, `link` and `link_weight`.
+        data: The communities analysis's Dataset with `place` (drawn, unit, axis), `link` (drawn, link_index, end) and
+            `link_weight` (drawn, link_index).
         layer: One of `drawn`.
         ax: Where to draw.
 
     Returns:
-        The Axes; red links are negative correlations.
+        The Axes; red links are negative correlations. A drawing is no test, and has no null.
     """
     ax, _ = axes_or_new(ax)
     place = data["place"].sel(drawn=layer).transpose("unit", "axis").values
@@ -144,20 +149,22 @@ def place_against_gain(data: xr.Dataset, layer: int, ax: Axes | None = None) -> 
     """Participation coefficient of each unit against its gain, with the coupling and what permuted places reach.
 
     Args:
-        data: The communities analysis's Dataset with `rho`.
+        data: The communities analysis's Dataset with `participation` (view, layer, unit), `permuted_rho` (view, layer,
+            permutation) and `rho` (view, layer).
         layer: The block.
         ax: Where to draw.
 
     Returns:
-        The Axes; gains are on a logarithmic scale.
+        The Axes; gains are on a logarithmic scale; in the title the null, 95 % of ρ under permuted places.
     """
     ax, _ = axes_or_new(ax)
     own = data.sel(view="model", layer=layer)
     colors = community_colors(own["community"].values)
     gain = unit_gain(data, layer)
     ax.scatter(own["participation"], gain, s=7, lw=0, c=colors, alpha=0.8, rasterized=True)
-    low, high = np.quantile(np.nan_to_num(own["permuted_rho"].values), [0.025, 0.975])
-    ax.set_title(f"block {layer}: ρ = {signed(float(own['rho']))}\nnull {signed(low)} to {signed(high)}", loc="left")
+    null = middle_of(np.nan_to_num(own["permuted_rho"].values))
+    rho, low, high = (signed(float(value)) for value in (own["rho"], null.low, null.high))
+    ax.set_title(f"block {layer}: ρ = {rho}\nnull {low} to {high}", loc="left")
     ax.set(xlabel="participation coefficient", ylabel="gain ‖K eᵢ‖", yscale="log")
     plain_log(ax.yaxis)
     if max(ax.get_ylim()) < 4 * min(ax.get_ylim()):  # too few ticks of a logarithmic axis
@@ -169,26 +176,26 @@ def rho_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """The coupling by layer, with its interval, its controls and the band of permuted places.
 
     Args:
-        data: The communities analysis's Dataset with `rho`, `rho_bounds`, `adjusted_p` and `stable`.
+        data: The communities analysis's Dataset with `rho` (view, layer), `permuted_rho` (view, layer, permutation),
+            `rho_bounds` (bound, layer), `adjusted_p` and `stable` (layer,).
         ax: Where to draw.
 
     Returns:
-        The Axes; layers with a significant coupling are ringed, those without stable communities crossed out.
+        The Axes; grey, the null: 95 % under permuted places; rings: a significant coupling; crosses: no stable
+        communities.
     """
     ax, own = axes_or_new(ax)
-    layer = data["layer"].values
-    null = np.nan_to_num(data["permuted_rho"].sel(view="model").transpose("layer", "permutation").values)
-    low, high = np.quantile(null, [0.025, 0.975], axis=1)
-    ax.fill_between(layer, low, high, color=GREY, alpha=0.25, lw=0, label="permuted places, 95 %")
+    layer = data["layer"]
+    permuted = data["permuted_rho"].sel(view="model").transpose("permutation", "layer")
+    null = middle_of(np.nan_to_num(permuted.values))
+    band(ax, layer, null.low, null.high, GREY, label="permuted places, 95 %")
     for kind, style in VIEW_STYLES.items():
-        names = views_of(data, kind)
-        if names:
-            rho = data["rho"].sel(view=names).transpose("view", "layer").values
-            spread = Interval(rho.mean(axis=0), rho.min(axis=0), rho.max(axis=0), len(rho), "range")
-            curve(ax, data, spread, style)
-    bounds = data["rho_bounds"].transpose("bound", "layer").values
+        views = of_kind(data["view"], kind)
+        if views:
+            curve(ax, layer, range_of(data["rho"].sel(view=views).transpose("view", "layer").values), style)
     rho = data["rho"].sel(view="model").values
-    curve(ax, data, Interval(rho, bounds[0], bounds[1], 0, "documents"), OWN)
+    low, high = data["rho_bounds"].transpose("bound", "layer").values
+    curve(ax, layer, Interval(rho, low, high, 0, "documents"), OWN)
     significant, stable = data["adjusted_p"].values < 0.05, data["stable"].values
     marks: dict[str, tuple[Bool[np.ndarray, " layer"], dict[str, Any]]] = {
         "significant (Benjamini–Hochberg)": (significant, {"marker": "o", "facecolors": "none", "edgecolors": BLACK}),
@@ -196,32 +203,30 @@ def rho_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     }
     for label, (at, look) in marks.items():
         if at.any():
-            ax.scatter(layer[at], rho[at], s=45, lw=1, zorder=4, label=label, **look)
+            ax.scatter(layer.values[at], rho[at], s=45, lw=1, zorder=4, label=label, **look)
     ax.axhline(0, color=GREY, lw=0.5)
-    finish(ax, "coupling ρ", legend=own)
-    return ax
+    return finish(ax, "coupling ρ", legend=own)
 
 
 def operator_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """The kind of operator that each block is: antisymmetric and rotation fraction of K by layer.
 
     Args:
-        data: The communities analysis's Dataset.
+        data: The communities analysis's Dataset with `antisymmetric_fraction` and `rotation_fraction` (layer, query).
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted, the antisymmetric fraction of a large random matrix.
+        The Axes; dotted, the null: the antisymmetric fraction of a large random matrix.
     """
     ax, own = axes_or_new(ax)
     for name, style in (
         ("antisymmetric_fraction", Style("antisymmetric fraction", BLUE, "o")),
         ("rotation_fraction", Style("rotation Σ|Im λ| / Σ|λ|", ORANGE, "s", "--")),
     ):
-        curve(ax, data, median_over_documents(data, data[name]), style)
-    ax.axhline(0.5**0.5, color=GREY, lw=1, ls=(0, (1, 1)), label="antisymmetric, a random matrix")
-    finish(ax, "fraction of K", legend=own)
+        curve(ax, data["layer"], median_over_documents(data, data[name]), style)
+    null_line(ax, 0.5**0.5, "antisymmetric, a random matrix")
     ax.set_ylim(0, max(0.8, ax.get_ylim()[1]))
-    return ax
+    return finish(ax, "fraction of K", legend=own)
 
 
 def pooled_controls(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -232,7 +237,7 @@ def pooled_controls(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax: Where to draw.
 
     Returns:
-        The Axes; left of 0 is less than permuted places reach on average.
+        The Axes; dashed, the null: the 99 % point of permuted places. Left of 0 is less than they reach on average.
     """
     ax, _ = axes_or_new(ax)
     null = table["view"] == PERMUTED
@@ -262,19 +267,6 @@ def signed(value: float) -> str:
         For example "−0.21".
     """
     return f"{value:+.2f}".replace("-", "−")
-
-
-def views_of(data: xr.Dataset, kind: str) -> list[str]:
-    """The views of one kind: all seeds of the fresh initialisations, all draws of a basis.
-
-    Args:
-        data: The Dataset.
-        kind: "init", "basis", or the name of a view.
-
-    Returns:
-        Names along `view`.
-    """
-    return [name for name in data["view"].values.tolist() if name == kind or name.startswith(f"{kind}-")]
 
 
 def _count(labels: Int[np.ndarray, " unit"]) -> int:

@@ -1,9 +1,12 @@
-"""Panels of what the residual does to the output."""
+"""Panels of what the residual does to the output.
+
+Effects on the output have the dimensions (fit, layer, query), `relative_error` (fit, target, layer, query) and
+`kl_control` (control, draw, layer, query).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,6 +14,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from probe.inference import Interval, Ranking, partial_spearman, spearman
+from probe.plots.pages import axes_or_new
 from probe.plots.style import (
     BLACK,
     BLUE,
@@ -22,13 +26,14 @@ from probe.plots.style import (
     Floats,
     Rows,
     Style,
-    axes_or_new,
     class_curves,
     curve,
     deciding_fit,
+    exponential,
     finish,
     fits_present,
     median_over_documents,
+    null_line,
     over_documents,
     plain_log,
 )
@@ -72,14 +77,13 @@ def rho_by_layer(
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; dotted, the threshold. `rho_controls` draws the nulls.
     """
     ax, own = axes_or_new(ax)
     ranked = [name for name in fits_present(data, "kl", fits) if name != "zero"]  # whose error is 1 everywhere: no rank
     class_curves(ax, data, "kl", lambda name: _rho(data, *_error_and_kl(data, name)), ranked)
-    ax.axhline(threshold, color=BLACK, lw=0.8, ls=":", label=f"threshold {threshold:g}")
-    finish(ax, "Spearman's ρ (error, KL)", legend=own)
-    return ax
+    null_line(ax, threshold, f"threshold {threshold:g}", BLACK)
+    return finish(ax, "Spearman's ρ (error, KL)", legend=own)
 
 
 def rho_controls(data: xr.Dataset, threshold: float = 0.7, ax: Axes | None = None) -> Axes:
@@ -94,22 +98,21 @@ def rho_controls(data: xr.Dataset, threshold: float = 0.7, ax: Axes | None = Non
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the nulls are the replaced residuals; dotted, the threshold.
     """
     ax, own = axes_or_new(ax)
     name = deciding_fit(data)
     error, kl = _error_and_kl(data, name)
-    curve(ax, data, _rho(data, error, kl), Style("the residual r", BLUE, "o"))
+    curve(ax, data["layer"], _rho(data, error, kl), Style("the residual r", BLUE, "o"))
     for control, style in CONTROL_STYLES.items():
         if control in data["control"].values:
             draws = np.asarray(data["kl_control"].sel(control=control).transpose("draw", "layer", "query").values)
-            curve(ax, data, _rho(data, error, draws), style)
+            curve(ax, data["layer"], _rho(data, error, draws), style)
     covariates = _covariates(data)
     if covariates:
-        curve(ax, data, _rho(data, error, kl, covariates), Style("r, given five covariates", BLACK, "D", "-."))
-    ax.axhline(threshold, color=BLACK, lw=0.8, ls=":", label=f"threshold {threshold:g}")
-    finish(ax, "Spearman's ρ (error, KL)", legend=own)
-    return ax
+        curve(ax, data["layer"], _rho(data, error, kl, covariates), Style("r, given five covariates", BLACK, "D", "-."))
+    null_line(ax, threshold, f"threshold {threshold:g}", BLACK)
+    return finish(ax, "Spearman's ρ (error, KL)", legend=own)
 
 
 def kl_ratio(data: xr.Dataset, ax: Axes | None = None) -> Axes:
@@ -122,7 +125,7 @@ def kl_ratio(data: xr.Dataset, ax: Axes | None = None) -> Axes:
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; dotted, the null: 1, no more than its size.
     """
     ax, own = axes_or_new(ax)
     kl = _log(data["kl"].sel(fit=deciding_fit(data)))
@@ -130,10 +133,9 @@ def kl_ratio(data: xr.Dataset, ax: Axes | None = None) -> Axes:
         if control in data["control"].values:
             ratio = kl - _log(data["kl_control"].sel(control=control)).mean(dim="draw")
             spread = ratio.copy(data=np.exp(ratio.values)) if control == "covariance" else None
-            curve(ax, data, _exponential(median_over_documents(data, ratio)), style, spread=spread)
-    ax.axhline(1, color=BLACK, lw=0.8, ls=":", label="no more than its size")
-    finish(ax, "KL(r) / KL(r′)", log=True, legend=own)
-    return ax
+            curve(ax, data["layer"], exponential(median_over_documents(data, ratio)), style, spread=spread)
+    null_line(ax, 1.0, "no more than its size", BLACK)
+    return finish(ax, "KL(r) / KL(r′)", log=True, legend=own)
 
 
 def kl_by_layer(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
@@ -145,7 +147,7 @@ def kl_by_layer(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes | 
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is 0, the block's own update, below the logarithmic axis.
     """
 
     def median(name: str) -> Interval:
@@ -158,12 +160,12 @@ def replacement_modes(data: xr.Dataset, fit: str | None = None, ax: Axes | None 
     """KL when one position is replaced, read there and summed over later positions, and when all are.
 
     Args:
-        data: The analysis's Dataset with `kl` and `kl_all` or `kl_later`.
+        data: The analysis's Dataset with `kl`, and `kl_all` or `kl_later`.
         fit: The class; default the deciding one.
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is 0, nothing replaced, below the logarithmic axis.
     """
     ax, own = axes_or_new(ax)
     modes = {
@@ -174,9 +176,8 @@ def replacement_modes(data: xr.Dataset, fit: str | None = None, ax: Axes | None 
     for name, style in modes.items():
         if (fit or deciding_fit(data)) in fits_present(data, name):
             values = data[name].sel(fit=fit or deciding_fit(data)).clip(min=KL_FLOOR)
-            curve(ax, data, median_over_documents(data, values), style, spread=values)
-    finish(ax, "KL (nats)", log=True, legend=own)
-    return ax
+            curve(ax, data["layer"], median_over_documents(data, values), style, spread=values)
+    return finish(ax, "KL (nats)", log=True, legend=own)
 
 
 def top1_agreement(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
@@ -188,7 +189,7 @@ def top1_agreement(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is 1, nothing replaced.
     """
 
     def share(name: str) -> Interval:
@@ -210,8 +211,7 @@ def _by_class(
     """A whole panel of nothing but one curve for each class."""
     ax, own = axes_or_new(ax)
     class_curves(ax, data, variable, interval, fits)
-    finish(ax, label, log=log, legend=own)
-    return ax
+    return finish(ax, label, log=log, legend=own)
 
 
 def _error_and_kl(data: xr.Dataset, fit: str) -> tuple[Floats, Floats]:
@@ -249,8 +249,3 @@ def _mean_of_rows(values: Floats, index: Rows) -> Floats:
 
 def _log(kl: xr.DataArray) -> xr.DataArray:
     return kl.copy(data=np.log(np.maximum(kl.values, KL_FLOOR)))
-
-
-def _exponential(interval: Interval) -> Interval:
-    bounds = {name: np.exp(getattr(interval, name)) for name in ("estimate", "low", "high")}
-    return replace(interval, **bounds)

@@ -1,4 +1,7 @@
-"""Panels of what the maps catch and what the residual looks like."""
+"""Panels of what the maps catch and what the residual looks like.
+
+Unless a panel says otherwise its variables have the dimensions (fit, target, layer, query).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from probe.plots.pages import axes_or_new, legend_below
 from probe.plots.style import (
     BLACK,
     BLUE,
+    DOTTED,
     FIT_STYLES,
     GREEN,
     GREY,
@@ -22,15 +27,14 @@ from probe.plots.style import (
     SKY,
     VECTOR_STYLES,
     Style,
-    axes_or_new,
     class_curves,
     curve,
     deciding_fit,
     finish,
     fits_present,
-    legend_below,
     line,
     median_over_documents,
+    null_line,
 )
 
 
@@ -40,13 +44,13 @@ def relative_error(
     """Relative error by layer and class: median ‖r‖/‖u‖, log scale.
 
     Args:
-        data: The analysis's Dataset with `relative_error` and, for the floor, `floor`.
+        data: The analysis's Dataset with `relative_error` and, for the floor, `floor` (fit, layer, query).
         fits: Classes; default all that are there.
         target: "update" (over ‖u‖) or "state" (over ‖h_{l+1}‖).
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is the class "zero", 1 over ‖u‖; dotted, the floor: the deciding class on the token alone.
     """
     ax, own = axes_or_new(ax)
     error = data["relative_error"].sel(target=target)
@@ -56,7 +60,7 @@ def relative_error(
     decides = deciding_fit(data)
     if decides in fits_present(data, "floor", fits) and target == "update":
         floor = data["floor"].sel(fit=decides).median("query")
-        ax.plot(data["layer"], floor, color=BLACK, lw=1, ls=(0, (1, 1)), label="floor: local, one-token input")
+        ax.plot(data["layer"], floor, color=BLACK, lw=1, ls=DOTTED, label="floor: local, one-token input")
     finish(ax, f"relative error ‖r‖ / {'‖u‖' if target == 'update' else '‖h′‖'}", log=True, legend=own)
     ax.set_ylim(limits)
     return ax
@@ -66,22 +70,19 @@ def explained_variance(data: xr.Dataset, fits: Sequence[str] | None = None, ax: 
     """Share of the update's variance that each class explains on held-out tokens, by layer.
 
     Args:
-        data: The analysis's Dataset with `explained_variance`.
+        data: The analysis's Dataset with `explained_variance` (fit, layer).
         fits: Classes; default all that are there.
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is 0, what the mean explains.
     """
     ax, own = axes_or_new(ax)
     for name in fits_present(data, "explained_variance", fits):
-        style = FIT_STYLES[name]
-        values = data["explained_variance"].sel(fit=name)
-        line(ax, data["layer"].values, values.values, style)
+        line(ax, data["layer"], data["explained_variance"].sel(fit=name), FIT_STYLES[name])
     ax.set_ylim(bottom=max(-0.5, ax.get_ylim()[0]), top=1)
-    ax.axhline(0, color=GREY, lw=0.8)
-    finish(ax, "explained variance", legend=own)
-    return ax
+    ax.axhline(0, color=GREY, lw=0.5)
+    return finish(ax, "explained variance", legend=own)
 
 
 def alignment(
@@ -93,21 +94,22 @@ def alignment(
     cos(û, r) = 0 for one at right angles to û.
 
     Args:
-        data: The analysis's Dataset with the three cosines and `relative_error`.
+        data: The analysis's Dataset with `relative_error`, `cos_update_fit`, `cos_update_residual`,
+            `cos_fit_residual` and, for the null, `cos_permuted` (fit, layer, query).
         fit: The class; default the deciding one.
         target: "update" or "state".
         angle: Degrees instead of cosines.
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; dotted, the null: û fitted to targets permuted within windows.
     """
     ax, own = axes_or_new(ax)
     place = {"fit": fit or deciding_fit(data), "target": target}
     shown: Callable[[xr.DataArray], xr.DataArray] = _degrees if angle else _same
     for name, style in PAIR_STYLES.items():
         values = shown(data[name].sel(place))
-        curve(ax, data, median_over_documents(data, values), style, spread=values)
+        curve(ax, data["layer"], median_over_documents(data, values), style, spread=values)
     error = data["relative_error"].sel(place).clip(max=1)
     bound = error.copy(data=np.sqrt(1 - error.values**2))
     for number, cosine in enumerate((bound, error, xr.zeros_like(error))):
@@ -116,10 +118,9 @@ def alignment(
         ax.plot(data["layer"], fixed, color=BLACK, lw=1, ls=(0, (4, 3)), zorder=3, label=label)
     if target == "update" and place["fit"] in fits_present(data, "cos_permuted"):
         permuted = shown(data["cos_permuted"].sel(fit=place["fit"])).median("query")
-        ax.plot(data["layer"], permuted, color=GREY, ls=":", label="(u, û), targets permuted")
+        ax.plot(data["layer"], permuted, color=GREY, ls=DOTTED, label="(u, û), targets permuted")
     ax.set_ylim((0, 120) if angle else (-0.3, 1.03))
-    finish(ax, "angle (degrees)" if angle else "cosine", legend=own)
-    return ax
+    return finish(ax, "angle (degrees)" if angle else "cosine", legend=own)
 
 
 def projection(
@@ -127,32 +128,31 @@ def projection(
 ) -> Axes:
     """Share of each vector in the k dominant tokenwise directions, by layer (Figure 4 of arXiv 2604.02459).
 
-    ‖V_kᵀx‖²/‖x‖² for x = u, û, r and r′ (another token's update), V_k from û on training tokens; the dotted line is
-    k/d, a random subspace; the thin line is the share of u in the k top directions of u itself.
+    ‖V_kᵀx‖²/‖x‖² for x = u, û, r and r′ (another token's update), V_k from û on training tokens.
 
     Args:
-        data: The analysis's Dataset with `share`; k/d needs the attribute `d_model`.
+        data: The analysis's Dataset with `share` (fit, centring, vector, k, layer, query) and `share_of_update`
+            (centring, k, layer, query); k/d needs the attribute `d_model`.
         k: Dimensions of the subspace.
         fit: The class; default the deciding one.
         centring: "centred", "uncentred" or "no_outliers".
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; dotted, the null: k/d, a random subspace; dashed, the share of u in the k top directions of u itself.
     """
     ax, own = axes_or_new(ax)
     share = data["share"].sel(fit=fit or deciding_fit(data), centring=centring, k=k)
     for name, style in VECTOR_STYLES.items():
         if name in share["vector"].values:
-            curve(ax, data, median_over_documents(data, share.sel(vector=name)), style)
+            curve(ax, data["layer"], median_over_documents(data, share.sel(vector=name)), style)
     if "share_of_update" in data:
         top = data["share_of_update"].sel(centring=centring, k=k).median("query")
         ax.plot(data["layer"], top, color=GREY, lw=1, ls="--", label="u in the top directions of u")
     if "d_model" in data.attrs:
-        ax.axhline(k / data.attrs["d_model"], color=BLACK, lw=1, ls=":", label="random subspace, k/d")
+        null_line(ax, k / data.attrs["d_model"], "random subspace, k/d", BLACK)
     ax.set_ylim(0, 1.02)
-    finish(ax, "share of squared norm", legend=own)
-    return ax
+    return finish(ax, "share of squared norm", legend=own)
 
 
 def sweep(data: xr.Dataset, over: Literal["rank", "neighbours"] = "rank", ax: Axes | None = None) -> Axes:
@@ -161,30 +161,27 @@ def sweep(data: xr.Dataset, over: Literal["rank", "neighbours"] = "rank", ax: Ax
     Solid: held-out tokens, median over tokens, mean over layers. Dashed: the same fits on their own neighbours.
 
     Args:
-        data: The analysis's Dataset with `sweep_error` and, for the dashed lines, `sweep_error_in_sample`.
+        data: The analysis's Dataset with `sweep_error` (neighbours, rank, layer, query) and, for the dashed lines,
+            `sweep_error_in_sample` (neighbours, rank, layer).
         over: The horizontal axis.
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is 1, no update at all.
     """
     ax, _ = axes_or_new(ax)
     lines, symbol = ("neighbours", "k") if over == "rank" else ("rank", "r")
     measured = data["sweep_error"].dropna("layer", how="all")
-    colours = (SKY, BLUE, GREEN, ORANGE, RED, PINK, BLACK)
-    for value, colour, marker in zip(data[lines].values, colours, "osD^vPX", strict=False):
+    colors = (SKY, BLUE, GREEN, ORANGE, RED, PINK, BLACK)
+    for value, color, marker in zip(data[lines].values, colors, "osD^vPX", strict=False):
         values = measured.sel({lines: value}).transpose(over, "layer", "query")
-        interval = median_over_documents(data, values, average=True)
-        ax.fill_between(data[over], interval.low, interval.high, color=colour, alpha=0.25, lw=0)
-        ax.plot(data[over], interval.estimate, color=colour, marker=marker, label=f"{symbol} = {value}")
+        style = Style(f"{symbol} = {value}", color, marker)
+        curve(ax, data[over], median_over_documents(data, values, average=True), style)
         if "sweep_error_in_sample" in data:
             inside = data["sweep_error_in_sample"].sel({lines: value}).mean("layer")
-            ax.plot(data[over], inside, color=colour, ls="--", lw=0.9)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(data[over].values, [str(value) for value in data[over].values], minor=False)
-    ax.set_ylim(bottom=0)
+            ax.plot(data[over], inside, color=color, ls="--", lw=0.9)
     name = {"rank": "rank r", "neighbours": "neighbours k"}[over]
-    ax.set(xlabel=name, ylabel="relative error ‖r‖ / ‖u‖")
+    _powers_of_two(ax, data[over], name, "relative error ‖r‖ / ‖u‖")
     legend_below(ax)
     return ax
 
@@ -192,28 +189,20 @@ def sweep(data: xr.Dataset, over: Literal["rank", "neighbours"] = "rank", ax: Ax
 def instability(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """How far the local fits of two disjoint token banks lie apart, over the number of neighbours.
 
-    ‖T_A(q) − T_B(q)‖ / ‖u‖: median over tokens, mean over layers; the band holds the middle half of all tokens.
+    ‖T_A(q) − T_B(q)‖ / ‖u‖: median over tokens, mean over layers; the pale band holds the middle half of all tokens.
 
     Args:
-        data: The analysis's Dataset with `instability`.
+        data: The analysis's Dataset with `instability` (neighbours, layer, query).
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is 0, two equal fits.
     """
     ax, _ = axes_or_new(ax)
     values = data["instability"].dropna("layer", how="all").transpose("neighbours", "layer", "query")
     interval = median_over_documents(data, values, average=True)
-    low, high = values.quantile([0.25, 0.75], dim=("layer", "query")).transpose("quantile", "neighbours").values
-    k = data["neighbours"].values
-    ax.fill_between(k, low, high, color=BLUE, alpha=0.1, lw=0)
-    ax.fill_between(k, interval.low, interval.high, color=BLUE, alpha=0.25, lw=0)
-    ax.plot(k, interval.estimate, color=BLUE, marker="o")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(k, [str(value) for value in k])
-    ax.set_ylim(bottom=0)
-    ax.set(xlabel="neighbours k", ylabel="distance of two fits / ‖u‖")
-    return ax
+    curve(ax, data["neighbours"], interval, Style("two banks", BLUE), spread=values)
+    return _powers_of_two(ax, data["neighbours"], "neighbours k", "distance of two fits / ‖u‖")
 
 
 def residual_overlap(
@@ -222,13 +211,13 @@ def residual_overlap(
     """What the residual is: its overlap with the block's attention write and with that write's off-position part.
 
     Args:
-        data: The analysis's Dataset with `residual_attention_*` and `residual_offposition_*`.
+        data: The analysis's Dataset with `residual_attention_*` and `residual_offposition_*`, (fit, layer, query).
         measure: "cosine", or "share": of ‖r‖² along the direction.
         fit: The class; default the deciding one.
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is 0, a direction of its own.
     """
     ax, own = axes_or_new(ax)
     off_position = Style("its off-position part", RED, "^", "--")
@@ -236,9 +225,17 @@ def residual_overlap(
         name = f"residual_{part}_{measure}"
         if name in data:
             values = data[name].sel(fit=fit or deciding_fit(data))
-            curve(ax, data, median_over_documents(data, values), style, spread=values)
-    ax.axhline(0, color=GREY, lw=0.8)
-    finish(ax, "cosine with r" if measure == "cosine" else "share of ‖r‖²", legend=own)
+            curve(ax, data["layer"], median_over_documents(data, values), style, spread=values)
+    ax.axhline(0, color=GREY, lw=0.5)
+    return finish(ax, "cosine with r" if measure == "cosine" else "share of ‖r‖²", legend=own)
+
+
+def _powers_of_two(ax: Axes, x: xr.DataArray, xlabel: str, ylabel: str) -> Axes:
+    """Axes over a few numbers that double: a tick at each, the vertical axis from 0."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(x.values, [str(value) for value in x.values], minor=False)
+    ax.set_ylim(bottom=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     return ax
 
 

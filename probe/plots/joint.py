@@ -5,7 +5,8 @@ from __future__ import annotations
 import xarray as xr
 from matplotlib.axes import Axes
 
-from probe.plots.style import BLUE, GREY, RED, Style, axes_or_new, finish, line
+from probe.plots.pages import axes_or_new
+from probe.plots.style import BLUE, GREY, RED, Style, finish, line
 from probe.plots.weights import PROJECTION_STYLES
 
 SIDE_STYLES = {"input": Style("what K reads", BLUE, "o"), "output": Style("what K writes", RED, "s")}
@@ -15,17 +16,17 @@ def direction_angles(data: xr.Dataset, variable: str, ax: Axes | None = None) ->
     """Angle between each projection's leading direction and a subspace, by depth.
 
     Args:
-        data: As `probe.compare.joint.joint` gives it.
+        data: As `probe.compare.joint.joint` gives it: `variable` (projection, layer), `haar_direction` (level,).
         variable: "weights_jacobian" or "weights_update".
         ax: Where to draw.
 
     Returns:
-        The Axes; grey: the middle 95 % of random directions, dashed their median.
+        The Axes; grey, the null: the middle 95 % of random directions, dashed their median.
     """
     ax, own = axes_or_new(ax)
-    _null(ax, data, data["haar_direction"])
+    _null(ax, data["haar_direction"])
     for name in data[variable]["projection"].values.tolist():
-        line(ax, data["layer"].values, data[variable].sel(projection=name).values, PROJECTION_STYLES[name])
+        line(ax, data["layer"], data[variable].sel(projection=name), PROJECTION_STYLES[name])
     return _finished(ax, own)
 
 
@@ -33,23 +34,25 @@ def subspace_angles(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Principal angles between the mean Jacobian's leading directions and the tokenwise part's, by depth.
 
     Args:
-        data: As `probe.compare.joint.joint` gives it.
+        data: As `probe.compare.joint.joint` gives it: `jacobian_update` (side, angle, layer), `haar_subspace` (angle,
+            level).
         ax: Where to draw.
 
     Returns:
-        The Axes; full lines: the smallest angle, pale ones the others; grey: the smallest between random subspaces.
+        The Axes; full lines: the smallest angle, pale ones the others; grey, the null: the smallest between random
+        subspaces.
     """
     ax, own = axes_or_new(ax)
-    _null(ax, data, data["haar_subspace"].sel(angle=1))
+    _null(ax, data["haar_subspace"].sel(angle=1))
     for side, style in SIDE_STYLES.items():
         angles = data["jacobian_update"].sel(side=side)
         for angle in angles["angle"].values[1:]:
-            ax.plot(data["layer"].values, angles.sel(angle=angle).values, color=style.color, lw=0.8, alpha=0.35)
-        line(ax, data["layer"].values, angles.sel(angle=1).values, style)
+            ax.plot(data["layer"], angles.sel(angle=angle), color=style.color, lw=0.8, alpha=0.35)
+        line(ax, data["layer"], angles.sel(angle=1), style)
     return _finished(ax, own)
 
 
-def _null(ax: Axes, data: xr.Dataset, levels: xr.DataArray) -> None:
+def _null(ax: Axes, levels: xr.DataArray) -> None:
     low, median, high = (float(levels.sel(level=name)) for name in ("low", "median", "high"))
     ax.axhspan(low, high, color=GREY, alpha=0.25, lw=0, label="random directions, middle 95 %")
     ax.axhline(median, color=GREY, lw=1, ls="--")
@@ -58,5 +61,4 @@ def _null(ax: Axes, data: xr.Dataset, levels: xr.DataArray) -> None:
 def _finished(ax: Axes, own: bool) -> Axes:
     ax.set_ylim(0, 93)
     ax.set_yticks([0, 30, 60, 90])
-    finish(ax, "angle, degrees", legend=own)
-    return ax
+    return finish(ax, "angle, degrees", legend=own)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from probe.plots.spectral import positive_median
+from probe.plots.pages import axes_or_new
 from probe.plots.style import (
     BLACK,
     BLUE,
@@ -17,12 +16,13 @@ from probe.plots.style import (
     RED,
     SKY,
     Style,
-    axes_or_new,
+    curve,
     finish,
     geometric_mean,
-    line,
     median_over_documents,
+    null_line,
     plain_log,
+    positive_median,
 )
 
 DIRECTION_STYLES = {
@@ -44,30 +44,28 @@ def perturbation(data: xr.Dataset, measure: str = "error", horizon: str = "1", a
     """Error (or cosine) of the linear prediction against the size of the step, for each direction.
 
     Args:
-        data: The dynamics analysis's Dataset with `perturb_error` and `perturb_cosine`.
+        data: The dynamics analysis's Dataset with `perturb_error` and `perturb_cosine` (direction, horizon, epsilon,
+            start, query).
         measure: "error" or "cosine".
         horizon: How many blocks on.
         ax: Where to draw.
 
     Returns:
-        The Axes; medians over positions, mean over the blocks where the step was made.
+        The Axes; medians over positions, mean over the blocks where the step was made. The null is a linear
+        network, error 0 and cosine 1; dotted, the 10 % at which the claim reads ε.
     """
     ax, own = axes_or_new(ax)
-    epsilon = data["epsilon"].values
     for name, style in DIRECTION_STYLES.items():
         values = data[f"perturb_{measure}"].sel(direction=name, horizon=horizon).transpose("epsilon", "start", "query")
-        reached = values.isel(start=values.notnull().any(("epsilon", "query")).values)
-        if not reached.sizes["start"]:
-            continue
-        interval = median_over_documents(data, reached, average=True)
-        ax.fill_between(epsilon, interval.low, interval.high, color=style.color, alpha=0.25, lw=0)
-        line(ax, epsilon, np.asarray(interval.estimate), style)
+        reached = _reached(values)
+        if reached.sizes["start"]:
+            curve(ax, data["epsilon"], median_over_documents(data, reached, average=True), style)
+    if measure == "error":
+        null_line(ax, 0.1, "10 %")
     ax.set_xscale("log")
     label = "relative error" if measure == "error" else "cosine"
     finish(ax, label, log=measure == "error", legend=own, xlabel="ε / median ‖u‖")
     plain_log(ax.xaxis)
-    if measure == "error":
-        ax.axhline(0.1, color=GREY, lw=1, ls=(0, (1, 1)), label="10 %")
     return ax
 
 
@@ -75,20 +73,22 @@ def linear_range(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """ε at which the error passes 10 %, by the block before which the step is made, for each horizon.
 
     Args:
-        data: The dynamics analysis's Dataset with `epsilon_at_tenth`.
+        data: The dynamics analysis's Dataset with `epsilon_at_tenth` (direction, horizon, start, query).
         ax: Where to draw.
 
     Returns:
-        The Axes; geometric means over the directions, medians over positions.
+        The Axes; geometric means over the directions, medians over positions. No null: a linear network has no such ε.
     """
     ax, own = axes_or_new(ax)
     for horizon, style in HORIZON_STYLES.items():
-        values = geometric_mean(data["epsilon_at_tenth"].sel(horizon=horizon), "direction")
-        reached = values.isel(start=values.notnull().any("query").values)
-        if not reached.sizes["start"]:
-            continue
-        interval = positive_median(data, reached)
-        ax.fill_between(reached["start"], interval.low, interval.high, color=style.color, alpha=0.25, lw=0)
-        line(ax, reached["start"].values, np.asarray(interval.estimate), style)
-    finish(ax, "ε at 10 % error / median ‖u‖", log=True, legend=own, xlabel="block before which the step is made")
-    return ax
+        reached = _reached(geometric_mean(data["epsilon_at_tenth"].sel(horizon=horizon), "direction"))
+        if reached.sizes["start"]:
+            curve(ax, reached["start"], positive_median(data, reached), style)
+    label = "ε at 10 % error / median ‖u‖"
+    return finish(ax, label, log=True, legend=own, xlabel="block before which the step is made")
+
+
+def _reached(values: xr.DataArray) -> xr.DataArray:
+    """Without the starts from which no such horizon lies within the model."""
+    others = [dim for dim in values.dims if dim != "start"]
+    return values.isel(start=values.notnull().any(others).values)

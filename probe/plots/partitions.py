@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
 from probe.inference import Interval, fisher_mean
 from probe.plots.communities import COLORS, OWN, REST
-from probe.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, Floats, Style, axes_or_new, curve, finish, line
+from probe.plots.pages import axes_or_new, color_bar
+from probe.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, Floats, Style, curve, finish, line, middle_of
 
 AGREEMENTS = {
     "stability": Style("between seeds", BLUE, "o"),
@@ -29,11 +32,11 @@ def layer_agreement(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """AMI of the communities of every two layers.
 
     Args:
-        data: The communities analysis's Dataset with `layer_ami`.
+        data: The communities analysis's Dataset with `layer_ami` (layer, other_layer).
         ax: Where to draw.
 
     Returns:
-        The Axes; the diagonal, 1 by definition, is left out. 0 is what unrelated communities share.
+        The Axes; the diagonal, 1 by definition, is left out. 0, the null, is what unrelated communities share.
     """
     ax, _ = axes_or_new(ax)
     ami = data["layer_ami"].transpose("layer", "other_layer").values.astype(np.float64).copy()
@@ -42,7 +45,7 @@ def layer_agreement(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     shown = ax.imshow(ami, origin="lower", cmap="viridis", vmin=0, vmax=top, rasterized=True)
     _layer_ticks(ax, data)
     ax.set_yticks(ax.get_xticks(), [label.get_text() for label in ax.get_xticklabels()])
-    _bar(ax, shown, "AMI", "neither")
+    color_bar(ax, shown, "AMI")
     ax.set(xlabel="block", ylabel="block")
     return ax
 
@@ -51,63 +54,53 @@ def agreement_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """How well a layer's communities agree: between seeds, between halves of the text, with those of |K| + |K|ᵀ.
 
     Args:
-        data: The communities analysis's Dataset.
+        data: The communities analysis's Dataset with the keys of `AGREEMENTS`, (layer,) or of null graphs (layer,
+            null_draw), and `resampled_half_ami` (layer, resample).
         ax: Where to draw.
 
     Returns:
-        The Axes; 0 is what unrelated communities share. Bands hold 95 % of the null graphs and of the resamples.
+        The Axes; 0, the null, is what unrelated communities share. Bands hold 95 % of the null graphs, and of the
+        resamples.
     """
     ax, own = axes_or_new(ax)
     for name, style in AGREEMENTS.items():
         if name == "null_stability":
-            null = data[name].transpose("layer", "null_draw").values
-            low, high = np.quantile(null, [0.025, 0.975], axis=1)
-            curve(ax, data, Interval(null.mean(axis=1), low, high, null.shape[1], "null graphs"), style)
+            curve(ax, data["layer"], _null(data, name), style)
+        elif name == "half_ami":
+            _with_resamples(ax, data, name, "half_ami", style)
         elif name in data:
-            line(ax, data["layer"].values, data[name].values, style)
-    if data.sizes.get("resample"):
-        low, high = (
-            data["resampled_half_ami"].quantile([0.025, 0.975], "resample").transpose("quantile", "layer").values
-        )
-        ax.fill_between(data["layer"].values, low, high, color=AGREEMENTS["half_ami"].color, alpha=0.2, lw=0)
+            line(ax, data["layer"], data[name], style)
     ax.axhline(0, color=GREY, lw=0.5)
-    finish(ax, "AMI", legend=own)
-    return ax
+    return finish(ax, "AMI", legend=own)
 
 
 def quality_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Quality of the communities by layer, beside that of null graphs.
 
     Args:
-        data: The communities analysis's Dataset.
+        data: The communities analysis's Dataset with `run_quality` (layer,), `null_quality` (layer, null_draw) and
+            `resampled_quality` (layer, resample).
         ax: Where to draw.
 
     Returns:
-        The Axes; the bands hold 95 % of the resamples, and of the null graphs.
+        The Axes; dashed, the null graphs; the bands hold 95 % of them, and of the resamples.
     """
     ax, own = axes_or_new(ax)
-    layer = data["layer"].values
-    null = data["null_quality"].transpose("layer", "null_draw").values
-    resampled = data["resampled_quality"].transpose("layer", "resample").values
-    found = ((null, null.mean(axis=1), Style("null graphs", BLACK, "", "--")), (resampled, data["run_quality"], OWN))
-    for draws, middle, style in found:
-        if draws.size:
-            low, high = np.quantile(draws, [0.025, 0.975], axis=1)
-            ax.fill_between(layer, low, high, color=style.color, alpha=0.2, lw=0)
-        line(ax, layer, np.asarray(middle), style)
-    finish(ax, "quality per link weight", legend=own)
-    return ax
+    curve(ax, data["layer"], _null(data, "null_quality"), Style("null graphs", BLACK, "", "--"))
+    _with_resamples(ax, data, "run_quality", "quality", OWN)
+    return finish(ax, "quality per link weight", legend=own)
 
 
 def resolution_profile(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """How much more stable communities are than those of null graphs, by layer and resolution.
 
     Args:
-        data: The communities analysis's Dataset with `profile_stability` and `profile_null_stability`.
+        data: The communities analysis's Dataset with `profile_stability`, `profile_null_stability` and
+            `profile_communities` (layer, profiled), and `resolution` (layer,).
         ax: Where to draw.
 
     Returns:
-        The Axes; a dot marks the resolution that each layer takes.
+        The Axes; 0, the null: as stable as null graphs. A dot marks the resolution that each layer takes.
     """
     ax, _ = axes_or_new(ax)
     excess = (data["profile_stability"] - data["profile_null_stability"]).transpose("profiled", "layer").values
@@ -120,7 +113,7 @@ def resolution_profile(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     _layer_ticks(ax, data)
     ax.set_yticks(np.arange(len(grid)), [f"{gamma:.3g}" for gamma in grid])
     ax.set(xlabel="block", ylabel="resolution γ")
-    _bar(ax, shown, "AMI of seeds\nless null", "neither")
+    color_bar(ax, shown, "AMI of seeds\nless null")
     return ax
 
 
@@ -128,7 +121,8 @@ def choice_map(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """The coupling under every other choice, crossed out where sign or significance differ from the default's.
 
     Args:
-        data: The communities analysis's Dataset with `grid_rho` and `agrees`.
+        data: The communities analysis's Dataset with `grid_rho` (ablated, half, edges, neighbours, method, factor) and
+            `agrees` (half, edges, neighbours, method, factor).
         ax: Where to draw.
 
     Returns:
@@ -155,7 +149,7 @@ def choice_map(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     for place in range(rho.sizes["neighbours"], len(words), rho.sizes["neighbours"]):
         ax.axhline(place - 0.5, color="white", lw=2)
     ax.set(xlabel="algorithm and resolution", ylabel="half of the text, edges, neighbours")
-    _bar(ax, shown, "mean ρ", "neither")
+    color_bar(ax, shown, "mean ρ")
     return ax
 
 
@@ -176,13 +170,13 @@ def amplification_map(data: xr.Dataset, measure: str, matrix: Literal["J", "K"] 
     """What a block does to its largest communities, in standard deviations of random sets of as many units.
 
     Args:
-        data: The communities analysis's Dataset with `community_z`.
+        data: The communities analysis's Dataset with `community_z` (matrix, amplification, layer, largest).
         measure: One of `amplification`.
         matrix: "K" (the update's Jacobian) or "J" (the state's).
         ax: Where to draw.
 
     Returns:
-        The Axes: layers across, communities by size upwards. All measures have one scale.
+        The Axes: layers across, communities by size upwards; 0, the null: a random set. All measures have one scale.
     """
     ax, _ = axes_or_new(ax)
     z = data["community_z"].sel(matrix=matrix, amplification=measure).transpose("largest", "layer").values
@@ -192,7 +186,7 @@ def amplification_map(data: xr.Dataset, measure: str, matrix: Literal["J", "K"] 
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="block", ylabel="community, by size")
     ax.set_title(measure.replace("_", " "), loc="left")
-    _bar(ax, shown, "z", "both")
+    color_bar(ax, shown, "z", extend="both")
     return ax
 
 
@@ -200,7 +194,7 @@ def community_flow(data: xr.Dataset, layers: Sequence[int], ax: Axes | None = No
     """How units pass between the communities of some layers: a bar a community, a band for the units that two share.
 
     Args:
-        data: The communities analysis's Dataset.
+        data: The communities analysis's Dataset with `community` (view, layer, unit).
         layers: Which blocks, ascending.
         ax: Where to draw.
 
@@ -208,32 +202,45 @@ def community_flow(data: xr.Dataset, layers: Sequence[int], ax: Axes | None = No
         The Axes: the largest communities from below in the colours of the other figures, the rest in grey on top.
     """
     ax, _ = axes_or_new(ax)
-    labels = np.minimum(data["community"].sel(view="model", layer=list(layers)).values, len(COLORS))
-    labels = np.where(labels < 0, len(COLORS), labels)
-    kinds, bar = len(COLORS) + 1, 0.07
-    palette = [*COLORS, REST]
-    sizes = np.stack([np.bincount(one, minlength=kinds) for one in labels])
+    found = data["community"].sel(view="model", layer=list(layers)).transpose("layer", "unit").values
+    labels = np.where((found < 0) | (found > len(COLORS)), len(COLORS), found)  # the last of `palette`: the rest
+    palette, half = [*COLORS, REST], 0.07
+    sizes = np.stack([np.bincount(one, minlength=len(palette)) for one in labels])
     gap = 0.015 * labels.shape[1]
     bottom = np.cumsum(np.column_stack([np.zeros(len(layers)), sizes[:, :-1] + gap * (sizes[:, :-1] > 0)]), axis=1)
-    for place, kind in np.ndindex(len(layers), kinds):
-        if sizes[place, kind]:
-            corner = (place - bar, float(bottom[place, kind]))
-            ax.add_patch(Rectangle(corner, 2 * bar, float(sizes[place, kind]), color=palette[kind], lw=0))
+    for place, kind in np.argwhere(sizes > 0).tolist():
+        corner = (place - half, float(bottom[place, kind]))
+        ax.add_patch(Rectangle(corner, 2 * half, float(sizes[place, kind]), color=palette[kind], lw=0))
     for place in range(len(layers) - 1):
         left, right = bottom[place].copy(), bottom[place + 1].copy()
-        for source, target in np.ndindex(kinds, kinds):
-            shared = int(((labels[place] == source) & (labels[place + 1] == target)).sum())
-            if shared:
-                ends = (place + bar, left[source]), (place + 1 - bar, right[target])
-                ax.add_patch(_band(*ends, float(shared), palette[source]))
-                left[source] += shared
-                right[target] += shared
+        shared = np.zeros((len(palette), len(palette)), dtype=np.int64)
+        np.add.at(shared, (labels[place], labels[place + 1]), 1)
+        for source, target in np.argwhere(shared > 0).tolist():
+            height = float(shared[source, target])
+            ends = (place + half, left[source]), (place + 1 - half, right[target])
+            ax.add_patch(_band(*ends, height, palette[source]))
+            left[source] += height
+            right[target] += height
     ax.set_xlim(-0.15, len(layers) - 0.85)
     ax.set_ylim(0, float((bottom[:, -1] + sizes[:, -1]).max()))
     ax.set_xticks(np.arange(len(layers)), [str(layer) for layer in layers])
     ax.set(xlabel="block", ylabel="units")
     ax.set_yticks([])
     return ax
+
+
+def _null(data: xr.Dataset, name: str) -> Interval:
+    """Mean and middle 95 % of the null graphs."""
+    return middle_of(data[name].transpose("null_draw", "layer").values)
+
+
+def _with_resamples(ax: Axes, data: xr.Dataset, name: str, resampled: str, style: Style) -> None:
+    """What was found by layer, in a band for 95 % of the resamples, where there are any."""
+    draws = data[f"resampled_{resampled}"].transpose("resample", "layer").values
+    if len(draws):
+        curve(ax, data["layer"], replace(middle_of(draws), estimate=data[name].values), style)
+    else:
+        line(ax, data["layer"], data[name], style)
 
 
 def _band(start: tuple[float, float], end: tuple[float, float], height: float, color: str) -> PathPatch:
@@ -247,14 +254,9 @@ def _band(start: tuple[float, float], end: tuple[float, float], height: float, c
     return PathPatch(Path(corners, codes), facecolor=color, alpha=0.4, lw=0)
 
 
-def _heat(ax: Axes, values: Floats, reach: float) -> Any:
+def _heat(ax: Axes, values: Floats, reach: float) -> AxesImage:
     """A heat map on a diverging scale around 0; missing values stay blank."""
     return ax.imshow(values, origin="lower", aspect="auto", cmap="RdBu_r", vmin=-reach, vmax=reach, rasterized=True)
-
-
-def _bar(ax: Axes, shown: Any, label: str, extend: Literal["neither", "both"]) -> None:
-    figure: Any = ax.get_figure(root=True)
-    figure.colorbar(shown, ax=ax, shrink=0.9, extend=extend).set_label(label)
 
 
 def _layer_ticks(ax: Axes, data: xr.Dataset) -> None:

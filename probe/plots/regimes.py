@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from probe.inference import Interval, Ranking, fisher_mean, spearman
-from probe.plots.style import FIT_STYLES, KL_FLOOR, Floats, Rows, axes_or_new, fits_present, over_documents, plain_log
+from probe.plots.pages import axes_or_new
+from probe.plots.style import FIT_STYLES, KL_FLOOR, Floats, Rows, fits_present, over_documents, plain_log
 
 REGIMES = ("low", "middle", "high")
 MEASURES = {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import xarray as xr
@@ -12,6 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
 from probe.inference import Interval
+from probe.plots.pages import axes_or_new, color_bar
 from probe.plots.style import (
     BLACK,
     BLUE,
@@ -21,11 +21,14 @@ from probe.plots.style import (
     SKY,
     Floats,
     Style,
-    axes_or_new,
     curve,
     finish,
     line,
     median_over_documents,
+    null_line,
+    of_kind,
+    positive_median,
+    range_of,
 )
 
 VARIANT_STYLES = {
@@ -51,37 +54,35 @@ LABELS = {
 }
 SIZES = frozenset(name for name in LABELS if name.endswith(("norm", "radius", "rank", "ratio"))) - {"commutator_norm"}
 """Scores that span orders of magnitude: drawn on a logarithmic scale."""
-RANDOM = {"antisymmetric_fraction": 0.5**0.5, "henrici_departure": 0.5**0.5}
-"""What a large random matrix has: the dotted lines."""
 
 
-def variants(data: xr.Dataset, kind: str) -> list[str]:
-    """The variants of one kind: the model, the token alone, or all seeds of a control.
+def random_matrix(score: str, d: int) -> float | None:
+    """What a large random matrix has, the null: a d × d matrix with independent entries of one normal distribution.
 
     Args:
-        data: The dynamics analysis's Dataset.
-        kind: A key of `VARIANT_STYLES`.
+        score: A key of `LABELS`.
+        d: Its width.
 
     Returns:
-        Names along `variant`.
+        The score; None where it depends on the scale of the entries, or is not known.
     """
-    return [name for name in data["variant"].values.tolist() if name == kind or name.startswith(f"{kind}-")]
+    known = {"complex_fraction": 1 - (2 / (np.pi * d)) ** 0.5}
+    known |= dict.fromkeys(("antisymmetric_fraction", "henrici_departure"), 0.5**0.5)
+    return known.get(score)
 
 
-def positive_median(data: xr.Dataset, values: xr.DataArray) -> Interval:
-    """Median over positions of positive values; its interval, made on the scale of logarithms, is positive too.
+def bounded(ends: xr.DataArray, n_windows: int) -> Interval:
+    """What the Dataset holds of a mean over windows: its jackknife interval.
 
     Args:
-        data: The Dataset.
-        values: Dimensions (..., query).
+        ends: (bound, ...): estimate, low, high.
+        n_windows: Over how many windows the mean is.
 
     Returns:
         Estimate and bounds of shape (...).
     """
-    with np.errstate(divide="ignore"):
-        logs = median_over_documents(data, values.copy(data=np.log(values.values)))
-    estimate, low, high = (np.exp(end) for end in (logs.estimate, logs.low, logs.high))
-    return replace(logs, estimate=estimate, low=low, high=high)
+    estimate, low, high = ends.transpose("bound", ...).values
+    return Interval(estimate, low, high, n_windows, "jackknife")
 
 
 def by_variant(
@@ -96,74 +97,65 @@ def by_variant(
         along: The depth coordinate.
         positive: Intervals on the scale of logarithms.
     """
-    interval_of = positive_median if positive else median_over_documents
+    interval_of: Callable[[xr.Dataset, xr.DataArray], Interval] = positive_median if positive else median_over_documents
     for kind, style in VARIANT_STYLES.items():
-        names = variants(data, kind)
-        curves = [interval_of(data, values.sel(variant=name)) for name in names]
-        if not names or not np.isfinite(np.asarray([one.estimate for one in curves])).any():
-            continue
-        if len(names) == 1:
-            curve(ax, data, curves[0], style, along=along)
-            continue
-        seeds = np.stack([np.asarray(one.estimate) for one in curves])
-        pooled = Interval(seeds.mean(axis=0), seeds.min(axis=0), seeds.max(axis=0), len(seeds), "range over seeds")
-        curve(ax, data, pooled, style, along=along)
+        curves = [interval_of(data, values.sel(variant=name)) for name in of_kind(data["variant"], kind)]
+        middle = np.array([one.estimate for one in curves])
+        if np.isfinite(middle).any():
+            curve(ax, data[along], curves[0] if len(curves) == 1 else range_of(middle), style)
 
 
 def score_by_depth(data: xr.Dataset, score: str, matrix: str = "K", ax: Axes | None = None) -> Axes:
     """A score by layer: the model's median with its interval, and every control.
 
     Args:
-        data: The dynamics analysis's Dataset.
+        data: The dynamics analysis's Dataset; its scores are (variant, matrix, layer, query).
         score: A key of `LABELS`.
         matrix: "K" (the update's Jacobian) or "J" (the state's).
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted, where it is known, what a large random matrix has.
+        The Axes; dotted, where it is known, the null: a large random matrix. Controls are nulls too.
     """
     ax, own = axes_or_new(ax)
     large = score in SIZES
     by_variant(ax, data, data[score].sel(matrix=matrix), positive=large)
-    null = 1 - (2 / (np.pi * data.attrs["d_model"])) ** 0.5 if score == "complex_fraction" else RANDOM.get(score)
+    null = random_matrix(score, int(data.attrs["d_model"]))
     if null is not None:
-        ax.axhline(null, color=GREY, lw=1, ls=(0, (1, 1)), label="a random matrix")
-    finish(ax, f"{LABELS[score]} of {matrix}", log=large, legend=own)
-    return ax
+        null_line(ax, null, "a random matrix")
+    return finish(ax, f"{LABELS[score]} of {matrix}", log=large, legend=own)
 
 
 def mean_score_by_depth(data: xr.Dataset, score: str, matrix: str = "K", ax: Axes | None = None) -> Axes:
     """A score of the mean matrix beside the median of the scores of its terms.
 
     Args:
-        data: The dynamics analysis's Dataset with `mean_SCORE`.
+        data: The dynamics analysis's Dataset with `mean_SCORE` (bound, layer, matrix).
         score: A key of `LABELS`.
         matrix: "K" or "J".
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; no null, two ways to average are compared.
     """
     ax, own = axes_or_new(ax)
     values = data[score].sel(matrix=matrix, variant="model")
-    curve(ax, data, median_over_documents(data, values), VARIANT_STYLES["model"])
-    ends = data[f"mean_{score}"].sel(matrix=matrix).transpose("bound", "layer").values
-    mean = Interval(ends[0], ends[1], ends[2], int(data.attrs["n_mean_windows"]), "jackknife")
-    curve(ax, data, mean, Style("mean matrix", BLACK, "X", "--"))
-    finish(ax, f"{LABELS[score]} of {matrix}", legend=own)
-    return ax
+    curve(ax, data["layer"], median_over_documents(data, values), VARIANT_STYLES["model"])
+    mean = bounded(data[f"mean_{score}"].sel(matrix=matrix), int(data.attrs["n_mean_windows"]))
+    curve(ax, data["layer"], mean, Style("mean matrix", BLACK, "X", "--"))
+    return finish(ax, f"{LABELS[score]} of {matrix}", legend=own)
 
 
 def eigenvalue_cloud(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes:
     """Eigenvalues of one block's K in the complex plane, at a few positions.
 
     Args:
-        data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary`.
+        data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary` (layer, cloud, index).
         layer: The block.
         ax: Where to draw.
 
     Returns:
-        The Axes; a unit of length is the same along both axes.
+        The Axes; a unit of length is the same along both axes. The null, a random matrix, fills a disc evenly.
     """
     ax, _ = axes_or_new(ax)
     real, imaginary = (data[f"eigenvalue_{part}"].sel(layer=layer).values.ravel() for part in ("real", "imaginary"))
@@ -180,7 +172,9 @@ def pseudospectrum(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes
     """Level lines of σ_min(zI − K) around the eigenvalues of one block's K.
 
     Args:
-        data: The dynamics analysis's Dataset with `pseudospectrum_sigma_min`.
+        data: The dynamics analysis's Dataset with `pseudospectrum_sigma_min` (chosen, imaginary, real), the grid
+            `pseudospectrum_real` and `pseudospectrum_imaginary`, and the eigenvalues `pseudospectrum_spectrum`
+            (chosen, index, part).
         layer: The block, one of `chosen`.
         ax: Where to draw.
 
@@ -197,8 +191,7 @@ def pseudospectrum(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes
     drawn = ax.contour(real, height, both, levels=levels, norm=LogNorm(levels[0], levels[-1]), cmap="viridis")
     values = one["pseudospectrum_spectrum"].transpose("index", "part").values
     ax.scatter(values[:, 0], values[:, 1], s=3, lw=0, color=BLACK, rasterized=True)
-    figure: Any = ax.get_figure(root=True)
-    bar = figure.colorbar(drawn, ax=ax, shrink=0.8, extendfrac=0)
+    bar = color_bar(ax, drawn)
     bar.ax.set_title("ε", fontsize=9)
     bar.ax.minorticks_off()
     ax.set_aspect("equal", adjustable="datalim")
@@ -211,20 +204,19 @@ def coupling(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """How far each block's K is from diagonal in another block's leading singular vectors.
 
     Args:
-        data: The dynamics analysis's Dataset with `coupling`.
+        data: The dynamics analysis's Dataset with `coupling` (block, other_block, query).
         ax: Where to draw.
 
     Returns:
-        The Axes; 0 is perfect coupling, unrelated blocks give about 1. The diagonal, 0 by definition, is left out.
+        The Axes; 0 is perfect coupling; the null, unrelated blocks, gives about 1. The diagonal, 0 by definition, is
+        left out.
     """
     ax, _ = axes_or_new(ax)
     measured: Floats = data["coupling"].transpose("block", "other_block", "query").values
     median = np.nanmedian(measured[..., np.isfinite(measured).any(axis=(0, 1))], axis=-1)
     np.fill_diagonal(median, np.nan)  # 0 by definition
     shown = ax.imshow(median, origin="lower", cmap="viridis_r", vmax=1.0)
-    figure: Any = ax.get_figure(root=True)
-    bar = figure.colorbar(shown, ax=ax, shrink=0.8, extend="max")
-    bar.set_label("distance from coupling")
+    color_bar(ax, shown, "distance from coupling", extend="max")
     ax.set(xlabel="singular vectors of block j", ylabel="K of block i")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
@@ -235,40 +227,33 @@ def eigenvector_condition(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Condition number of K's eigenvectors by layer, a thin line a window and their median.
 
     Args:
-        data: The dynamics analysis's Dataset with `eigenvector_condition`.
+        data: The dynamics analysis's Dataset with `eigenvector_condition` (layer, eigenvector_window).
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; the null is 1, a normal matrix.
     """
-    return _windows(data, "eigenvector_condition", "κ₂ of K's eigenvectors", True, ax)
+    return _windows(data["eigenvector_condition"], "κ₂ of K's eigenvectors", True, ax)
 
 
 def polar_rotation(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Mean rotation angle of J's orthogonal polar factor by layer, a thin line a window and their median.
 
     Args:
-        data: The dynamics analysis's Dataset with `polar_rotation`.
+        data: The dynamics analysis's Dataset with `polar_rotation` (layer, eigenvector_window), in radians.
         ax: Where to draw.
 
     Returns:
-        The Axes, in degrees.
+        The Axes, in degrees; the null is 0, no rotation.
     """
-    return _windows(
-        data.assign(polar_rotation=np.rad2deg(data["polar_rotation"])),
-        "polar_rotation",
-        "polar rotation of J (degrees)",
-        False,
-        ax,
-    )
+    return _windows(data["polar_rotation"] * (180 / np.pi), "polar rotation of J (degrees)", False, ax)
 
 
-def _windows(data: xr.Dataset, name: str, label: str, log: bool, ax: Axes | None) -> Axes:
+def _windows(values: xr.DataArray, label: str, log: bool, ax: Axes | None) -> Axes:
+    """(eigenvector_window, layer): a thin line a window, and the median of those that are finite."""
     ax, own = axes_or_new(ax)
-    values = data[name].transpose("eigenvector_window", "layer").values
-    finite = np.where(np.isfinite(values), values, np.nan)
+    finite = values.where(np.isfinite(values)).transpose("eigenvector_window", "layer").values
     for one in finite:
-        ax.plot(data["layer"], one, color=BLUE, lw=0.5, alpha=0.4)
-    line(ax, data["layer"].values, np.nanmedian(finite, axis=0), VARIANT_STYLES["model"])
-    finish(ax, label, log=log, legend=own)
-    return ax
+        ax.plot(values["layer"], one, color=BLUE, lw=0.5, alpha=0.4)
+    line(ax, values["layer"], np.nanmedian(finite, axis=0), VARIANT_STYLES["model"])
+    return finish(ax, label, log=log, legend=own)

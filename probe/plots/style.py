@@ -1,30 +1,24 @@
-"""What all figures share: colours, markers, page style, intervals over documents, one curve."""
+"""What all panels share: colours and markers, intervals over documents, curves in their bands, null lines, axes."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-import matplotlib
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import ScaledTranslation
 
 from probe.inference import Interval, Ranking, bootstrap
 
 # Okabe and Ito's colours, told apart with every common colour vision, without their yellow, which is faint on white.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#707070"
-WIDTH = 7.0  # inches: the text width of a page
-NOTEBOOK_DPI = 110
+DOTTED = (0, (1, 1))  # of null lines and thresholds
 RESAMPLES = 200  # enough for the bars of a figure; the claims take their own
 KL_FLOOR = 1e-12  # nats; below it float32 log-softmax holds nothing
 
@@ -85,98 +79,6 @@ CENTRINGS = {
     "centred": "centred",
     "uncentred": "uncentred",
 }
-
-
-@contextmanager
-def page_style() -> Iterator[None]:
-    """The style of a printed page, as a context that leaves matplotlib's settings as they were."""
-    settings: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.labelsize": 9,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "legend.fontsize": 9,
-        "legend.frameon": False,
-        "figure.facecolor": "white",
-        "axes.facecolor": "white",
-        "savefig.facecolor": "white",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": False,
-        "lines.linewidth": 1.2,
-        "lines.markersize": 3.5,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "probe",  # equal data, equal file
-    }
-    with matplotlib.rc_context(settings):
-        yield
-
-
-class PageFigure(Figure):
-    """A figure of page width that shows itself in a notebook, whichever backend is set there."""
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png", dpi=NOTEBOOK_DPI)
-        return file.getvalue()
-
-
-def new_figure(
-    rows: int = 1, columns: int = 1, *, height: float = 2.6, share_y: Literal["none", "row", "all"] = "none"
-) -> tuple[Figure, Shaped[np.ndarray, "row column"]]:
-    """A figure of page width and its panels.
-
-    Args:
-        rows: Rows of panels.
-        columns: Panels in a row.
-        height: Inches a row.
-        share_y: Which panels have one vertical scale.
-
-    Returns:
-        The figure and an object array (rows, columns) of Axes.
-    """
-    figure = PageFigure(figsize=(WIDTH, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
-    return figure, np.asarray(axes, dtype=object)
-
-
-def shared_legend(figure: Figure, columns: int = 4) -> None:
-    """One legend below all panels, each label once.
-
-    Args:
-        figure: The figure.
-        columns: Columns of the legend.
-    """
-    found = {
-        label: handle
-        for ax in figure.axes
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-        if not label.startswith("_")
-    }
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(columns, len(found)))
-
-
-def legend_below(ax: Axes, columns: int = 2) -> None:
-    """A panel's own legend, under its horizontal axis.
-
-    Args:
-        ax: The panel.
-        columns: Columns of the legend.
-    """
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    under = ax.transAxes + ScaledTranslation(0, -0.45, figure.dpi_scale_trans)  # inches: ticks and label lie between
-    ax.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.0),
-        bbox_transform=under,
-        ncols=columns,
-        handlelength=1.6,
-        columnspacing=1,
-        borderaxespad=0,
-    )
 
 
 def fits_present(data: xr.Dataset, variable: str, names: Sequence[str] | None = None) -> list[str]:
@@ -246,6 +148,33 @@ def median_over_documents(data: xr.Dataset, values: xr.DataArray, average: bool 
     return bootstrap(statistic, documents, resamples=RESAMPLES, seed=0)
 
 
+def positive_median(data: xr.Dataset, values: xr.DataArray) -> Interval:
+    """Median over queries of positive values; its interval, made on the scale of logarithms, is positive too.
+
+    Args:
+        data: The analysis's Dataset.
+        values: Dimensions (..., query).
+
+    Returns:
+        Estimate and bounds of shape (...).
+    """
+    with np.errstate(divide="ignore"):
+        logs = values.copy(data=np.log(values.values))
+    return exponential(median_over_documents(data, logs))
+
+
+def exponential(interval: Interval) -> Interval:
+    """An interval made on the scale of logarithms, on that of the values.
+
+    Args:
+        interval: Of logarithms.
+
+    Returns:
+        exp of the estimate and of both bounds.
+    """
+    return replace(interval, **{name: np.exp(getattr(interval, name)) for name in ("estimate", "low", "high")})
+
+
 def geometric_mean(values: xr.DataArray, dim: str) -> xr.DataArray:
     """Mean along a dimension on the scale of logarithms; missing values are left out.
 
@@ -260,44 +189,60 @@ def geometric_mean(values: xr.DataArray, dim: str) -> xr.DataArray:
     return logs.copy(data=np.exp(logs.values))
 
 
-def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
-    """The given Axes, or those of a new figure.
+def middle_of(draws: Float[np.ndarray, "draw ..."]) -> Interval:
+    """What draws have: resamples, or a null's permutations and graphs.
 
     Args:
-        ax: Axes to draw on, or None.
+        draws: Shape (draw, ...).
 
     Returns:
-        The Axes, and whether they are new (then the panel shows its own legend).
+        Their mean, and the ends of the middle 95 % of them.
     """
-    if ax is not None:
-        return ax, False
-    return Figure(figsize=(WIDTH, 3.2), layout="constrained").subplots(), True
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    return Interval(draws.mean(axis=0), low, high, len(draws), "draws")
 
 
-def curve(
-    ax: Axes,
-    data: xr.Dataset,
-    interval: Interval,
-    style: Style,
-    spread: xr.DataArray | None = None,
-    along: str = "layer",
-) -> None:
-    """Draw an estimate by layer in a narrow band for its interval, and a pale one for the middle half of the tokens.
+def range_of(draws: Float[np.ndarray, "draw ..."]) -> Interval:
+    """What a few seeds or draws of a control have.
+
+    Args:
+        draws: Shape (draw, ...).
+
+    Returns:
+        Their mean, the least and the largest of them.
+    """
+    return Interval(draws.mean(axis=0), draws.min(axis=0), draws.max(axis=0), len(draws), "range")
+
+
+def of_kind(names: xr.DataArray, kind: str) -> list[str]:
+    """The names of one kind: the kind itself, or all its seeds and draws ("init-0", "init-1").
+
+    Args:
+        names: A coordinate of names.
+        kind: The kind.
+
+    Returns:
+        Names along the coordinate; empty if there is none of that kind.
+    """
+    return [str(name) for name in names.values if name == kind or str(name).startswith(f"{kind}-")]
+
+
+def curve(ax: Axes, x: xr.DataArray, interval: Interval, style: Style, spread: xr.DataArray | None = None) -> None:
+    """Draw an estimate in a narrow band for its interval, and a pale band for the middle half of the tokens.
 
     Args:
         ax: Where to draw.
-        data: The Dataset with the coordinate `layer`.
-        interval: Estimate and bounds of shape (layer,).
+        x: The coordinate along which the curve runs, for example `data["layer"]`.
+        interval: Estimate and bounds of the coordinate's shape.
         style: How the curve looks.
-        spread: Values (layer, query) whose quartiles bound the band.
-        along: The coordinate that stands in the place of `layer`.
+        spread: Values along the coordinate and others, over which the quartiles bound the pale band.
     """
-    layer = data[along].values
-    ax.fill_between(layer, interval.low, interval.high, color=style.color, alpha=0.25, lw=0)
-    line(ax, layer, np.asarray(interval.estimate), style)
     if spread is not None:
-        low, high = spread.quantile([0.25, 0.75], dim="query").transpose("quantile", along).values
-        ax.fill_between(layer, low, high, color=style.color, alpha=0.1, lw=0)
+        others = [dim for dim in spread.dims if dim not in x.dims]
+        low, high = spread.quantile([0.25, 0.75], dim=others).transpose("quantile", *x.dims).values
+        band(ax, x, low, high, style.color, alpha=0.1)
+    band(ax, x, interval.low, interval.high, style.color)
+    line(ax, x, np.asarray(interval.estimate), style)
 
 
 def class_curves(
@@ -317,16 +262,16 @@ def class_curves(
         fits: Classes; default all that are there.
     """
     for name in fits_present(data, variable, fits):
-        curve(ax, data, interval(name), FIT_STYLES[name])
+        curve(ax, data["layer"], interval(name), FIT_STYLES[name])
 
 
-def line(ax: Axes, x: Num[np.ndarray, " point"], y: Float[np.ndarray, " point"], style: Style) -> None:
+def line(ax: Axes, x: xr.DataArray, y: xr.DataArray | Float[np.ndarray, " point"], style: Style) -> None:
     """Draw a curve with about ten markers, staggered so that curves on top of each other stay apart.
 
     Args:
         ax: Where to draw.
-        x: Abscissae.
-        y: Ordinates.
+        x: The coordinate along which the curve runs.
+        y: Ordinates of the coordinate's shape.
         style: How the curve looks.
     """
     step = max(1, round(len(x) / 10))
@@ -334,15 +279,54 @@ def line(ax: Axes, x: Num[np.ndarray, " point"], y: Float[np.ndarray, " point"],
     ax.plot(x, y, color=style.color, marker=style.marker, ls=style.line, label=style.label, markevery=every)
 
 
-def finish(ax: Axes, label: str, *, log: bool = False, legend: bool = False, xlabel: str = "block") -> None:
-    """Label the axes of a panel over layers.
+def band(
+    ax: Axes,
+    x: xr.DataArray,
+    low: float | Floats,
+    high: float | Floats,
+    color: str,
+    *,
+    alpha: float = 0.25,
+    label: str = "_",
+) -> None:
+    """Draw a band between two curves.
 
     Args:
-        ax: The Axes.
+        ax: Where to draw.
+        x: The coordinate along which the curves run.
+        low: Lower ends, one or of the coordinate's shape.
+        high: Upper ends.
+        color: Its colour.
+        alpha: How opaque it is.
+        label: Its name in the legend; by default it has none.
+    """
+    ax.fill_between(x, low, high, color=color, alpha=alpha, lw=0, label=label)
+
+
+def null_line(ax: Axes, value: float, label: str = "_", color: str = GREY) -> None:
+    """Draw the dotted line of what the null has, or of a threshold.
+
+    Args:
+        ax: Where to draw.
+        value: Where it lies on the vertical axis.
+        label: Its name in the legend; by default it has none.
+        color: Its colour.
+    """
+    ax.axhline(value, color=color, lw=1, ls=DOTTED, label=label)
+
+
+def finish(ax: Axes, label: str, *, log: bool = False, legend: bool = False, xlabel: str = "block") -> Axes:
+    """Label the axes of a panel over whole numbers, such as blocks.
+
+    Args:
+        ax: The Axes, with all that is drawn on them.
         label: Quantity and unit of the vertical axis.
         log: Logarithmic vertical axis with plain numbers.
         legend: Show the panel's own legend.
         xlabel: Label of the horizontal axis.
+
+    Returns:
+        The Axes.
     """
     ax.set(xlabel=xlabel, ylabel=label)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -351,6 +335,7 @@ def finish(ax: Axes, label: str, *, log: bool = False, legend: bool = False, xla
         plain_log(ax.yaxis)
     if legend:
         ax.legend(ncols=2)
+    return ax
 
 
 def plain_log(axis: Axis) -> None:

@@ -1,6 +1,7 @@
 """Panels of trainings: continuity, coherence and loss by step, concentration, the grid of decay and start.
 
-A line is the mean over seeds, its band Student's 95 % interval over seeds.
+A line is the mean over seeds, its band Student's 95 % interval over seeds. Variables have the dimensions (cell, step,
+seed), those of weights `weights` and `space` too; of the transformers (arm, arm_step, seed).
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Num
+from jaxtyping import Int, Num
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from probe.inference import seed_interval
+from probe.plots.pages import axes_or_new
 from probe.plots.style import (
     BLACK,
     BLUE,
@@ -24,7 +26,9 @@ from probe.plots.style import (
     RED,
     SKY,
     Style,
-    axes_or_new,
+    band,
+    finish,
+    null_line,
     plain_log,
 )
 
@@ -51,6 +55,13 @@ NORM_STYLES = {
     "rms": Style("RMSNorm with gain", RED, "^", "--"),
     "rms_bare": Style("RMSNorm without gain", SKY, "v", "--"),
 }
+LABELS = {
+    "cosine": "|cos v₁|",
+    "gradient_coherence": "gradient coherence",
+    "held_out_loss": "held-out loss",
+    "layer_angle": "angle, degrees",
+    "step_angle": "angle, degrees",
+}
 LAST = 0.2  # share of the steps over which an end value is averaged, as in the claims
 
 
@@ -68,23 +79,23 @@ def through_training(
 
     Args:
         data: The analysis's Dataset.
-        variable: One over `cell`, `step` and `seed`; averaged over `pair` where it has it.
+        variable: A key of `LABELS`, over `cell`, `step` and `seed`; averaged over `pair` where it has it.
         cells: Names of cells and how each looks; those that are not there are left out.
         weights: "W" or "ΔW", where it has both.
         space: "input" or "output", where it has both.
-        null: Draw, of a continuity, what random directions have, and the end of their 99 % band.
+        null: Draw the null: of a continuity random directions and their 99 % band, of coherence 0, unrelated gradients.
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; angles have no null.
     """
     ax, own = axes_or_new(ax)
-    values = _chosen(data[variable], weights, space)
-    for name, style in cells.items():
-        if name in data["cell"].values:
-            curve_over_seeds(ax, data["step"].values, values.sel(cell=name).transpose("seed", "step").values, style)
-    if variable == "cosine" and null:
-        _null_lines(ax, data.attrs["haar_cosine"], data.attrs["haar_band"])
+    _each(ax, _chosen(data[variable], weights, space), "cell", cells, "step")
+    if null and variable == "cosine":
+        _random_directions(ax, data.attrs["haar_cosine"], data.attrs["haar_band"])
+    elif null and variable == "gradient_coherence":
+        null_line(ax, 0.0, "unrelated gradients")
+    ax.set_ylabel(LABELS[variable])
     return step_axis(ax, data["step"].values, own)
 
 
@@ -92,20 +103,22 @@ def learning(data: xr.Dataset, cells: Mapping[str, Style], ax: Axes | None = Non
     """Held-out loss of some toys by step; 1 is that of a constant guess.
 
     Args:
-        data: The analysis's Dataset.
+        data: The analysis's Dataset with `held_out_loss` (cell, step, seed), over the variance of the targets.
         cells: Names of cells and how each looks.
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; dotted, the null: a constant guess.
     """
-    ax = through_training(data, "held_out_loss", cells, ax=ax)
-    ax.axhline(1.0, color=GREY, lw=1, ls=(0, (1, 1)), label="a constant guess")
+    ax, own = axes_or_new(ax)
+    through_training(data, "held_out_loss", cells, ax=ax)
+    null_line(ax, 1.0, "a constant guess")
     ax.set_yscale("log")
     least = data["held_out_loss"].sel(cell=[name for name in cells if name in data["cell"].values]).min()
     ax.set_ylim(min(0.5, float(least)) / 1.5, 4.0)  # a start may lie orders of magnitude above
     plain_log(ax.yaxis)
-    ax.set_ylabel("held-out loss")
+    if own:
+        ax.legend(ncols=2)
     return ax
 
 
@@ -113,32 +126,26 @@ def matches(data: xr.Dataset, cells: Mapping[str, Style], weights: str = "W", ax
     """How well each of the leading directions carries on at the end, beyond random frames.
 
     Args:
-        data: The analysis's Dataset with `match`.
+        data: The analysis's Dataset with `match` (cell, step, seed, weights, space, k) and `null_match` (k,).
         cells: Names of cells and how each looks.
         weights: "W" or "ΔW".
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; dotted, the null: 0, random frames.
     """
     ax, own = axes_or_new(ax)
     excess = (_chosen(data["match"], weights, "input") - data["null_match"]).isel(step=_late(data["step"].values))
-    for name, style in cells.items():
-        if name in data["cell"].values:
-            values = excess.sel(cell=name).mean("step").transpose("seed", "k").values
-            curve_over_seeds(ax, data["k"].values, values, style)
-    ax.axhline(0.0, color=GREY, lw=1, ls=(0, (1, 1)), label="random frames")
-    ax.set(xlabel="direction i", ylabel="mᵢ² − null")
-    if own:
-        ax.legend()
-    return ax
+    _each(ax, excess.mean("step"), "cell", cells, "k")
+    null_line(ax, 0.0, "random frames")
+    return finish(ax, "mᵢ² − null", legend=own, xlabel="direction i")
 
 
 def decay_against_start(data: xr.Dataset, activation: str, weights: str = "W", ax: Axes | None = None) -> Axes:
     """Continuity at the end over weight decay and the scale of the start, as a heat map with its numbers.
 
     Args:
-        data: The analysis's Dataset.
+        data: The analysis's Dataset with `cosine` and `held_out_loss`, and what its cells are.
         activation: Of the stream form without norm, under the nonlinear teacher and AdamW.
         weights: "W" or "ΔW".
         ax: Where to draw.
@@ -162,11 +169,10 @@ def decay_against_start(data: xr.Dataset, activation: str, weights: str = "W", a
         lazy = loss >= data.attrs.get("threshold_learned", 0.9)
         text = f"({end:.2f})" if lazy else f"{end:.2f}"
         ax.text(column, row, text, ha="center", va="center", color="black" if end > 0.55 else "white", fontsize=8)
-    image = ax.imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower")
+    ax.imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower")
     ax.set_xticks(range(len(scales)), [f"{scale:g}" for scale in scales])
     ax.set_yticks(range(len(decays)), [f"{decay:g}" for decay in decays])
     ax.set(xlabel="scale of the start", ylabel="weight decay")
-    image.set_label("continuity")
     return ax
 
 
@@ -174,12 +180,12 @@ def coherence_against_continuity(data: xr.Dataset, weights: str = "W", ax: Axes 
     """Gradient coherence at step 0 against continuity at the end, a point a cell.
 
     Args:
-        data: The analysis's Dataset.
+        data: The analysis's Dataset with `gradient_coherence` (cell, step, seed, space) and `cosine`.
         weights: "W" or "ΔW".
         ax: Where to draw.
 
     Returns:
-        The Axes; filled where the cell has a residual connection.
+        The Axes; filled where the cell has a residual connection; dotted, the null: random directions.
     """
     ax, own = axes_or_new(ax)
     late = data.isel(step=_late(data["step"].values))
@@ -194,7 +200,7 @@ def coherence_against_continuity(data: xr.Dataset, weights: str = "W", ax: Axes 
             ax.scatter(
                 x[rows], y[rows], s=14, facecolors=face, edgecolors=style.color, marker=style.marker, label=label
             )
-    ax.axhline(data.attrs["haar_cosine"], color=GREY, lw=1, ls=(0, (1, 1)), label="random directions")
+    null_line(ax, data.attrs["haar_cosine"], "random directions")
     ax.set(xlabel="gradient coherence at step 0", ylabel=f"continuity of {weights} at the end", ylim=(0, 1.02))
     if own:
         ax.legend(ncols=2)
@@ -207,21 +213,21 @@ def arm_continuity(
     """Continuity of one projection through the training of the transformers, by arm.
 
     Args:
-        data: The analysis's Dataset with `arm_cosine`.
+        data: The analysis's Dataset with `arm_cosine` (arm, arm_step, seed, projection, weights, space, arm_pair) and
+            `arm_null_cosine` (projection, space).
         projection: For example "v".
         space: "input" or "output".
         weights: "W" or "ΔW".
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; dotted, the null: random directions.
     """
     ax, own = axes_or_new(ax)
     values = data["arm_cosine"].sel(projection=projection, space=space, weights=weights).mean("arm_pair")
-    for name in data["arm"].values.tolist():
-        each = values.sel(arm=name).transpose("seed", "arm_step").values
-        curve_over_seeds(ax, data["arm_step"].values, each, ARM_STYLES[name])
-    _null_lines(ax, float(data["arm_null_cosine"].sel(projection=projection, space=space)))
+    _each(ax, values, "arm", ARM_STYLES, "arm_step")
+    _random_directions(ax, float(data["arm_null_cosine"].sel(projection=projection, space=space)))
+    ax.set_ylabel("|cos|")
     return step_axis(ax, data["arm_step"].values, own)
 
 
@@ -229,40 +235,35 @@ def arm_learning(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Held-out loss of the transformers by step, in bits a byte.
 
     Args:
-        data: The analysis's Dataset with `arm_held_out_loss`.
+        data: The analysis's Dataset with `arm_held_out_loss` (arm, arm_step, seed), in nats.
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; dotted, the null: the frequencies of single bytes.
     """
     ax, own = axes_or_new(ax)
-    values = data["arm_held_out_loss"] / np.log(2)
-    for name in data["arm"].values.tolist():
-        each = values.sel(arm=name).transpose("seed", "arm_step").values
-        curve_over_seeds(ax, data["arm_step"].values, each, ARM_STYLES[name])
-    guess = data.attrs["arm_guess"] / np.log(2)
-    ax.axhline(guess, color=GREY, lw=1, ls=(0, (1, 1)), label="frequencies of bytes alone")
+    _each(ax, data["arm_held_out_loss"] / np.log(2), "arm", ARM_STYLES, "arm_step")
+    null_line(ax, data.attrs["arm_guess"] / np.log(2), "frequencies of bytes alone")
     ax.set_ylabel("bits / byte")
     return step_axis(ax, data["arm_step"].values, own)
 
 
-def curve_over_seeds(
-    ax: Axes, x: Num[np.ndarray, " point"], values: Float[np.ndarray, "seed point"], style: Style
-) -> None:
+def curve_over_seeds(ax: Axes, values: xr.DataArray, along: str, style: Style) -> None:
     """Draw the mean over seeds in a band for its interval; points without a value are left out.
 
     Args:
         ax: Where to draw.
-        x: Abscissae.
-        values: (seed, point).
+        values: (seed, `along`).
+        along: The coordinate along which the curve runs.
         style: How the curve looks.
     """
-    there = np.isfinite(values).all(axis=0)
-    interval = seed_interval(values[:, there].astype(np.float64))
-    if len(values) > 1:
-        ax.fill_between(x[there], interval.low, interval.high, color=style.color, alpha=0.2, lw=0)
+    each = values.transpose("seed", along).values.astype(np.float64)
+    there = np.isfinite(each).all(axis=0)
+    x, interval = values[along][there], seed_interval(each[:, there])
+    if len(each) > 1:
+        band(ax, x, interval.low, interval.high, style.color)
     every = (0.02 * (len(ax.lines) % 5), 0.1)  # in lengths of the panel: snapshots crowd at the end of a log axis
-    (curve,) = ax.plot(x[there], np.asarray(interval.estimate), color=style.color, ls=style.line, label=style.label)
+    (curve,) = ax.plot(x, interval.estimate, color=style.color, ls=style.line, label=style.label)
     curve.set(marker=style.marker, markevery=every)
 
 
@@ -289,18 +290,27 @@ def step_axis(ax: Axes, steps: Num[np.ndarray, " snapshot"], legend: bool) -> Ax
     return ax
 
 
+def _each(ax: Axes, values: xr.DataArray, over: str, styles: Mapping[str, Style], along: str) -> None:
+    """A curve over seeds for each label of a dimension that has a style and was trained."""
+    for name, style in styles.items():
+        if name in values[over].values:
+            curve_over_seeds(ax, values.sel({over: name}), along, style)
+
+
 def _chosen(values: xr.DataArray, weights: str, space: str) -> xr.DataArray:
+    """One kind of weights and one space, where the variable has them; mean over pairs of neighbouring layers."""
     labels = {name: label for name, label in (("weights", weights), ("space", space)) if name in values.dims}
     chosen = values.sel(labels)
     return chosen.mean("pair") if "pair" in chosen.dims else chosen
 
 
-def _late(steps: Num[np.ndarray, " snapshot"]) -> np.ndarray:
+def _late(steps: Num[np.ndarray, " snapshot"]) -> Int[np.ndarray, " late"]:
     return np.flatnonzero(steps >= (1 - LAST) * steps[-1])
 
 
-def _null_lines(ax: Axes, mean: float, band: float | None = None) -> None:
-    ax.axhline(mean, color=GREY, lw=1, ls=(0, (1, 1)), label="random directions")
-    if band is not None:
-        ax.axhspan(0, band, color=GREY, alpha=0.12, lw=0, label="their 99 % band")
+def _random_directions(ax: Axes, mean: float, end: float | None = None) -> None:
+    """The null of a continuity: the mean of random directions, and the end of their 99 % band."""
+    null_line(ax, mean, "random directions")
+    if end is not None:
+        ax.axhspan(0, end, color=GREY, alpha=0.12, lw=0, label="their 99 % band")
     ax.set_ylim(0, 1.02)

@@ -1,4 +1,8 @@
-"""Panels of the continuity of weights: by depth, by projection, by lag; maps of all pairs; trajectories; gaps."""
+"""Panels of the continuity of weights: by depth, by projection, by lag; maps of all pairs; trajectories; gaps.
+
+In the continuity analysis's Dataset SIDE is "input" or "output", the space of v₁ or of u₁; `layer` numbers the pairs of
+neighbouring blocks, `block` the blocks.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from probe.inference import circular_block_bootstrap
+from probe.inference import Interval, circular_block_bootstrap
+from probe.plots.pages import axes_or_new, color_bar
 from probe.plots.style import (
     BLACK,
     BLUE,
+    DOTTED,
     GREEN,
     GREY,
     ORANGE,
@@ -23,10 +29,11 @@ from probe.plots.style import (
     SKY,
     Floats,
     Style,
-    axes_or_new,
+    band,
     finish,
     line,
-    plain_log,
+    null_line,
+    of_kind,
 )
 from probe.weights import stream_sides
 
@@ -68,29 +75,42 @@ def sides_of(name: str) -> tuple[str, ...]:
     return stream_sides(name) or ("input", "output")
 
 
-def variants_of(data: xr.Dataset, kind: str) -> list[str]:
-    """The variants of a kind: the model itself, or every seed of a control.
+def shown_spaces(data: xr.Dataset) -> list[tuple[str, str]]:
+    """Every projection in the spaces in which it is shown.
 
     Args:
         data: The continuity analysis's Dataset.
-        kind: A key of `VARIANT_STYLES`.
 
     Returns:
-        Their names.
+        Pairs of a projection and "input" or "output".
     """
-    return [str(name) for name in data["variant"].values if str(name).split("-")[0] == kind]
+    return [(name, side) for name in data["projection"].values.tolist() for side in sides_of(name)]
+
+
+def in_stream(data: xr.Dataset, side: str) -> list[str]:
+    """The projections whose space on a side is the residual stream.
+
+    Args:
+        data: The continuity analysis's Dataset.
+        side: "input" or "output".
+
+    Returns:
+        Names along `projection`.
+    """
+    return [name for name in data["projection"].values.tolist() if side in stream_sides(name)]
 
 
 def continuity_by_depth(data: xr.Dataset, projection: str, ax: Axes | None = None) -> Axes:
     """|cos| of neighbouring blocks' leading singular vectors in both spaces, over depth.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `gap` and `SIDE_continuity` (variant, projection, layer), and
+            `SIDE_haar_high` (projection,).
         projection: Which projection.
         ax: Where to draw.
 
     Returns:
-        The Axes; hollow markers where σ₁/σ₂ is below 1.05, bands what 99 % of random directions stay below.
+        The Axes; hollow markers where σ₁/σ₂ is below 1.05; bands, the null: what 99 % of random directions stay below.
     """
     ax, own = axes_or_new(ax)
     layer = data["layer"].values
@@ -98,97 +118,93 @@ def continuity_by_depth(data: xr.Dataset, projection: str, ax: Axes | None = Non
     for side, style in SIDE_STYLES.items():
         values = data[f"{side}_continuity"].sel(variant="model", projection=projection).values
         high = float(data[f"{side}_haar_high"].sel(projection=projection))
-        ax.fill_between(layer, 0, high, color=style.color, alpha=0.12, lw=0, label=f"random, {style.label[:2]}")
+        band(ax, data["layer"], 0.0, high, style.color, alpha=0.12, label=f"random, {style.label[:2]}")
         ax.plot(layer, values, color=style.color, lw=0.8)
         for clear, face in ((gap >= MEANINGLESS, style.color), (gap < MEANINGLESS, "white")):
-            label = style.label if face == style.color else f"_{side}"
+            label = style.label if face == style.color else "_"
             options: dict[str, Any] = {"color": style.color, "marker": style.marker, "ls": "", "mfc": face, "mew": 0.8}
             ax.plot(layer[clear], values[clear], label=label, **options)
     ax.set_ylim(-0.02, 1.02)
-    finish(ax, "|cos|, l and l + 1", legend=own)
-    return ax
+    return finish(ax, "|cos|, l and l + 1", legend=own)
 
 
 def continuity_summary(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
     """Mean continuity of every projection in one space, with intervals over depth, beside its controls.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `gap` and `SIDE_continuity` (variant, projection, layer), and
+            `SIDE_haar` (projection,).
         side: "input" or "output".
         ax: Where to draw.
 
     Returns:
-        The Axes; full bars where the space is the residual stream, the median σ₁/σ₂ under each name.
+        The Axes; full bars where the space is the residual stream, the median σ₁/σ₂ under each name; black lines, the
+        null: random directions.
     """
     ax, own = axes_or_new(ax)
-    names = [str(name) for name in data["projection"].values]
+    names = data["projection"].values.tolist()
     style, values = SIDE_STYLES[side], data[f"{side}_continuity"]
     block = int(data.attrs.get("block_length", 3))
     for place, name in enumerate(names):
-        curve = values.sel(variant="model", projection=name).values
-        found = _over_depth(curve, block)
-        solid = side in stream_sides(name)
-        bar: dict[str, Any] = {"color": style.color, "alpha": 0.75} if solid else {"color": style.color, "alpha": 0.25}
-        ax.bar(place, found[0], width=0.62, yerr=[[found[0] - found[1]], [found[2] - found[0]]], capsize=2, **bar)
+        found = _over_depth(values.sel(variant="model", projection=name).values, block)
+        ends = [[found.estimate - found.low], [found.high - found.estimate]]
+        alpha = 0.75 if side in stream_sides(name) else 0.25
+        ax.bar(place, found.estimate, width=0.62, yerr=ends, capsize=2, color=style.color, alpha=alpha)
         null = float(data[f"{side}_haar"].sel(projection=name))
-        ax.plot([place - 0.4, place + 0.4], [null, null], color=BLACK, lw=1.2, label="random directions" * (not place))
+        label = "_" if place else "random directions"
+        ax.plot([place - 0.4, place + 0.4], [null, null], color=BLACK, lw=1.2, label=label)
         for shift, kind in ((-0.2, "init"), (0.2, "trimmed")):
-            controls = variants_of(data, kind)
-            mean = float(values.sel(variant=controls, projection=name).mean()) if controls else np.nan
-            shown = VARIANT_STYLES[kind]
-            options: dict[str, Any] = {"color": shown.color, "marker": shown.marker, "ls": "", "mec": "white", "ms": 5}
-            ax.plot([place + shift], [mean], label=shown.label if not place else "_", **options)
+            controls = of_kind(data["variant"], kind)
+            if controls:
+                mean, shown = float(values.sel(variant=controls, projection=name).mean()), VARIANT_STYLES[kind]
+                label = "_" if place else shown.label
+                _mark(ax, place + shift, mean, shown, label, mec="white")
     gaps = data["gap"].sel(variant="model").median("layer")
     ax.set_xticks(range(len(names)), [f"{name}\n{float(gaps.sel(projection=name)):.2f}" for name in names])
-    ax.set_ylim(0, 1)
-    ax.set_ylabel(f"mean |cos|, {style.label}")
-    if own:
-        ax.legend()
-    return ax
+    return _mean_cosine_axis(ax, side, own)
 
 
 def lag_curves(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
     """Mean |cos| of leading vectors at every lag, one curve a projection whose space is the stream's.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `SIDE_lag` (projection, lag) and `SIDE_cosine` (projection, block,
+            other_block).
         side: "input" or "output".
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted: random directions of the stream; thin: the same curves with the blocks in random order.
+        The Axes; nulls are dotted, random directions of the stream, and thin, the same curves with the blocks in random
+        order.
     """
     ax, own = axes_or_new(ax)
-    names = [str(name) for name in data["projection"].values if side in stream_sides(str(name))]
-    lag = data["lag"].values
+    names = in_stream(data, side)
     rng = np.random.default_rng(0)
     order = np.stack([rng.permutation(data.sizes["block"]) for _ in range(50)])
     for name in names:
-        style = PROJECTION_STYLES.get(name, Style(name, GREY))
-        line(ax, lag, data[f"{side}_lag"].sel(projection=name).values, style)
+        style = _style(name)
+        line(ax, data["lag"], data[f"{side}_lag"].sel(projection=name), style)
         cosines = data[f"{side}_cosine"].sel(projection=name).values
         permuted = np.mean([_lags(cosines[np.ix_(rows, rows)]) for rows in order], axis=0)
-        ax.plot(lag, permuted, color=style.color, lw=0.5, alpha=0.8)
-    if names:
-        null = float(data[f"{side}_haar"].sel(projection=names[0]))
-        ax.axhline(null, color=BLACK, lw=1, ls=(0, (1, 1)), label="random directions")
+        ax.plot(data["lag"], permuted, color=style.color, lw=0.5, alpha=0.8)
+    _stream_null(ax, data, side, names)
     ax.set_ylim(0, None)
-    finish(ax, f"mean |cos|, {SIDE_STYLES[side].label}", legend=own, xlabel="lag (blocks)")
-    return ax
+    return finish(ax, f"mean |cos|, {SIDE_STYLES[side].label}", legend=own, xlabel="lag (blocks)")
 
 
 def cosine_map(data: xr.Dataset, projection: str, side: str, ax: Axes | None = None, *, bar: bool = True) -> Axes:
     """|cos| of leading vectors for all pairs of blocks.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `SIDE_cosine` (projection, block, other_block).
         projection: Which projection.
         side: "input" or "output".
         ax: Where to draw.
         bar: Show the scale.
 
     Returns:
-        The Axes; a path through depth is a band along the diagonal, one shared direction a filled square.
+        The Axes; a path through depth is a band along the diagonal, one shared direction a filled square; random
+        directions, the null, are dark.
     """
     ax, _ = axes_or_new(ax)
     values = data[f"{side}_cosine"].sel(projection=projection).transpose("block", "other_block").values
@@ -198,9 +214,8 @@ def cosine_map(data: xr.Dataset, projection: str, side: str, ax: Axes | None = N
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(4, integer=True))
     ax.set_title(f"{projection}, {SIDE_STYLES[side].label[:2]}", loc="left")
-    figure = ax.get_figure(root=True)
-    if bar and figure is not None:
-        figure.colorbar(image, ax=ax, label="|cos|")
+    if bar:
+        color_bar(ax, image, "|cos|")
     return ax
 
 
@@ -208,13 +223,14 @@ def trajectory_path(data: xr.Dataset, projection: str, side: str, ax: Any) -> An
     """The path of the leading vector through depth in its three principal components, colour by block.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `SIDE_trajectory` (projection, block, axis) and
+            `SIDE_trajectory_share` (projection, axis).
         projection: Which projection.
         side: "input" or "output".
         ax: Axes with the projection "3d".
 
     Returns:
-        The Axes.
+        The Axes; the null, independent directions, is a jumble.
     """
     x, y, z = data[f"{side}_trajectory"].sel(projection=projection).transpose("axis", "block").values
     held = data[f"{side}_trajectory_share"].sel(projection=projection).values
@@ -234,42 +250,36 @@ def gap_by_depth(data: xr.Dataset, names: Sequence[str], ax: Axes | None = None)
     """σ₁/σ₂ of every block, one curve a projection.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `block_gap` (variant, projection, block).
         names: Projections.
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted: 1.05, below which the leading vector means nothing.
+        The Axes; dotted: 1.05, below which the leading vector means nothing, as at a fresh initialisation.
     """
     ax, own = axes_or_new(ax)
     for name in names:
-        values = data["block_gap"].sel(variant="model", projection=name).values
-        line(ax, data["block"].values, values, PROJECTION_STYLES.get(name, Style(name, GREY)))
-    ax.axhline(MEANINGLESS, color=GREY, lw=1, ls=(0, (1, 1)))
-    finish(ax, "σ₁/σ₂", log=True, legend=own)
-    plain_log(ax.yaxis)
-    return ax
+        line(ax, data["block"], data["block_gap"].sel(variant="model", projection=name), _style(name))
+    null_line(ax, MEANINGLESS)
+    return finish(ax, "σ₁/σ₂", log=True, legend=own)
 
 
 def subspace_continuity(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
     """Mean squared cosine of the principal angles of leading k-subspaces, mean over pairs, against k.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `SIDE_subspace` (k, projection, layer).
         side: "input" or "output".
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted: k/d, random subspaces of the stream.
+        The Axes; dotted, the null: k/d, random subspaces of the stream.
     """
     ax, own = axes_or_new(ax)
-    names = [str(name) for name in data["projection"].values if side in stream_sides(str(name))]
     k = data["k"].values
-    for name in names:
-        values = data[f"{side}_subspace"].sel(projection=name).mean("layer").values
-        style = PROJECTION_STYLES.get(name, Style(name, GREY))
-        ax.plot(k, values, color=style.color, marker=style.marker, ls=style.line, label=name)
-    ax.plot(k, k / data.attrs["d_model"], color=BLACK, lw=1, ls=(0, (1, 1)), label="random subspaces")
+    for name in in_stream(data, side):
+        line(ax, data["k"], data[f"{side}_subspace"].sel(projection=name).mean("layer"), _style(name))
+    ax.plot(k, k / data.attrs["d_model"], color=BLACK, lw=1, ls=DOTTED, label="random subspaces")
     ax.set_xscale("log", base=2)
     ax.set_xticks(k, [str(one) for one in k])
     ax.set(xlabel="k", ylabel=f"‖VₖᵀVₖ′‖² / k, {SIDE_STYLES[side].label.split(', ')[1]}")
@@ -283,91 +293,102 @@ def continuity_controls(data: xr.Dataset, side: str, ax: Axes | None = None) -> 
     """Mean continuity of each projection on the stream's side, in the model and in every variant of it.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `SIDE_continuity` (variant, projection, layer).
         side: "input" or "output".
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted: random directions.
+        The Axes; dotted, the null: random directions.
     """
     ax, own = axes_or_new(ax)
-    names = [str(name) for name in data["projection"].values if side in stream_sides(str(name))]
-    kinds = [kind for kind in VARIANT_STYLES if variants_of(data, kind)]
-    for number, kind in enumerate(kinds):
-        values = data[f"{side}_continuity"].sel(variant=variants_of(data, kind), projection=names).mean("layer")
-        style, shift = VARIANT_STYLES[kind], 0.13 * (number - (len(kinds) - 1) / 2)
+    names = in_stream(data, side)
+    kinds = {kind: found for kind in VARIANT_STYLES if (found := of_kind(data["variant"], kind))}
+    for number, (kind, variants) in enumerate(kinds.items()):
+        values = data[f"{side}_continuity"].sel(variant=variants, projection=names).mean("layer")
+        place = np.arange(len(names)) + 0.13 * (number - (len(kinds) - 1) / 2)
         for seed, one in enumerate(values.transpose("variant", "projection").values):
-            place = np.arange(len(names)) + shift
-            label = style.label if not seed else "_"
-            ax.plot(place, one, color=style.color, marker=style.marker, ls="", ms=5, alpha=0.8, label=label)
-    if names:
-        null = float(data[f"{side}_haar"].sel(projection=names[0]))
-        ax.axhline(null, color=BLACK, lw=1, ls=(0, (1, 1)), label="random directions")
+            style = VARIANT_STYLES[kind]
+            _mark(ax, place, one, style, "_" if seed else style.label, alpha=0.8)
+    _stream_null(ax, data, side, names)
     ax.set_xticks(range(len(names)), names)
-    ax.set_ylim(0, 1)
-    ax.set_ylabel(f"mean |cos|, {SIDE_STYLES[side].label}")
-    if own:
-        ax.legend()
-    return ax
+    return _mean_cosine_axis(ax, side, own)
 
 
 def participation_by_depth(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
     """Participation ratio of the leading vector over the width, by block: on how many coordinates it lives.
 
     Args:
-        data: The continuity analysis's Dataset.
+        data: The continuity analysis's Dataset with `SIDE_participation` (variant, projection, block).
         side: "input" or "output".
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted: a third, random directions.
+        The Axes; dotted, the null: a third, random directions.
     """
     ax, own = axes_or_new(ax)
-    for name in (str(name) for name in data["projection"].values if side in stream_sides(str(name))):
+    for name in in_stream(data, side):
         ratio = data[f"{side}_participation"].sel(variant="model", projection=name)
-        width = float(data[f"{side}_width"].sel(projection=name))
-        line(ax, data["block"].values, ratio.values / width, PROJECTION_STYLES.get(name, Style(name, GREY)))
-    ax.axhline(1 / 3, color=BLACK, lw=1, ls=(0, (1, 1)), label="random directions")
-    finish(ax, f"participation / d, {SIDE_STYLES[side].label[:2]}", log=True, legend=own)
-    return ax
+        line(ax, data["block"], ratio / float(data[f"{side}_width"].sel(projection=name)), _style(name))
+    null_line(ax, 1 / 3, "random directions", BLACK)
+    return finish(ax, f"participation / d, {SIDE_STYLES[side].label[:2]}", log=True, legend=own)
 
 
 def head_continuity(data: xr.Dataset, composite: str, ax: Axes | None = None) -> Axes:
     """For each head's composite the best |cos| to a head of the next block, mean over heads, over depth.
 
     Args:
-        data: The continuity analysis's Dataset with `input_heads` and `output_heads`.
+        data: The continuity analysis's Dataset with `SIDE_heads` (composite, layer) and `heads_null` ().
         composite: "ov" or "qk".
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted: the best of as many random directions.
+        The Axes; dotted, the null: the best of as many random directions.
     """
     ax, own = axes_or_new(ax)
     for side, style in SIDE_STYLES.items():
-        line(ax, data["layer"].values, data[f"{side}_heads"].sel(composite=composite).values, style)
-    ax.axhline(float(data["heads_null"]), color=BLACK, lw=1, ls=(0, (1, 1)), label="random directions")
-    finish(ax, "best |cos|, mean over heads", legend=own)
+        line(ax, data["layer"], data[f"{side}_heads"].sel(composite=composite), style)
+    null_line(ax, float(data["heads_null"]), "random directions", BLACK)
     ax.set_ylim(0, None)
-    return ax
+    return finish(ax, "best |cos|, mean over heads", legend=own)
 
 
 def docs_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
     """DOCS of neighbouring blocks, one curve a projection.
 
     Args:
-        data: The continuity analysis's Dataset with `docs`.
+        data: The continuity analysis's Dataset with `docs` (projection, layer).
         ax: Where to draw.
 
     Returns:
-        The Axes.
+        The Axes; no null, it depends on the number of columns.
     """
     ax, own = axes_or_new(ax)
-    for name in (str(name) for name in data["projection"].values):
-        values = data["docs"].sel(projection=name).values
+    for name in data["projection"].values.tolist():
+        values = data["docs"].sel(projection=name)
         if np.isfinite(values).any():
-            line(ax, data["layer"].values, values, PROJECTION_STYLES.get(name, Style(name, GREY)))
-    finish(ax, "DOCS, l and l + 1", legend=own)
+            line(ax, data["layer"], values, _style(name))
+    return finish(ax, "DOCS, l and l + 1", legend=own)
+
+
+def _style(name: str) -> Style:
+    return PROJECTION_STYLES.get(name, Style(name, GREY))
+
+
+def _mark(ax: Axes, x: float | Floats, y: float | Floats, style: Style, label: str, **options: Any) -> None:
+    """Markers without a line: means over depth."""
+    ax.plot(x, y, color=style.color, marker=style.marker, ls="", ms=5, label=label, **options)
+
+
+def _stream_null(ax: Axes, data: xr.Dataset, side: str, names: Sequence[str]) -> None:
+    """Random directions of the stream: one null for all projections that have it."""
+    if names:
+        null_line(ax, float(data[f"{side}_haar"].sel(projection=names[0])), "random directions", BLACK)
+
+
+def _mean_cosine_axis(ax: Axes, side: str, legend: bool) -> Axes:
+    ax.set(ylim=(0, 1), ylabel=f"mean |cos|, {SIDE_STYLES[side].label}")
+    if legend:
+        ax.legend()
     return ax
 
 
@@ -376,9 +397,8 @@ def _lags(cosines: Floats) -> Floats:
     return np.array([np.diagonal(cosines, lag).mean() for lag in range(1, len(cosines))])
 
 
-def _over_depth(curve: Floats, block: int) -> tuple[float, float, float]:
+def _over_depth(curve: Floats, block: int) -> Interval:
     """Mean over pairs with its interval over depth."""
-    found = circular_block_bootstrap(
+    return circular_block_bootstrap(
         lambda index: float(curve[index].mean()), len(curve), block=min(block, len(curve)), resamples=RESAMPLES
     )
-    return float(found.estimate), float(found.low), float(found.high)

@@ -5,7 +5,7 @@ A figure is left out where the run holds none of its cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,11 +22,13 @@ from probe.analyses.causes.cells import ACTIVATIONS, GRID, NORMS, Cell, plain
 from probe.analyses.causes.claims import Grid
 from probe.analyses.causes.config import Config
 from probe.inference import benjamini_hochberg, seed_interval
+from probe.plots.pages import outer_labels, panel_rows, titled
 from probe.plots.style import Style
 from probe.plots.training import ACTIVATION_STYLES, NORM_STYLES
 from probe.report import Figure, interval_text
 
 LINES = "Lines are means over seeds, bands their 95 % t intervals."
+KINDS = ("W", "ΔW")
 READERS = ("q", "k", "v", "gate", "up")
 WRITERS = ("o", "down")
 
@@ -42,7 +44,7 @@ def figures(data: xr.Dataset, config: Config) -> list[Figure]:
         The figures; nothing is drawn before `Figure.draw` is called.
     """
     made = [
-        _continuity(data, config),
+        _continuity(data),
         _coherence(data),
         _scatter(data),
         _grid(data),
@@ -72,19 +74,16 @@ def _families(data: xr.Dataset) -> dict[str, dict[str, Style]]:
     return {title: cells for title, cells in families.items() if cells}
 
 
-def _continuity(data: xr.Dataset, config: Config) -> Figure | None:
+def _continuity(data: xr.Dataset) -> Figure | None:
     families = _families(data)
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(len(families), 2, height=2.1, share_y="all")
-        for row, (title, cells) in zip(axes.tolist(), families.items(), strict=True):
-            for ax, weights in zip(row, ("W", "ΔW"), strict=True):
-                plots.through_training(data, "cosine", cells, weights=weights, ax=ax).set_title(
-                    f"{title}, {weights}", loc="left"
-                )
-                ax.set(ylabel="|cos v₁|" if weights == "W" else "", xlabel="step" if ax in axes[-1] else "")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        panels = [
+            titled(f"{title}, {kind}", plots.through_training, data, "cosine", cells, weights=kind)
+            for title, cells in families.items()
+            for kind in KINDS
+        ]
+        return outer_labels(panel_rows(panels, 2, height=2.1, share_y="all", legend=3))
 
     return _if(
         families,
@@ -116,7 +115,7 @@ def contrasts(data: xr.Dataset) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for one, other in pairs:
         if {one.name, other.name} <= there:
-            for weights in ("W", "ΔW"):
+            for weights in KINDS:
                 a, b = grid.continuity(one, weights), grid.continuity(other, weights)
                 rows.append({"contrast": f"{one.name} − {other.name}", "of": weights} | _paired(a, b))
     table = pd.DataFrame(rows, columns=["contrast", "of", "difference", "t", "p"])
@@ -142,14 +141,11 @@ def _coherence(data: xr.Dataset) -> Figure | None:
     families = {title: cells for title, cells in _families(data).items() if "linear" not in title}
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, len(families), height=2.6, share_y="all")
-        for ax, (title, cells) in zip(axes[0], families.items(), strict=True):
-            plots.through_training(data, "gradient_coherence", cells, space="output", ax=ax)
-            ax.axhline(0, color="#707070", lw=1, ls=(0, (1, 1)), label="unrelated gradients")
-            ax.set_title(title, loc="left")
-            ax.set_ylabel("gradient coherence" if ax is axes[0, 0] else "")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        panels = [
+            titled(title, plots.through_training, data, "gradient_coherence", cells, space="output")
+            for title, cells in families.items()
+        ]
+        return outer_labels(panel_rows(panels, len(families), share_y="all", legend=3))
 
     return _if(
         families,
@@ -163,20 +159,14 @@ def _coherence(data: xr.Dataset) -> Figure | None:
 
 
 def _scatter(data: xr.Dataset) -> Figure | None:
-    def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=3.0, share_y="all")
-        for ax, weights in zip(axes[0], ("W", "ΔW"), strict=True):
-            plots.coherence_against_continuity(data, weights, ax=ax)
-        plots.shared_legend(figure, columns=3)
-        return figure
-
+    panels = [partial(plots.coherence_against_continuity, data, kind) for kind in KINDS]
     return _if(
         data.sizes["cell"] > 1,
         "cells",
         "Coherence at the start against continuity at the end, over all cells",
         f"A point for each of {data.sizes['cell']} cells, mean over seeds; open without a residual connection. Dotted: "
         f"random directions. {_where(data)}",
-        draw,
+        partial(panel_rows, panels, 2, height=3.0, share_y="all", legend=3),
         alt="Scatter plots of gradient coherence at step 0 and continuity at the end.",
     )
 
@@ -185,14 +175,14 @@ def _grid(data: xr.Dataset) -> Figure | None:
     there = [name for name in GRID if Cell(name, decay=1.0).name in data["cell"].values]
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(2, len(there), height=2.3, share_y="all")
-        for row, weights in zip(axes, ("W", "ΔW"), strict=True):
-            for ax, name in zip(row, there, strict=True):
-                plots.decay_against_start(data, name, weights, ax=ax)
-                ax.set_title(f"{_short(name)}, {weights}", loc="left")
-                ax.set(ylabel="weight decay" if ax is row[0] else "", xlabel="init scale" if ax in axes[-1] else "")
-        bar = ScalarMappable(Normalize(0, 1), cmap="viridis")
-        figure.colorbar(bar, ax=axes.ravel().tolist(), label="continuity |cos v₁|", shrink=0.7, aspect=30)
+        panels = [
+            titled(f"{_short(name)}, {kind}", plots.decay_against_start, data, name, kind)
+            for kind in KINDS
+            for name in there
+        ]
+        figure = outer_labels(panel_rows(panels, len(there), height=2.3, share_y="all"))
+        scale = ScalarMappable(Normalize(0, 1), cmap="viridis")
+        figure.colorbar(scale, ax=figure.axes, label="continuity |cos v₁|", shrink=0.7, aspect=30)
         return figure
 
     return _if(
@@ -219,13 +209,12 @@ def _concentration(data: xr.Dataset) -> Figure | None:
     there = {title: cells for title, cells in norms.items() if set(cells) & set(data["cell"].values.tolist())}
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(2, len(there), height=2.3, share_y="row")
-        for row, weights in zip(axes, ("W", "ΔW"), strict=True):
-            for ax, (title, cells) in zip(row, there.items(), strict=True):
-                plots.matches(data, cells, weights, ax=ax).set_title(f"{title}, {weights}", loc="left")
-                ax.set(xlabel=ax.get_xlabel() if ax in axes[-1] else "", ylabel=ax.get_ylabel() if ax is row[0] else "")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        panels = [
+            titled(f"{title}, {kind}", plots.matches, data, cells, kind)
+            for kind in KINDS
+            for title, cells in there.items()
+        ]
+        return outer_labels(panel_rows(panels, len(there), height=2.3, share_y="row", legend=3))
 
     return _if(
         there,
@@ -243,15 +232,8 @@ def _learning(data: xr.Dataset) -> Figure | None:
     families = _families(data)
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(-(-len(families) // 2), min(2, len(families)), height=2.4)
-        places: Sequence[Any] = axes.ravel().tolist()
-        for ax, (title, cells) in zip(places, families.items(), strict=False):
-            plots.learning(data, cells, ax=ax).set_title(title, loc="left")
-            ax.set_ylabel(ax.get_ylabel() if ax in axes[:, 0] else "")
-        for ax in places[len(families) :]:
-            ax.set_axis_off()
-        plots.shared_legend(figure, columns=3)
-        return figure
+        panels = [titled(title, plots.learning, data, cells) for title, cells in families.items()]
+        return outer_labels(panel_rows(panels, 2, height=2.4, legend=3))
 
     return _if(
         families,
@@ -269,13 +251,9 @@ def _drift(data: xr.Dataset) -> Figure | None:
     cells = _styles(data, Cell)
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=2.6)
-        words = (("layer_angle", "a  from layer to layer"), ("step_angle", "b  from snapshot to snapshot"))
-        for ax, (variable, title) in zip(axes[0], words, strict=True):
-            plots.through_training(data, variable, cells, ax=ax).set_title(title, loc="left")
-            ax.set_ylabel("angle, degrees" if ax is axes[0, 0] else "")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        words = {"layer_angle": "a  from layer to layer", "step_angle": "b  from snapshot to snapshot"}
+        panels = [titled(title, plots.through_training, data, variable, cells) for variable, title in words.items()]
+        return outer_labels(panel_rows(panels, 2, legend=3))
 
     return _if(
         cells,
@@ -290,21 +268,15 @@ def _drift(data: xr.Dataset) -> Figure | None:
 
 
 def _arms(data: xr.Dataset) -> Figure | None:
-    there = "arm" in data.coords
-    panels = [(name, "input") for name in READERS] + [(name, "output") for name in ("v", *WRITERS)]
+    shown = [(name, "input") for name in READERS] + [(name, "output") for name in ("v", *WRITERS)]
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(2, 4, height=2.2, share_y="all")
-        for ax, (projection, space) in zip(axes.ravel(), panels, strict=True):
-            plots.arm_continuity(data, projection, space, ax=ax)
-            vector = "v₁" if space == "input" else "u₁"
-            ax.set_title(f"{projection}, {vector}", loc="left")
-            ax.set(ylabel="|cos|" if ax in axes[:, 0] else "", xlabel="step" if ax in axes[-1] else "")
-        plots.shared_legend(figure, columns=4)
-        return figure
+        vectors = {"input": "v₁", "output": "u₁"}
+        panels = [titled(f"{name}, {vectors[space]}", plots.arm_continuity, data, name, space) for name, space in shown]
+        return outer_labels(panel_rows(panels, 4, height=2.2, share_y="all", legend=4))
 
     return _if(
-        there,
+        "arm" in data.coords,
         "arms",
         "Continuity of the small transformers' projections, by arm",
         "Mean over neighbouring blocks of |cos| of the leading singular vectors: in input space for what reads the "
@@ -316,12 +288,6 @@ def _arms(data: xr.Dataset) -> Figure | None:
 
 
 def _arm_learning(data: xr.Dataset) -> Figure | None:
-    def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(height=3.0)
-        plots.arm_learning(data, ax=axes[0, 0])
-        plots.shared_legend(figure, columns=3)
-        return figure
-
     def table() -> pd.DataFrame:
         ends = (data["arm_held_out_loss"].isel(arm_step=-1) / np.log(2)).transpose("arm", "seed").values
         intervals = [seed_interval(each.astype(np.float64)) for each in ends]
@@ -334,7 +300,7 @@ def _arm_learning(data: xr.Dataset) -> Figure | None:
         "Learning curves of the small transformers",
         "Held-out loss in bits a byte. The null (dotted) knows the frequencies of single bytes. "
         f"{LINES} {_arms_where(data)}",
-        draw,
+        partial(panel_rows, [partial(plots.arm_learning, data)], height=3.0, legend=3),
         table=table,
         alt="Line chart of held-out bits a byte over training steps by arm.",
     )

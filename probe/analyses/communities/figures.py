@@ -6,7 +6,8 @@ A figure is left out where the run holds none of its variables.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from typing import TypeAlias
 
 import matplotlib.figure
 import numpy as np
@@ -18,15 +19,19 @@ from probe.analyses.communities.claims import COUPLING_P, Coupling, Runs, pooled
 from probe.analyses.communities.config import Config
 from probe.analyses.communities.interactive import network
 from probe.analyses.communities.summary import summarised
-from probe.plots import communities as panels
-from probe.plots import partitions, style
+from probe.plots import captions, partitions, style
+from probe.plots.communities import COLORS, CONTROLS, PERMUTED, signed
+from probe.plots.pages import legend_below, outer_labels, panel_rows, titled
 from probe.report import Figure, interval_text
+from probe.subjects import spread
 from probe.table import Table
 
 BANDS = "the grey band holds 95 % of the values under places permuted within degree deciles, the null"
 FLOWS = 6  # layers between which units are followed
 SCATTERS = 3
 UNITS = {"residual": "coordinates of the stream that enters a block", "mlp": "units of a block's MLP"}
+
+Summary: TypeAlias = Callable[[], xr.Dataset]  # with the couplings, computed once for all figures
 
 
 def figures(data: xr.Dataset, config: Config) -> list[Figure]:
@@ -54,33 +59,21 @@ def figures(data: xr.Dataset, config: Config) -> list[Figure]:
     return [figure for figure in made if figure is not None]
 
 
-Summary = Callable[[], xr.Dataset]
-
-
 def _graphs(data: xr.Dataset, summary: Summary) -> Figure | None:
     if not data.sizes.get("drawn") or "place" not in data:
         return None
     layers = data["drawn"].values.tolist()
-
-    def draw() -> matplotlib.figure.Figure:
-        columns = min(3, len(layers))
-        figure, axes = plots.new_figure(-(-len(layers) // columns), columns, height=2.7)
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for layer, ax in zip(layers, axes.flat, strict=False):
-            plots.community_graph(data, layer, ax=ax)
-        return figure
 
     links = int((data["link"].isel(end=0) >= 0).sum("link_index").max())
     return Figure(
         "graphs",
         "Graphs of units and their communities",
         f"Units are {_units(data)}; a link joins units whose states correlate (red: negative; the {links} strongest "
-        f"are drawn). Colours: the {len(panels.COLORS)} largest communities of each layer, the rest grey; a colour "
+        f"are drawn). Colours: the {len(COLORS)} largest communities of each layer, the rest grey; a colour "
         "means nothing across layers. Large: units that K = J − I amplifies much, on the other half of the text. A "
         "drawing pulls communities together, and is no test: noise has communities too, which the null graphs of "
         f"the figure on quality show. {_where(data)}",
-        draw,
+        partial(panel_rows, [partial(plots.community_graph, data, layer) for layer in layers], 3, height=2.7),
         interactive=lambda: network(summary()),
         alt="Drawings of graphs of units, coloured by community and sized by gain.",
     )
@@ -88,25 +81,14 @@ def _graphs(data: xr.Dataset, summary: Summary) -> Figure | None:
 
 def _coupling(data: xr.Dataset, summary: Summary) -> Figure:
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=3.9)
-        plots.rho_by_depth(summary(), ax=axes[0, 0]).set_title("a  coupling of place and gain", loc="left")
-        plots.operator_by_depth(data, ax=axes[0, 1]).set_title("b  kind of operator", loc="left")
-        for ax in axes[0]:
-            plots.legend_below(ax, columns=1)
+        panels = [
+            titled("a  coupling of place and gain", plots.rho_by_depth, summary()),
+            titled("b  kind of operator", plots.operator_by_depth, data),
+        ]
+        figure = panel_rows(panels, 2, height=3.9)
+        for ax in figure.axes:
+            legend_below(ax, columns=1)
         return figure
-
-    def table() -> pd.DataFrame:
-        found = summary()
-        rho, bounds = found["rho"].sel(view="model").values, found["rho_bounds"].transpose("layer", "bound").values
-        kind = found["antisymmetric_fraction"].median("query").values
-        stable = found["stable"].values
-        return pd.DataFrame({
-            "block": found["layer"].values,
-            "ρ": [interval_text(float(middle), *map(float, ends)) for middle, ends in zip(rho, bounds, strict=True)],
-            "p, Benjamini–Hochberg": [f"{p:.2g}" for p in found["adjusted_p"].values],
-            "stable communities": np.where(stable, "yes", "no"),
-            "antisymmetric fraction": [f"{value:.3f}" for value in kind],
-        })
 
     return Figure(
         "coupling",
@@ -117,21 +99,31 @@ def _coupling(data: xr.Dataset, summary: Summary) -> Figure:
         f"{BANDS}. Rings: p < .05 after Benjamini–Hochberg over layers. (b) medians over tokens; dotted: the "
         f"antisymmetric fraction of a large random matrix. {_where(data)}",
         draw,
-        table=table,
+        table=lambda: _coupling_table(summary()),
         alt="Line charts over depth: coupling with controls and null band; antisymmetric and rotation fraction of K.",
     )
 
 
+def _coupling_table(found: xr.Dataset) -> pd.DataFrame:
+    """By layer: the coupling with its interval and p value, whether communities are stable, the kind of operator."""
+    rho, bounds = found["rho"].sel(view="model").values, found["rho_bounds"].transpose("layer", "bound").values
+    kind = found["antisymmetric_fraction"].median("query").values
+    stable = found["stable"].values
+    return pd.DataFrame({
+        "block": found["layer"].values,
+        "ρ": [interval_text(float(middle), *map(float, ends)) for middle, ends in zip(rho, bounds, strict=True)],
+        "p, Benjamini–Hochberg": [f"{p:.2g}" for p in found["adjusted_p"].values],
+        "stable communities": np.where(stable, "yes", "no"),
+        "antisymmetric fraction": [f"{value:.3f}" for value in kind],
+    })
+
+
 def _scatter(data: xr.Dataset, summary: Summary) -> Figure:
-    layers = _spread(data, SCATTERS)
+    layers = spread(data["layer"].values.tolist(), SCATTERS)
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, len(layers), height=2.8)
-        for layer, ax in zip(layers, axes[0], strict=True):
-            plots.place_against_gain(summary(), layer, ax=ax)
-        for ax in axes[0, 1:]:
-            ax.set_ylabel("")
-        return figure
+        panels = [partial(plots.place_against_gain, summary(), layer) for layer in layers]
+        return outer_labels(panel_rows(panels, SCATTERS, height=2.8))
 
     return Figure(
         "place-gain",
@@ -148,9 +140,7 @@ def _controls(data: xr.Dataset, config: Config) -> Figure:
     table = cache(lambda: control_table(Table(data, config.thresholds, config.seed, style.RESAMPLES)))
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(height=2.6)
-        plots.pooled_controls(table(), ax=axes[0, 0])
-        return figure
+        return panel_rows([partial(plots.pooled_controls, table())])
 
     def text() -> pd.DataFrame:
         shown = table()
@@ -185,8 +175,8 @@ def control_table(table: Runs) -> pd.DataFrame:
     """
     layers, _ = pooled_layers(table)
     rows: list[dict[str, object]] = []
-    for kind, label in panels.CONTROLS.items():
-        views = panels.views_of(table.data, kind)
+    for kind, label in CONTROLS.items():
+        views = style.of_kind(table.data["view"], kind)
         if not views:
             continue
         row: dict[str, object] = {"view": label, "number": len(views)}
@@ -199,7 +189,7 @@ def control_table(table: Runs) -> pd.DataFrame:
             own, ones = Coupling(table.data, "model", layers), np.ones(len(table.documents))
             point = own.strength(ones) - own.beyond(ones, 1 - COUPLING_P)
             null = {"A": point, "√A": float(np.sqrt(max(point, 0.0)))}
-            rows.append({"view": panels.PERMUTED, "number": own.permuted.shape[1]} | null)
+            rows.append({"view": PERMUTED, "number": own.permuted.shape[1]} | null)
     return pd.DataFrame(rows)
 
 
@@ -207,46 +197,49 @@ def _choices(data: xr.Dataset, summary: Summary) -> Figure | None:
     if "grid_rho" not in data:
         return None
 
-    def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(height=4.0)
-        plots.choice_map(summary(), ax=axes[0, 0])
-        return figure
+    layers = ", ".join(map(str, data["ablated"].values.tolist()))
 
-    def table() -> pd.DataFrame:
-        agrees, mean = summary()["agrees"], partitions.pooled_choices(data)
-        rows = [
-            [f"{dim} {label}", float(agrees.sel({dim: label}).mean()), float(mean.sel({dim: label}).mean())]
-            for dim in agrees.dims
-            for label in agrees[dim].values.tolist()
-        ]
-        rows.insert(0, ["all choices", float(agrees.mean()), float(mean.mean())])
-        shown = pd.DataFrame(rows, columns=["choice", "agrees with the default", "mean ρ"])
-        return shown.assign(**{
-            "agrees with the default": [f"{share:.0%}" for share in shown["agrees with the default"]],
-            "mean ρ": [panels.signed(value) for value in shown["mean ρ"]],
-        })
+    def draw() -> matplotlib.figure.Figure:
+        return panel_rows([partial(plots.choice_map, summary())], height=4.0)
 
     return Figure(
         "choices",
         "The coupling under other choices",
-        f"Mean ρ, on Fisher's scale, of the layers {_listed(data['ablated'].values.tolist())}; a layer in which one "
+        f"Mean ρ, on Fisher's scale, of the layers {layers}; a layer in which one "
         "community holds all units counts as 0. Crossed out: another sign than the default's mean ρ, or on the other "
         f"side of p = {COUPLING_P} under the null, places permuted within degree deciles. "
         "A, B: the half of the text from which the graph is made, gains always on the other; signed or partial "
         "correlations; neighbours kept. γ: the resolution that the default takes in each layer (of spectral "
         f"clustering and Infomap it sets what stands in its place). {_where(data)}",
         draw,
-        table=table,
+        table=lambda: _choice_table(summary()["agrees"], partitions.pooled_choices(data)),
         alt="Heat map of the pooled coupling over choices of half, edges, neighbours, algorithm and resolution.",
     )
 
 
+def _choice_table(agrees: xr.DataArray, mean: xr.DataArray) -> pd.DataFrame:
+    """By choice: how many of all choices that share it agree with the default, and their mean coupling."""
+    rows = [
+        [f"{dim} {label}", float(agrees.sel({dim: label}).mean()), float(mean.sel({dim: label}).mean())]
+        for dim in agrees.dims
+        for label in agrees[dim].values.tolist()
+    ]
+    rows.insert(0, ["all choices", float(agrees.mean()), float(mean.mean())])
+    shown = pd.DataFrame(rows, columns=["choice", "agrees with the default", "mean ρ"])
+    return shown.assign(**{
+        "agrees with the default": [f"{share:.0%}" for share in shown["agrees with the default"]],
+        "mean ρ": [signed(value) for value in shown["mean ρ"]],
+    })
+
+
 def _communities(data: xr.Dataset) -> Figure:
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=3.2)
-        plots.quality_by_depth(data, ax=axes[0, 0]).set_title("a  quality", loc="left")
-        plots.legend_below(axes[0, 0])
-        plots.resolution_profile(data, ax=axes[0, 1]).set_title("b  stability by resolution", loc="left")
+        panels = [
+            titled("a  quality", plots.quality_by_depth, data),
+            titled("b  stability by resolution", plots.resolution_profile, data),
+        ]
+        figure = panel_rows(panels, 2, height=3.2)
+        legend_below(figure.axes[0])
         return figure
 
     return Figure(
@@ -264,10 +257,12 @@ def _communities(data: xr.Dataset) -> Figure:
 
 def _agreement(data: xr.Dataset) -> Figure:
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=3.6)
-        plots.agreement_by_depth(data, ax=axes[0, 0]).set_title("a  within a layer", loc="left")
-        plots.legend_below(axes[0, 0], columns=1)
-        plots.layer_agreement(data, ax=axes[0, 1]).set_title("b  between layers", loc="left")
+        panels = [
+            titled("a  within a layer", plots.agreement_by_depth, data),
+            titled("b  between layers", plots.layer_agreement, data),
+        ]
+        figure = panel_rows(panels, 2, height=3.6)
+        legend_below(figure.axes[0], columns=1)
         return figure
 
     return Figure(
@@ -282,22 +277,17 @@ def _agreement(data: xr.Dataset) -> Figure:
 
 
 def _flow(data: xr.Dataset) -> Figure | None:
-    layers = _spread(data, FLOWS)
+    layers = spread(data["layer"].values.tolist(), FLOWS)
     if len(layers) < 2:
         return None
-
-    def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(height=3.4)
-        plots.community_flow(data, layers, ax=axes[0, 0])
-        return figure
 
     return Figure(
         "flow",
         "How units pass between communities through depth",
-        f"Bars are the {len(panels.COLORS)} largest communities of a layer from below, the rest in grey; bands, in the "
+        f"Bars are the {len(COLORS)} largest communities of a layer from below, the rest in grey; bands, in the "
         "colour they come from, are the units that two communities share. Under the null of unrelated communities "
         f"every bar sends to every other in proportion to its size. {_where(data)}",
-        draw,
+        partial(panel_rows, [partial(plots.community_flow, data, layers)], height=3.4),
         alt="Alluvial chart of units between the communities of a few blocks.",
     )
 
@@ -307,27 +297,6 @@ def _amplification(data: xr.Dataset) -> Figure | None:
         return None
     measures = data["amplification"].values.tolist()
 
-    def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(-(-len(measures) // 2), 2, height=2.3)
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for measure, ax in zip(measures, axes.flat, strict=False):
-            ax.set_axis_on()
-            plots.amplification_map(data, measure, ax=ax)
-        return figure
-
-    def table() -> pd.DataFrame:
-        z = data["community_z"].sel(matrix="K")
-        raw = data["community_amplification"].sel(matrix="K")
-        rows = []
-        for measure in measures:
-            one = z.sel(amplification=measure).values
-            one = one[np.isfinite(one)]
-            values = [f"{float(raw.sel(amplification=measure).median()):.3g}", f"{np.median(one):+.2f}"]
-            beyond = [f"{np.mean(one > 2):.0%}", f"{np.mean(one < -2):.0%}"] if len(one) else ["–", "–"]
-            rows.append([measure.replace("_", " "), *values, *beyond])
-        return pd.DataFrame(rows, columns=["of K", "median", "median z", "z > 2", "z < −2"])
-
     return Figure(
         "amplification",
         "What a block does to whole communities",
@@ -335,21 +304,25 @@ def _amplification(data: xr.Dataset) -> Figure | None:
         "communities of each layer, in standard deviations of the null, random sets of as many units. gain² = self "
         "gain² + leak², and gain holds no interaction inside the community; divergence is the signed rate; the "
         f"numerical abscissa the fastest growth. Of the root-mean-square operator over all tokens. {_where(data)}",
-        draw,
-        table=table,
+        partial(panel_rows, [partial(plots.amplification_map, data, measure) for measure in measures], 2, height=2.3),
+        table=partial(_amplification_table, data),
         alt="Heat maps over layers and communities of z-scores of five measures of amplification.",
     )
 
 
-def _spread(data: xr.Dataset, count: int) -> list[int]:
-    """At most so many of the layers, evenly spread."""
-    layers = data["layer"].values
-    chosen: list[int] = layers[np.unique(np.linspace(0, len(layers) - 1, count).round().astype(int))].tolist()
-    return chosen
-
-
-def _listed(layers: list[int]) -> str:
-    return ", ".join(map(str, layers))
+def _amplification_table(data: xr.Dataset) -> pd.DataFrame:
+    """By measure: its median over communities, and how many lie far from random sets of units."""
+    z = data["community_z"].sel(matrix="K")
+    raw = data["community_amplification"].sel(matrix="K")
+    rows = []
+    for measure in data["amplification"].values.tolist():
+        every = z.sel(amplification=measure).values
+        one = every[np.isfinite(every)]
+        far = (
+            [f"{np.median(one):+.2f}", f"{np.mean(one > 2):.0%}", f"{np.mean(one < -2):.0%}"] if len(one) else 3 * ["–"]
+        )
+        rows.append([measure.replace("_", " "), f"{float(raw.sel(amplification=measure).median()):.3g}", *far])
+    return pd.DataFrame(rows, columns=["of K", "median", "median z", "z > 2", "z < −2"])
 
 
 def _units(data: xr.Dataset) -> str:
@@ -365,10 +338,8 @@ def _pooled(data: xr.Dataset, config: Config) -> str:
 def _where(data: xr.Dataset) -> str:
     """Model, text, documents and positions, as every caption ends."""
     attrs = data.attrs
-    model = f"{attrs.get('model', 'model')}" + (f" ({attrs['description']})" if attrs.get("description") else "")
-    documents = len(np.unique(data["document"].values))
     return (
-        f"{model} on {attrs.get('text', 'text')}: graphs of {data.sizes['unit']} units from "
-        f"{attrs['n_graph_tokens']:,} tokens of {attrs['n_graph_documents']} documents, gains at {data.sizes['query']} "
-        f"positions of {documents} others."
+        f"{captions.model_on_text(data)}: graphs of {data.sizes['unit']} units from {attrs['n_graph_tokens']:,} tokens "
+        f"of {attrs['n_graph_documents']} documents, gains at {data.sizes['query']} positions of "
+        f"{captions.documents(data)} others."
     )

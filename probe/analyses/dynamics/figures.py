@@ -5,7 +5,6 @@ A figure is left out where the run holds none of its variables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -13,15 +12,17 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.axes import Axes
 
 from probe import plots
 from probe.analyses.dynamics.config import Config
 from probe.analyses.dynamics.interactive import clouds
+from probe.plots import captions
 from probe.plots.depth import NULL_STYLES
-from probe.plots.spectral import LABELS, VARIANT_STYLES, variants
-from probe.plots.style import geometric_mean
+from probe.plots.pages import legend_below, outer_labels, panel_rows, shared_legend, titled
+from probe.plots.spectral import LABELS, VARIANT_STYLES, random_matrix
+from probe.plots.style import geometric_mean, null_line, of_kind
 from probe.report import Figure
+from probe.subjects import spread
 
 LINES = "Lines are medians over positions, bands their 95 % intervals, documents resampled; for fresh initialisations "
 LINES += "the mean and the range over the seeds."
@@ -49,7 +50,7 @@ def figures(data: xr.Dataset, config: Config) -> list[Figure]:
         _bottleneck(data, config),
         _interventions(data),
         _directions(data),
-        _perturbation(data, config),
+        _perturbation(data),
         _range(data),
         _pseudospectra(data),
         _coupling(data),
@@ -62,9 +63,6 @@ def figures(data: xr.Dataset, config: Config) -> list[Figure]:
 
 
 def _depth(data: xr.Dataset, matrix: Literal["J", "K"], name: str, title: str, scores: tuple[str, ...]) -> Figure:
-    def draw() -> matplotlib.figure.Figure:
-        return _panels([partial(plots.score_by_depth, data, score, matrix) for score in scores], legend=True)
-
     words = {
         "K": "Scores of K = J − I, the Jacobian of each block's update, on which the claims are read",
         "J": "Where the update is small against the stream, J → I and all scores of J fall, whatever K does: a fall of "
@@ -76,7 +74,7 @@ def _depth(data: xr.Dataset, matrix: Literal["J", "K"], name: str, title: str, s
         title,
         f"{words[matrix]}.{null} First and last block are often outliers and do not enter claims over depth. {LINES} "
         f"{_where(data)}",
-        draw,
+        partial(panel_rows, [partial(plots.score_by_depth, data, score, matrix) for score in scores], 2, legend=3),
         table=partial(_ends_table, data, matrix, scores),
         alt=f"Line charts over depth of {', '.join(LABELS[score] for score in scores)} of {matrix}.",
     )
@@ -87,12 +85,12 @@ def _ends_table(data: xr.Dataset, matrix: str, scores: tuple[str, ...]) -> pd.Da
     rows: list[list[object]] = []
     for score in scores:
         values = data[score].sel(matrix=matrix)
-        for kind in ("model", "alone", "init", "shuffled"):
-            names = variants(data, kind)
+        for kind, style in VARIANT_STYLES.items():
+            names = of_kind(data["variant"], kind)
             by_layer = values.sel(variant=names).median("query").mean("variant").values
             if names and np.isfinite(by_layer).any():
                 inner = float(np.median(by_layer[1:-1])) if len(by_layer) > 2 else np.nan
-                rows.append([LABELS[score], VARIANT_STYLES[kind].label, by_layer[0], inner, by_layer[-1]])
+                rows.append([LABELS[score], style.label, by_layer[0], inner, by_layer[-1]])
     numbers = ["first block", "median of the others", "last block"]
     table = pd.DataFrame(rows, columns=["score", "model", *numbers])
     table[numbers] = table[numbers].map(lambda value: "–" if np.isnan(value) else f"{value:.3g}")
@@ -102,19 +100,16 @@ def _ends_table(data: xr.Dataset, matrix: str, scores: tuple[str, ...]) -> pd.Da
 def _clouds(data: xr.Dataset) -> Figure | None:
     if not data.sizes.get("cloud"):
         return None
-    layers = data["layer"].values
-    chosen = layers[np.unique(np.linspace(0, len(layers) - 1, 9).round().astype(int))].tolist()
-
-    def draw() -> matplotlib.figure.Figure:
-        return _panels([partial(plots.eigenvalue_cloud, data, layer) for layer in chosen], columns=3, height=2.4)
+    complex_share = random_matrix("complex_fraction", int(data.attrs["d_model"]))
+    chosen = spread(data["layer"].values.tolist(), 9)
 
     return Figure(
         "clouds",
         "Eigenvalues of K through depth",
         f"All eigenvalues of K at {data.sizes['cloud']} positions of as many windows, for {len(chosen)} blocks; the "
         "chart below has every block. Real numbers lie on the horizontal line; the null for a random matrix is a "
-        f"disc that is uniformly filled, {_complex_null(data)} of it off the line. {_where(data)}",
-        draw,
+        f"disc that is uniformly filled, {complex_share:.1%} of it off the line. {_where(data)}",
+        partial(panel_rows, [partial(plots.eigenvalue_cloud, data, layer) for layer in chosen], 3, height=2.4),
         interactive=partial(clouds, data),
         alt="Scatter plots of eigenvalues in the complex plane for nine blocks.",
     )
@@ -124,12 +119,14 @@ def _bottleneck(data: xr.Dataset, config: Config) -> Figure:
     shown = ("norm_matched", "shuffled_depth")
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=3.0)
-        plots.bottleneck(data, shown, ax=axes[0, 0]).set_title("a  participation ratio", loc="left")
+        panels = [
+            titled("a  participation ratio", plots.bottleneck, data, shown),
+            titled("b  effective rank", plots.effective_rank_of_product, data, shown),
+        ]
+        figure = panel_rows(panels, 2, height=3.0)
         bound = config.thresholds.threshold_bottleneck
-        axes[0, 0].axhline(bound, color="#707070", lw=1, ls=(0, (1, 1)), label=f"the claim's threshold, {bound:g}")
-        plots.effective_rank_of_product(data, shown, ax=axes[0, 1]).set_title("b  effective rank", loc="left")
-        plots.shared_legend(figure, columns=3)
+        null_line(figure.axes[0], bound, f"the claim's threshold, {bound:g}")
+        shared_legend(figure, columns=3)
         return figure
 
     return Figure(
@@ -148,12 +145,7 @@ def _interventions(data: xr.Dataset) -> Figure | None:
     if "null_participation_ratio" not in data:
         return None
 
-    def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(height=3.6)
-        plots.bottleneck(data, ("norm_matched", *INTERVENTIONS), variants=False, ax=axes[0, 0])
-        plots.shared_legend(figure, columns=3)
-        return figure
-
+    panel = partial(plots.bottleneck, data, ("norm_matched", *INTERVENTIONS), variants=False)
     measured = data["null_participation_ratio"].notnull().any(("draw", "depth")).sum("query")
     few, many = int(measured.min()), int(measured.max())
     return Figure(
@@ -164,7 +156,7 @@ def _interventions(data: xr.Dataset) -> Figure | None:
         "same ‖K‖ (which scales the eigenvalues), from the Schur form of K, of Kᵀ and of a rotated K, for it depends "
         f"on their order (the latter two at {few} positions); with its own, smaller ‖K‖ it shows little. The null line "
         f"(black): random K of the same norm. Products at {many} positions. {LINES} {_where(data)}",
-        draw,
+        partial(panel_rows, [panel], height=3.6, legend=3),
         alt="Participation ratio of the product over depth under interventions on the update's Jacobian.",
     )
 
@@ -174,15 +166,14 @@ def _directions(data: xr.Dataset) -> Figure | None:
         return None
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 3, height=2.9)
-        panels = (
-            (plots.lyapunov, "a  Lyapunov exponents"),
-            (plots.subspace_overlap, "b  top input directions"),
-            (plots.singular_growth, "c  growth"),
-        )
-        for ax, (panel, title) in zip(axes[0], panels, strict=True):
-            panel(data, ax=ax).set_title(title, loc="left")
-            plots.legend_below(ax, columns=2 if panel is not plots.singular_growth else 1)
+        panels = [
+            titled("a  Lyapunov exponents", plots.lyapunov, data),
+            titled("b  top input directions", plots.subspace_overlap, data),
+            titled("c  growth", plots.singular_growth, data),
+        ]
+        figure = panel_rows(panels, 3, height=2.9)
+        for ax, columns in zip(figure.axes, (2, 2, 1), strict=True):
+            legend_below(ax, columns)
         return figure
 
     return Figure(
@@ -196,22 +187,19 @@ def _directions(data: xr.Dataset) -> Figure | None:
     )
 
 
-def _perturbation(data: xr.Dataset, config: Config) -> Figure | None:
+def _perturbation(data: xr.Dataset) -> Figure | None:
     if "perturb_error" not in data:
         return None
     horizons = [name for name in ("1", "4", "all") if bool(data["perturb_error"].sel(horizon=name).notnull().any())]
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(2, len(horizons), height=2.5)
         words = {"1": "1 block on", "4": "4 blocks on", "all": "at the end"}
-        for row, measure in enumerate(("error", "cosine")):
-            for column, horizon in enumerate(horizons):
-                ax = plots.perturbation(data, measure, horizon, ax=axes[row, column])
-                ax.set_title(words[horizon] if row == 0 else "", loc="left")
-                ax.set_ylabel(ax.get_ylabel() if column == 0 else "")
-                ax.set_xlabel(ax.get_xlabel() if row else "")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        panels = [
+            titled(words[horizon] if measure == "error" else "", plots.perturbation, data, measure, horizon)
+            for measure in ("error", "cosine")
+            for horizon in horizons
+        ]
+        return outer_labels(panel_rows(panels, len(horizons), height=2.5, legend=3))
 
     return Figure(
         "perturbation",
@@ -229,9 +217,6 @@ def _range(data: xr.Dataset) -> Figure | None:
     if "epsilon_at_tenth" not in data:
         return None
 
-    def draw() -> matplotlib.figure.Figure:
-        return _panels([partial(plots.linear_range, data)], height=2.8, legend=True)
-
     def table() -> pd.DataFrame:
         typical = geometric_mean(data["epsilon_at_tenth"], "direction").median("query")
         values = typical.transpose("start", "horizon").values
@@ -246,7 +231,7 @@ def _range(data: xr.Dataset) -> Figure | None:
         "ε, in units of the window's median ‖u‖, at which the linear prediction is 10 % off, by the block before which "
         "the step is made and the number of blocks to the comparison; geometric mean over the directions. "
         f"Lines are medians over positions, bands their 95 % intervals, documents resampled. {_where(data)}",
-        draw,
+        partial(panel_rows, [partial(plots.linear_range, data)], height=2.8, legend=3),
         table=table,
         alt="Line chart of the size of the step at 10 % error over depth, for several horizons.",
     )
@@ -256,9 +241,6 @@ def _pseudospectra(data: xr.Dataset) -> Figure | None:
     if "pseudospectrum_sigma_min" not in data:
         return None
     layers = data["chosen"].values.tolist()
-
-    def draw() -> matplotlib.figure.Figure:
-        return _panels([partial(plots.pseudospectrum, data, layer) for layer in layers], columns=2, height=2.8)
 
     def table() -> pd.DataFrame:
         columns = {"block": layers, "Kreiss constant of K, at least": data["kreiss_constant"].values}
@@ -274,7 +256,7 @@ def _pseudospectra(data: xr.Dataset) -> Figure | None:
         "the eigenvalues of all matrices within ε of K. The null, a normal matrix, has circles of radius ε. The Kreiss "
         "constant (half-plane form on K − αI, a lower bound) is 1 for it; numerical less spectral abscissa is "
         f"transient growth. {_where(data)}",
-        draw,
+        partial(panel_rows, [partial(plots.pseudospectrum, data, layer) for layer in layers], 2, height=2.8),
         table=table,
         alt="Contour plots of pseudospectra of the update's Jacobian for a few blocks.",
     )
@@ -284,11 +266,6 @@ def _coupling(data: xr.Dataset) -> Figure | None:
     if "coupling" not in data:
         return None
 
-    def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(height=4.0)
-        plots.coupling(data, ax=axes[0, 0])
-        return figure
-
     measured = int(data["coupling"].notnull().any(("block", "other_block")).sum())
     return Figure(
         "coupling",
@@ -296,7 +273,7 @@ def _coupling(data: xr.Dataset) -> Figure | None:
         "How far K of block i is from diagonal in the 10 leading singular vectors of block j (Aubry et al. 2024); the "
         "diagonal, 0 by definition, is left out. 0 would be perfect coupling, and the null, unrelated blocks, gives "
         f"about 1. Medians over {measured} positions. {_where(data)}",
-        draw,
+        partial(panel_rows, [partial(plots.coupling, data)], height=4.0),
         alt="Heat map over pairs of blocks of the distance from coupling.",
     )
 
@@ -305,19 +282,17 @@ def _means(data: xr.Dataset) -> Figure | None:
     if "mean_henrici_departure" not in data:
         return None
 
-    def draw() -> matplotlib.figure.Figure:
-        panels = [partial(plots.mean_score_by_depth, data, score) for score in DEPTH_SCORES[:3]]
-        return _panels([*panels, partial(plots.mean_products, data)], legend=True)
-
-    spread = float(np.median(data["mean_spread"].values))
+    panels = [partial(plots.mean_score_by_depth, data, score) for score in DEPTH_SCORES[:3]]
+    panels.append(partial(plots.mean_products, data))
+    apart = float(np.median(data["mean_spread"].values))
     return Figure(
         "means",
         "Scores of the mean matrix, which the paper uses",
         f"A mean of matrices is smoother than its terms: scores of K̄ over {int(data.attrs['n_mean_windows'])} windows "
         "(black, delete-one jackknife over documents) beside the median of the scores. Single matrices lie "
-        f"{spread:.2g} times ‖K̄‖ away from the mean (median over blocks). Last panel: the product of averages is not "
+        f"{apart:.2g} times ‖K̄‖ away from the mean (median over blocks). Last panel: the product of averages is not "
         f"the average of products. No null line: two ways to average are compared. {LINES} {_where(data)}",
-        draw,
+        partial(panel_rows, panels, 2, legend=3),
         alt="Scores of the mean Jacobian and medians of scores over depth; participation ratios of mean products.",
     )
 
@@ -326,38 +301,15 @@ def _eigenvectors(data: xr.Dataset) -> Figure | None:
     if "eigenvector_condition" not in data:
         return None
 
-    def draw() -> matplotlib.figure.Figure:
-        return _panels([partial(plots.eigenvector_condition, data), partial(plots.polar_rotation, data)])
-
     return Figure(
         "eigenvectors",
         "Condition of the eigenvectors, and rotation of J's polar factor",
         f"At one position of {data.sizes['eigenvector_window']} windows, a thin line each, and their median. The null "
         "of the condition number is 1, a normal matrix; that of the polar rotation 0, no rotation. Absent where J is "
         f"too near singular for its polar factor to be known. {_where(data)}",
-        draw,
+        partial(panel_rows, [partial(plots.eigenvector_condition, data), partial(plots.polar_rotation, data)], 2),
         alt="Condition number of the eigenvectors of K and polar rotation of J over depth.",
     )
-
-
-def _panels(
-    panels: list[Callable[..., Axes]], *, columns: int = 2, height: float = 2.6, legend: bool = False
-) -> matplotlib.figure.Figure:
-    """Panels in rows, the last row's empty places blank."""
-    columns = min(columns, len(panels))
-    figure, axes = plots.new_figure(-(-len(panels) // columns), columns, height=height)
-    places = axes.ravel().tolist()
-    for panel, ax in zip(panels, places, strict=False):
-        panel(ax=ax)
-    for ax in places[len(panels) :]:
-        ax.set_axis_off()
-    if legend:
-        plots.shared_legend(figure, columns=3)
-    return figure
-
-
-def _complex_null(data: xr.Dataset) -> str:
-    return f"{1 - (2 / (np.pi * data.attrs['d_model'])) ** 0.5:.1%}"
 
 
 def _formal(data: xr.Dataset) -> str:
@@ -369,15 +321,10 @@ def _formal(data: xr.Dataset) -> str:
 
 def _where(data: xr.Dataset) -> str:
     """Model, text, documents and positions, as every caption ends."""
-    attrs = data.attrs
-    model = f"{attrs.get('model', 'model')}" + (f" ({attrs['description']})" if attrs.get("description") else "")
-    documents = len(np.unique(data["document"].values))
-    context = CONTEXTS.get(str(attrs.get("context")), "in context")
+    context = CONTEXTS.get(str(data.attrs.get("context")), "in context")
     few = ""
     if data.sizes["variant"] > 1:
         other = data["henrici_departure"].isel(variant=1, matrix=0).notnull().any("layer")
         few = f"; controls at {int(other.sum())}"
-    return (
-        f"{model} on {attrs.get('text', 'text')}, Jacobians {context}: {data.sizes['query']} positions of {documents} "
-        f"documents{few}."
-    )
+    positions = f"{data.sizes['query']} positions of {captions.documents(data)} documents"
+    return f"{captions.model_on_text(data)}, Jacobians {context}: {positions}{few}."

@@ -5,22 +5,22 @@ A figure is left out where the run holds none of its variables.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, Literal
 
 import matplotlib.figure
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.axes import Axes
 
 from probe import plots
 from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.interactive import scatter, scatter_fits, scatter_queries
+from probe.plots import captions
+from probe.plots.pages import legend_below, outer_labels, panel_rows, titled
 from probe.plots.regimes import CUTS, MEASURES
 from probe.plots.style import BASELINES, FIT_STYLES, deciding_fit, fits_present
 from probe.report import Figure, interval_text
+from probe.subjects import spread
 
 MAX_POINTS = 200_000  # of the interactive chart, over layers and classes: about 3 MB of the page
 LINES = (
@@ -40,7 +40,7 @@ def figures(data: xr.Dataset, config: Config) -> list[Figure]:
         The figures; nothing is drawn before `Figure.draw` is called.
     """
     threshold = config.thresholds.threshold_error_predicts_output
-    made: list[Figure | None] = [
+    made = [
         _error(data),
         _alignment(data),
         _projection(data),
@@ -62,16 +62,14 @@ def _error(data: xr.Dataset) -> Figure | None:
     own = [name for name in FIT_STYLES if name not in BASELINES]
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(2, 2)
-        plots.relative_error(data, own, ax=axes[0, 0]).set_title("a  tokenwise classes", loc="left")
-        beside = [*BASELINES, deciding_fit(data)]
-        plots.relative_error(data, beside, ax=axes[0, 1]).set_title("b  baselines, architecture's own", loc="left")
-        plots.relative_error(data, own, target="state", ax=axes[1, 0])
-        axes[1, 0].set_title("c  over the next state h′ = h + u", loc="left")
-        explained = partial(plots.explained_variance, data, own)
-        _panel_or_blank(axes[1, 1], "explained_variance" in data, explained, "d  explained variance of u")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        panels = [
+            titled("a  tokenwise classes", plots.relative_error, data, own),
+            titled("b  baselines, architecture's own", plots.relative_error, data, [*BASELINES, deciding_fit(data)]),
+            titled("c  over the next state h′ = h + u", plots.relative_error, data, own, target="state"),
+        ]
+        if "explained_variance" in data:
+            panels.append(titled("d  explained variance of u", plots.explained_variance, data, own))
+        return panel_rows(panels, 2, legend=3)
 
     return Figure(
         "error",
@@ -90,13 +88,13 @@ def _alignment(data: xr.Dataset) -> Figure | None:
         return None
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(2, 2)
-        names = (("update", "update u"), ("state", "next state h′ (fixed by the error)"))
-        for row, (target, name) in enumerate(names):
-            plots.alignment(data, target=target, ax=axes[row, 0]).set_title(name, loc="left")
-            plots.alignment(data, target=target, angle=True, ax=axes[row, 1]).set_title(name, loc="left")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        names = {"update": "update u", "state": "next state h′ (fixed by the error)"}
+        panels = [
+            titled(name, plots.alignment, data, target=target, angle=angle)
+            for target, name in names.items()
+            for angle in (False, True)
+        ]
+        return panel_rows(panels, 2, legend=3)
 
     return Figure(
         "alignment",
@@ -114,18 +112,17 @@ def _alignment(data: xr.Dataset) -> Figure | None:
 def _projection(data: xr.Dataset) -> Figure | None:
     if deciding_fit(data) not in fits_present(data, "share"):
         return None
-    rows = [name for name in ("no_outliers", "uncentred") if name in data["centring"].values]
+    words = {"no_outliers": "centred", "uncentred": "uncentred"}
+    rows = {name: said for name, said in words.items() if name in data["centring"].values}
     ks = data["k"].values.tolist()
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(len(rows), len(ks), share_y="all", height=2.4)
-        for row, centring in enumerate(rows):
-            for column, k in enumerate(ks):
-                ax = plots.projection(data, k, centring=centring, ax=axes[row, column])
-                ax.set_title(f"k = {k}, {'uncentred' if centring == 'uncentred' else 'centred'}", loc="left")
-                ax.set_ylabel("share of squared norm" if column == 0 else "")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        panels = [
+            titled(f"k = {k}, {said}", plots.projection, data, k, centring=centring)
+            for centring, said in rows.items()
+            for k in ks
+        ]
+        return outer_labels(panel_rows(panels, len(ks), share_y="all", height=2.4, legend=3))
 
     width = data.attrs.get("d_model")
     null = f"k/d with d = {width}" if width is not None else "k/d (d was not recorded)"
@@ -144,21 +141,11 @@ def _projection(data: xr.Dataset) -> Figure | None:
 def _error_against_kl(data: xr.Dataset) -> Figure | None:
     if "relative_error" not in data or deciding_fit(data) not in fits_present(data, "kl"):
         return None
-    layers = data["layer"].values
-    chosen = layers[np.unique(np.linspace(0, len(layers) - 1, 6).round().astype(int))]
 
     def draw() -> matplotlib.figure.Figure:
-        columns = min(3, len(chosen))
-        figure, axes = plots.new_figure(-(-len(chosen) // columns), columns, height=2.5)
-        for layer, ax in zip(chosen.tolist(), axes.ravel().tolist(), strict=False):
-            plots.error_against_kl(data, layer, ax=ax)
-        for ax in axes[:, 1:].ravel().tolist():
-            ax.set_ylabel("")
-        for ax in axes[:-1].ravel().tolist():
-            ax.set_xlabel("")
-        for ax in axes.ravel().tolist()[len(chosen) :]:
-            ax.set_axis_off()
-        return figure
+        layers = spread(data["layer"].values.tolist(), 6)
+        panels = [partial(plots.error_against_kl, data, layer) for layer in layers]
+        return outer_labels(panel_rows(panels, 3, height=2.5))
 
     drawn, held = len(scatter_queries(data, MAX_POINTS)), data.sizes["query"]
     thinned = "" if drawn == held else f" (it shows {drawn:,} of the {held:,} tokens; ρ is over all)"
@@ -182,13 +169,14 @@ def _rho(data: xr.Dataset, threshold: float) -> Figure | None:
     controlled = "kl_control" in data and deciding_fit(data) in fits_present(data, "kl")
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=3.6)
-        plots.rho_by_layer(data, threshold=threshold, ax=axes[0, 0]).set_title("a  classes of maps", loc="left")
-        _panel_or_blank(axes[0, 1], controlled, partial(plots.rho_controls, data, threshold), "b  replaced residuals")
-        low = min(ax.get_ylim()[0] for ax in axes[0, : 1 + controlled])
-        for ax in axes[0, : 1 + controlled]:
+        panels = [titled("a  classes of maps", plots.rho_by_layer, data, threshold=threshold)]
+        if controlled:
+            panels.append(titled("b  replaced residuals", plots.rho_controls, data, threshold))
+        figure = panel_rows(panels, 2, height=3.6)
+        low = min(ax.get_ylim()[0] for ax in figure.axes)
+        for ax in figure.axes:
             ax.set_ylim(low, 1.02)
-            plots.legend_below(ax, columns=1)
+            legend_below(ax, columns=1)
         return figure
 
     draws = f" (ρ averaged over {data.sizes['draw']} draws)" if controlled else ""
@@ -214,7 +202,7 @@ def _ratio(data: xr.Dataset) -> Figure | None:
         f"KL when r is left out over KL when r is replaced in size by r′ (‖r′‖ = ‖r‖), {_label(deciding_fit(data))} "
         f"class, mean of log KL(r′) over {data.sizes['draw']} draws. The null line is 1: no more than its size. "
         f"{LINES} {_where(data)}",
-        partial(_single, plots.kl_ratio, data),
+        partial(panel_rows, [partial(plots.kl_ratio, data)], height=3.0, legend=2),
         alt="Ratio of the KL of the residual to that of a replaced residual of equal norm, by depth.",
     )
 
@@ -224,12 +212,10 @@ def _output(data: xr.Dataset) -> Figure | None:
         return None
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=3.2)
-        plots.kl_by_layer(data, ax=axes[0, 0]).set_title("a  divergence", loc="left")
-        agreement = partial(plots.top1_agreement, data)
-        _panel_or_blank(axes[0, 1], bool(fits_present(data, "top1")), agreement, "b  same most likely token")
-        plots.shared_legend(figure, columns=3)
-        return figure
+        panels = [titled("a  divergence", plots.kl_by_layer, data)]
+        if fits_present(data, "top1"):
+            panels.append(titled("b  same most likely token", plots.top1_agreement, data))
+        return panel_rows(panels, 2, height=3.2, legend=3)
 
     return Figure(
         "output",
@@ -244,10 +230,7 @@ def _output(data: xr.Dataset) -> Figure | None:
 
 def _modes(data: xr.Dataset) -> Figure | None:
     fit = deciding_fit(data)
-    if fit not in fits_present(data, "kl") or not {fit} & {
-        *fits_present(data, "kl_all"),
-        *fits_present(data, "kl_later"),
-    }:
+    if fit not in fits_present(data, "kl") or fit not in fits_present(data, "kl_all") + fits_present(data, "kl_later"):
         return None
     followed = int(np.isfinite(data["kl_later"].sel(fit=fit).values).any(axis=0).sum()) if "kl_later" in data else 0
     later = f"; summed over this and later positions for {followed:,} of them" if followed else ""
@@ -259,7 +242,7 @@ def _modes(data: xr.Dataset) -> Figure | None:
         f"KL for the {_label(fit)} class: read at the one replaced position for all scored tokens{later}{at_once}, "
         "where the errors of earlier tokens mix in. Claims are read from one position. The null is 0, nothing "
         f"replaced. {LINES} {_where(data)}",
-        partial(_single, plots.replacement_modes, data),
+        partial(panel_rows, [partial(plots.replacement_modes, data)], height=3.0, legend=2),
         alt="KL divergence over depth when one position, or all positions, are replaced.",
     )
 
@@ -270,16 +253,17 @@ def _sweep(data: xr.Dataset) -> Figure | None:
     stable = "instability" in data
 
     def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 3, height=2.9)
-        plots.sweep(data, "rank", ax=axes[0, 0]).set_title("a  over rank", loc="left")
-        plots.sweep(data, "neighbours", ax=axes[0, 1]).set_title("b  over neighbours", loc="left")
-        axes[0, 1].set_ylabel("")
-        _panel_or_blank(axes[0, 2], stable, partial(plots.instability, data), "c  two banks")
+        panels = [
+            titled("a  over rank", plots.sweep, data, "rank"),
+            titled("b  over neighbours", plots.sweep, data, "neighbours"),
+        ]
+        if stable:
+            panels.append(titled("c  two banks", plots.instability, data))
+        figure = panel_rows(panels, 3, height=2.9)
+        figure.axes[1].set_ylabel("")
         return figure
 
-    layers = int(
-        np.isfinite(data["sweep_error"].transpose("layer", ...).values).reshape(data.sizes["layer"], -1).any(1).sum()
-    )
+    layers = data["sweep_error"].dropna("layer", how="all").sizes["layer"]
     bank = "; (c): how far apart the fits of two disjoint banks of tokens lie, the null being 0" if stable else ""
     return Figure(
         "sweep",
@@ -295,22 +279,14 @@ def _sweep(data: xr.Dataset) -> Figure | None:
 def _residual(data: xr.Dataset) -> Figure | None:
     if deciding_fit(data) not in fits_present(data, "residual_attention_cosine"):
         return None
-
-    def draw() -> matplotlib.figure.Figure:
-        figure, axes = plots.new_figure(1, 2, height=2.9)
-        measures: tuple[Literal["cosine", "share"], ...] = ("cosine", "share")
-        for ax, measure in zip(axes[0], measures, strict=True):
-            plots.residual_overlap(data, measure, ax=ax)
-        plots.shared_legend(figure)
-        return figure
-
+    panels = [partial(plots.residual_overlap, data, measure) for measure in ("cosine", "share")]
     return Figure(
         "residual",
         "What the residual is: its overlap with attention",
         f"The {_label(deciding_fit(data))} class's residual against what the block's attention writes, and against "
         "the part of it that comes from other positions: cosine, and share of ‖r‖² along that direction. The null line "
         f"is 0, a direction of its own. {LINES} {_where(data)}",
-        draw,
+        partial(panel_rows, panels, 2, height=2.9, legend=4),
         alt="Cosine and share of the residual along the attention write, by depth.",
     )
 
@@ -327,14 +303,14 @@ def _regimes(data: xr.Dataset) -> Figure | None:
 
     def draw() -> matplotlib.figure.Figure:
         held = [name for name in MEASURES if any(name in set(table["measure"]) for table in tables().values())]
-        figure, axes = plots.new_figure(len(cuts), len(held), height=2.3)
-        for row, (cut, table) in enumerate(tables().items()):
-            for column, measure in enumerate(held):
-                plots.regimes(table, measure, ax=axes[row, column])
-                if row:
-                    axes[row, column].set_title("", loc="left")
-            axes[row, 0].set_ylabel({"regime": "thirds of tokens", "regime_layer": "thirds of blocks"}[cut])
-        plots.shared_legend(figure)
+        panels = [
+            titled(MEASURES[measure] if cut == cuts[0] else "", plots.regimes, table, measure)
+            for cut, table in tables().items()
+            for measure in held
+        ]
+        figure = panel_rows(panels, len(held), height=2.3, legend=4)
+        for cut, ax in zip(cuts, figure.axes[:: len(held)], strict=True):
+            ax.set_ylabel({"regime": "thirds of tokens", "regime_layer": "thirds of blocks"}[cut])
         return figure
 
     return Figure(
@@ -360,32 +336,17 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
     return wide.rename(columns={"cut": "thirds of", "regime": "error", "fit": "class", **MEASURES})
 
 
-def _panel_or_blank(ax: Axes, measured: bool, panel: Callable[..., Axes], title: str) -> None:
-    """Draw a panel, or leave its place empty where the run did not measure it."""
-    if measured:
-        panel(ax=ax).set_title(title, loc="left")
-    else:
-        ax.set_axis_off()
-
-
-def _single(panel: Callable[..., Any], data: xr.Dataset) -> matplotlib.figure.Figure:
-    figure, axes = plots.new_figure(height=3.0)
-    panel(data, ax=axes[0, 0])
-    plots.shared_legend(figure, columns=2)
-    return figure
-
-
 def _label(fit: str) -> str:
     return FIT_STYLES[fit].label if fit in FIT_STYLES else fit
 
 
 def _where(data: xr.Dataset) -> str:
     """Model, text, documents and tokens, as every caption ends."""
-    attrs = data.attrs
-    model = f"{attrs.get('model', 'model')}" + (f" ({attrs['description']})" if attrs.get("description") else "")
-    documents = len(np.unique(data["document"].values))
-    fitted = f"; maps fitted on {int(attrs['n_fit_tokens']):,} tokens of others" if "n_fit_tokens" in attrs else ""
-    return f"{model} on {attrs.get('text', 'text')}: {data.sizes['query']:,} tokens of {documents} documents{fitted}."
+    fitted = (
+        f"; maps fitted on {int(data.attrs['n_fit_tokens']):,} tokens of others" if "n_fit_tokens" in data.attrs else ""
+    )
+    tokens = f"{data.sizes['query']:,} tokens of {captions.documents(data)} documents"
+    return f"{captions.model_on_text(data)}: {tokens}{fitted}."
 
 
 def _not_flat(data: xr.Dataset) -> str:
@@ -395,7 +356,7 @@ def _not_flat(data: xr.Dataset) -> str:
     said = []
     for name in fits_present(data, "mlp_flat", ("mlp", "mlp_random")):
         flat = data["mlp_flat"].sel(fit=name)
-        unsettled: Sequence[int] = data["layer"].values[flat.values == 0].tolist()
+        unsettled = data["layer"].values[flat.values == 0].tolist()
         if unsettled:
             said.append(f"{_label(name)} at blocks {', '.join(map(str, unsettled))}")
     return f" Not settled (validation curve not flat at its end): {'; '.join(said)}." if said else ""
