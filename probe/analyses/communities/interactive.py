@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from probe.plots.charts import LAYOUT, TITLE, block_slider, one_shown, rounded
 from probe.plots.communities import community_colors, drawn_links, gain_scale, signed, unit_gain
 from probe.plots.style import GREY, RED, Floats
 from probe.report import hover_text
@@ -24,45 +25,35 @@ def network(data: xr.Dataset) -> go.Figure:
     """The graphs of the drawn layers: a slider for the block.
 
     Args:
-        data: The communities analysis's Dataset with `place`, `link`, `link_weight`, `largest_token` and `rho`.
+        data: The communities analysis's Dataset with `place` (drawn, unit, axis), `link` (drawn, link_index, end),
+            `link_weight` (drawn, link_index), `largest_token` (drawn, unit, place_of_token) and `rho` (view, layer).
 
     Returns:
         The figure; hovering shows a unit's index, community, gain and participation, and the tokens where it is
         largest.
     """
     layers = data["drawn"].values.tolist()
-    reach = 1.05 * float(np.abs(data["place"].values).max())
-    axis = {"visible": False, "range": [-reach, reach]}
     titles = [_title(data, layer) for layer in layers]
-    layout = {
-        "template": "plotly_white",
-        "xaxis": axis,
-        "yaxis": axis | {"scaleanchor": "x"},
-        "title": {"text": titles[0], "font": {"size": 12}, "x": 0, "xanchor": "left"},
-        "margin": {"l": 10, "r": 10, "t": 50, "b": 10},
-        "hoverlabel": {"align": "left"},
-        "height": 560,
-        "showlegend": False,
-    }
-    figure = go.Figure(layout=layout)
+    figure = go.Figure(layout=_layout(data, titles[0]))
     for place, layer in enumerate(layers):
         for trace in _traces(data, layer):
             figure.add_scatter(**trace, visible=place == 0)
-    steps = [
-        {
-            "method": "update",
-            "label": str(layer),
-            "args": [
-                {"visible": [number // TRACES == place for number in range(TRACES * len(layers))]},
-                {"title.text": titles[place]},
-            ],
-        }
-        for place, layer in enumerate(layers)
-    ]
-    figure.update_layout(
-        sliders=[{"active": 0, "steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}]
-    )
-    return figure
+    shown = [one_shown(place, len(layers), TRACES) for place in range(len(layers))]
+    return figure.update_layout(sliders=block_slider(layers, zip(shown, titles, strict=True)))
+
+
+def _layout(data: xr.Dataset, title: str) -> dict[str, Any]:
+    """One range for all layers; a unit of length is the same along both axes."""
+    reach = 1.05 * float(np.abs(data["place"].values).max())
+    axis = {"visible": False, "range": [-reach, reach]}
+    return LAYOUT | {
+        "xaxis": axis,
+        "yaxis": axis | {"scaleanchor": "x"},
+        "title": TITLE | {"text": title},
+        "margin": {"l": 10, "r": 10, "t": 50, "b": 10},
+        "height": 560,
+        "showlegend": False,
+    }
 
 
 def _traces(data: xr.Dataset, layer: int) -> list[dict[str, Any]]:
@@ -74,7 +65,7 @@ def _traces(data: xr.Dataset, layer: int) -> list[dict[str, Any]]:
         ends = place[links[chosen]]  # (link, end, axis); a gap after each link
         broken = np.concatenate([ends, np.full((len(ends), 1, 2), np.nan)], axis=1).reshape(-1, 2)
         line = {"color": color, "width": 0.5}
-        x, y = _rounded(broken[:, 0]), _rounded(broken[:, 1])
+        x, y = rounded(broken[:, 0]), rounded(broken[:, 1])
         traces.append({"x": x, "y": y, "mode": "lines", "line": line, "opacity": 0.4, "hoverinfo": "skip"})
     gain = unit_gain(data, layer)
     labels = data["community"].sel(view="model", layer=layer).values
@@ -84,7 +75,7 @@ def _traces(data: xr.Dataset, layer: int) -> list[dict[str, Any]]:
         "line": {"width": 0.5, "color": "white"},
     }
     shown = {"customdata": _labels(data, layer, gain), "hovertemplate": HOVER, "marker": marker}
-    return [*traces, {"x": _rounded(place[:, 0]), "y": _rounded(place[:, 1]), "mode": "markers"} | shown]
+    return [*traces, {"x": rounded(place[:, 0]), "y": rounded(place[:, 1]), "mode": "markers"} | shown]
 
 
 def _labels(data: xr.Dataset, layer: int, gain: Floats) -> list[list[str]]:
@@ -108,8 +99,3 @@ def _title(data: xr.Dataset, layer: int) -> str:
     labels = data["community"].sel(view="model", layer=layer).values
     rho = float(data["rho"].sel(view="model", layer=layer))
     return f"block {layer}: {len(np.unique(labels))} communities, coupling ρ = {signed(rho)}"
-
-
-def _rounded(values: Floats) -> list[float | None]:
-    """Three decimals: what a screen can show; None where a line breaks off."""
-    return [round(value, 3) if np.isfinite(value) else None for value in values.tolist()]

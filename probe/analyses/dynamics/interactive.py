@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from probe.plots.charts import LAYOUT, TITLE, block_slider, rounded
 from probe.plots.style import BLUE, Floats
 
 MAX_POINTS = 60_000  # over all layers: about a megabyte of the page
@@ -15,42 +18,34 @@ def clouds(data: xr.Dataset) -> go.Figure:
     """Eigenvalues of K in the complex plane: a slider for the block.
 
     Args:
-        data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary`.
+        data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary` (layer, cloud, index).
 
     Returns:
         The figure; both axes keep one range and one scale, so that the slider compares the blocks.
     """
-    layers = data["layer"].values.tolist()
-    points = _points(data)
+    layers, points = data["layer"].values.tolist(), _points(data)
     titles = [f"block {layer}: {_words(data, layer)}" for layer in layers]
+    marker = {"color": BLUE, "size": 4, "opacity": 0.5}
+    hover = "%{x:.3g} + %{y:.3g} i<extra></extra>"
+    figure = go.Figure(layout=_layout(points, titles[0]))
+    real, imaginary = (rounded(part) for part in points[0].T)
+    figure.add_scatter(x=real, y=imaginary, mode="markers", marker=marker, hovertemplate=hover)
+    clouds = [{"x": [rounded(cloud[:, 0])], "y": [rounded(cloud[:, 1])]} for cloud in points]
+    return figure.update_layout(sliders=block_slider(layers, zip(clouds, titles, strict=True)))
+
+
+def _layout(points: Floats, title: str) -> dict[str, Any]:
+    """One range for all blocks that leaves out the farthest thousandth; a unit is the same along both axes."""
     reach = 1.05 * float(np.quantile(np.abs(points), 0.999))
     axis = {"range": [-reach, reach], "zeroline": True}
-    layout = {
-        "template": "plotly_white",
+    return LAYOUT | {
         "xaxis": axis | {"title": {"text": "Re λ(K)"}},
         "yaxis": axis | {"title": {"text": "Im λ(K)"}, "scaleanchor": "x"},
-        "title": {"text": titles[0], "font": {"size": 12}, "x": 0, "xanchor": "left"},
+        "title": TITLE | {"text": title},
         "margin": {"l": 60, "r": 10, "t": 50, "b": 50},
         "height": 520,
         "showlegend": False,
     }
-    figure = go.Figure(layout=layout)
-    marker = {"color": BLUE, "size": 4, "opacity": 0.5}
-    hover = "%{x:.3g} + %{y:.3g} i<extra></extra>"
-    real, imaginary = _rounded(points[0, :, 0]), _rounded(points[0, :, 1])
-    figure.add_scatter(x=real, y=imaginary, mode="markers", marker=marker, hovertemplate=hover)
-    steps = [
-        {
-            "method": "update",
-            "label": str(layer),
-            "args": [{"x": [_rounded(cloud[:, 0])], "y": [_rounded(cloud[:, 1])]}, {"title.text": title}],
-        }
-        for layer, cloud, title in zip(layers, points, titles, strict=True)
-    ]
-    figure.update_layout(
-        sliders=[{"active": 0, "steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}]
-    )
-    return figure
 
 
 def _points(data: xr.Dataset) -> Floats:
@@ -66,8 +61,3 @@ def _words(data: xr.Dataset, layer: int) -> str:
     scores = data.sel(layer=layer, matrix="K", variant="model")
     said = (("complex", "complex_fraction"), ("rotation", "rotation_fraction"), ("Henrici", "henrici_departure"))
     return ", ".join(f"{word} {float(scores[name].median()):.2f}" for word, name in said)
-
-
-def _rounded(values: Floats) -> list[float]:
-    """Four digits: what a screen can show, and a quarter of the bytes."""
-    return [float(f"{value:.4g}") for value in values.tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,7 +11,8 @@ import xarray as xr
 from jaxtyping import Int
 
 from probe.inference import spearman
-from probe.plots.style import FIT_STYLES, KL_FLOOR, Floats, fits_present, tick_text
+from probe.plots.charts import LAYOUT, TITLE, block_slider, rounded
+from probe.plots.style import FIT_STYLES, KL_FLOOR, Floats, deciding_fit, fits_present, tick_text
 from probe.report import hover_text
 
 SYMBOLS = {"linear": "square", "mlp": "cross", "mlp_random": "x", "mean": "star"}
@@ -53,56 +55,53 @@ def scatter(data: xr.Dataset, max_points: int) -> go.Figure:
     """Relative error against KL, a point a token: a slider for the block, a dropdown for the class.
 
     Args:
-        data: The analysis's Dataset with `relative_error`, `kl`, and the coordinates token, context and title.
+        data: The analysis's Dataset with `relative_error` (fit, target, layer, query), `kl` (fit, layer, query), and
+            the coordinates `token`, `context` and `title` over `query`.
         max_points: Over all layers and classes.
 
     Returns:
         The figure; hovering shows the token, the text before it, its article and its values.
     """
     rows, fits, layers = scatter_queries(data, max_points), scatter_fits(data), data["layer"].values.tolist()
-    points = [_points(data, fit) for fit in fits]  # (layer, query) each
+    points = [_points(data, fit) for fit in fits]
+    titles = _titles(fits, points)
+    first = fits.index(deciding_fit(data)) if deciding_fit(data) in fits else 0
+    figure = go.Figure(layout=_layout(points, titles[0]))
     labels = _labels(data, rows)
-    rho = {FIT_STYLES[fit].label: np.asarray(spearman(*pair)) for fit, pair in zip(fits, points, strict=True)}
-    titles = ["<br>".join(f"ρ = {by[n]:.2f}, {label}" for label, by in rho.items()) for n in range(len(layers))]
-    figure = go.Figure(layout=_layout(points))
-    for number, (fit, (error, kl)) in enumerate(zip(fits, points, strict=True)):
-        figure.add_scatter(
-            x=_rounded(error[0, rows]),
-            y=_rounded(kl[0, rows]),
-            customdata=labels,
-            meta=str(layers[0]),
-            mode="markers",
-            name=FIT_STYLES[fit].label,
-            marker={"color": FIT_STYLES[fit].color, "symbol": SYMBOLS.get(fit, "circle"), "size": 5, "opacity": 0.55},
-            hovertemplate=HOVER.replace("{class}", FIT_STYLES[fit].label),
-            visible=number == _first(data, fits),
-        )
-    steps = [
+    for number, fit in enumerate(fits):
+        x, y = (rounded(values[0, rows]) for values in points[number])
+        figure.add_scatter(x=x, y=y, customdata=labels, meta=str(layers[0]), visible=number == first, **_look(fit))
+    moved = [
         {
-            "method": "update",
-            "label": str(layer),
-            "args": [
-                {
-                    "x": [_rounded(error[place, rows]) for error, _ in points],
-                    "y": [_rounded(kl[place, rows]) for _, kl in points],
-                    "meta": str(layer),
-                },
-                {"title.text": titles[place]},
-            ],
+            "x": [rounded(error[place, rows]) for error, _ in points],
+            "y": [rounded(kl[place, rows]) for _, kl in points],
+            "meta": str(layer),
         }
         for place, layer in enumerate(layers)
     ]
-    figure.update_layout(
-        title_text=titles[0],
-        sliders=[{"active": 0, "steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}],
-        updatemenus=[
-            {"name": "class", "active": _first(data, fits), "buttons": _buttons(fits), "x": 1, "xanchor": "right"}
-        ],
-    )
-    return figure
+    classes = {"name": "class", "active": first, "buttons": _buttons(fits), "x": 1, "xanchor": "right"}
+    return figure.update_layout(sliders=block_slider(layers, zip(moved, titles, strict=True)), updatemenus=[classes])
+
+
+def _titles(fits: Sequence[str], points: Sequence[tuple[Floats, Floats]]) -> list[str]:
+    """For each layer, Spearman's ρ of every class over all tokens."""
+    rho = {FIT_STYLES[fit].label: np.asarray(spearman(*pair)) for fit, pair in zip(fits, points, strict=True)}
+    return [
+        "<br>".join(f"ρ = {by_layer[place]:.2f}, {label}" for label, by_layer in rho.items())
+        for place in range(len(points[0][0]))
+    ]
+
+
+def _look(fit: str) -> dict[str, Any]:
+    """How a class is drawn, and what hovering says."""
+    style = FIT_STYLES[fit]
+    marker = {"color": style.color, "symbol": SYMBOLS.get(fit, "circle"), "size": 5, "opacity": 0.55}
+    hover = HOVER.replace("{class}", style.label)
+    return {"mode": "markers", "name": style.label, "marker": marker, "hovertemplate": hover}
 
 
 def _points(data: xr.Dataset, fit: str) -> tuple[Floats, Floats]:
+    """Relative error and KL of a class, (layer, query) each."""
     error = data["relative_error"].sel(fit=fit, target="update").transpose("layer", "query").values
     kl = data["kl"].sel(fit=fit).transpose("layer", "query").values
     return np.asarray(error, dtype=np.float64), np.maximum(np.asarray(kl, dtype=np.float64), KL_FLOOR)
@@ -121,23 +120,13 @@ def _labels(data: xr.Dataset, rows: Int[np.ndarray, " kept"]) -> list[list[str]]
     ]
 
 
-def _rounded(values: Floats) -> list[float | None]:
-    """Four digits: what a screen can show, and a quarter of the bytes."""
-    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values.tolist()]
-
-
-def _first(data: xr.Dataset, fits: Sequence[str]) -> int:
-    decides = data.attrs.get("deciding_fit", "local")
-    return fits.index(decides) if decides in fits else 0
-
-
 def _buttons(fits: Sequence[str]) -> list[dict[str, object]]:
     one = [[name == fit for name in fits] for fit in fits]
     shown = [*zip((FIT_STYLES[fit].label for fit in fits), one, strict=True), ("all classes", [True] * len(fits))]
     return [{"method": "update", "label": label, "args": [{"visible": visible}, {}]} for label, visible in shown]
 
 
-def _layout(points: Sequence[tuple[Floats, Floats]]) -> dict[str, object]:
+def _layout(points: Sequence[tuple[Floats, Floats]], title: str) -> dict[str, Any]:
     """Both axes logarithmic, with one range for all blocks, so that the slider compares them."""
 
     def axis(values: Floats, title: str) -> dict[str, object]:
@@ -149,13 +138,11 @@ def _layout(points: Sequence[tuple[Floats, Floats]]) -> dict[str, object]:
         shown = {"tickvals": ticks, "ticktext": [tick_text(tick) for tick in ticks]}
         return {"type": "log", "title": {"text": title}, "range": [low - pad, high + pad], **shown}
 
-    return {
-        "template": "plotly_white",
+    return LAYOUT | {
         "xaxis": axis(np.concatenate([error.ravel() for error, _ in points]), "relative error ‖r‖ / ‖u‖"),
         "yaxis": axis(np.concatenate([kl.ravel() for _, kl in points]), "KL (nats), one position replaced"),
-        "title": {"font": {"size": 12}, "x": 0, "xanchor": "left", "yref": "container", "y": 0.97, "yanchor": "top"},
+        "title": TITLE | {"text": title, "yref": "container", "y": 0.97, "yanchor": "top"},
         "margin": {"l": 60, "r": 10, "t": 70, "b": 50},
-        "hoverlabel": {"align": "left"},
         "showlegend": True,
         "legend": {"orientation": "h", "y": -0.18},
     }
