@@ -391,6 +391,13 @@ class TestFigures:
         z = data["community_z"].sel(matrix="K", amplification="gain").values
         assert amplified["z > 2"][0] == f"{np.mean(z[np.isfinite(z)] > 2):.0%}"
 
+    def test_a_measure_without_values_has_none_in_its_table(self, data: xr.Dataset) -> None:
+        bare = data.copy(deep=True)
+        bare["community_z"].loc[{"amplification": "gain"}] = np.nan
+        table = next(figure.table for figure in figures(bare, Config()) if figure.name == "amplification")
+        assert table is not None
+        assert table().set_index("of K").loc["gain", ["median z", "z > 2", "z < −2"]].tolist() == ["–", "–", "–"]
+
     def test_too_few_stable_layers_are_named(self, data: xr.Dataset) -> None:
         def caption(one: xr.Dataset) -> str:
             return next(figure.caption for figure in figures(one, Config()) if figure.name == "controls")

@@ -16,8 +16,20 @@ from probe.analyses.tokenwise.claims import Thresholds
 from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.figures import MAX_POINTS, figures
 from probe.analyses.tokenwise.interactive import scatter, scatter_fits, scatter_queries
-from probe.plots.style import FIT_STYLES, fits_present, median_over_documents, tick_text
+from probe.plots.charts import block_slider, one_shown, rounded
+from probe.plots.pages import new_grid
+from probe.plots.style import (
+    FIT_STYLES,
+    Style,
+    fits_present,
+    median_over_documents,
+    middle_of,
+    of_kind,
+    range_of,
+    tick_text,
+)
 from probe.report import Figure
+from tests import causes, dynamics
 from tests.synthetic import REPLACED, dataset
 
 NEEDED = {
@@ -214,6 +226,73 @@ def test_a_class_counts_as_present_only_where_it_has_values(data: xr.Dataset) ->
     assert set(fits_present(data, "kl")) == set(REPLACED)
     assert fits_present(data, "kl", ["local", "zero"]) == ["local"]
     assert fits_present(data, "absent") == []
+
+
+def test_panels_fill_rows_and_the_last_may_end_early() -> None:
+    figure, places = new_grid(5, 3, height=1.5)
+    assert figure.axes == places
+    assert len(places) == 5
+    assert figure.get_size_inches().tolist() == [7, 3]
+    assert len(new_grid(2, 3, height=1.5)[1]) == 2
+
+
+def test_labels_stay_at_the_edge_of_the_page() -> None:
+    def panel(ax: Axes) -> Axes:
+        ax.set(xlabel="x", ylabel="y")
+        return ax
+
+    figure = plots.outer_labels(plots.panel_rows([plots.titled(str(place), panel) for place in range(5)], 3))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["0", "1", "2", "3", "4"]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["y", "", "", "y", ""]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["", "", "x", "x", "x"], "nothing lies below the third"
+
+
+def test_one_legend_names_each_label_once(data: xr.Dataset) -> None:
+    panels = [lambda ax: plots.kl_by_layer(data, ["local"], ax=ax)] * 2
+    (legend,) = plots.panel_rows(panels, 2, legend=3).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["local low-rank"]
+    assert not plots.panel_rows(panels, 2).legends
+
+
+def test_intervals_of_draws() -> None:
+    draws = np.arange(41.0)[:, None] * [1.0, 2.0]
+    middle, reach = middle_of(draws), range_of(draws)
+    np.testing.assert_allclose([middle.low, middle.estimate, middle.high], [[1, 2], [20, 40], [39, 78]])
+    np.testing.assert_allclose([reach.low, reach.estimate, reach.high], [[0, 0], [20, 40], [40, 80]])
+    assert middle.n_units == reach.n_units == 41
+
+
+def test_names_of_a_kind() -> None:
+    names = xr.DataArray(["model", "init-0", "init-1", "initial", "basis-0"])
+    assert of_kind(names, "init") == ["init-0", "init-1"]
+    assert of_kind(names, "model") == ["model"]
+    assert of_kind(names, "shuffled") == []
+
+
+def test_a_panels_own_legend_names_its_dotted_lines() -> None:
+    def named(ax: Axes) -> list[str]:
+        legend = ax.get_legend()
+        assert legend is not None
+        return [text.get_text() for text in legend.get_texts()]
+
+    assert "10 %" in named(plots.perturbation(dynamics.dataset(seeds=1, documents=3)))
+    trained = causes.dataset(seeds=2)
+    cell = {str(trained["cell"].values[0]): Style("a cell", "#000000")}
+    learned = plots.learning(trained, cell)
+    assert named(learned) == ["a cell", "a constant guess"]
+    coherence = plots.through_training(trained, "gradient_coherence", cell, space="output")
+    assert named(coherence) == ["a cell", "unrelated gradients"]
+    assert coherence.get_ylabel() == "gradient coherence"
+
+
+def test_numbers_of_charts_break_off_where_there_is_no_value() -> None:
+    assert rounded(np.array([1.23456, np.nan, -0.000123456, np.inf])) == [1.235, None, -0.0001235, None]
+
+
+def test_a_slider_shows_one_of_the_blocks() -> None:
+    (slider,) = block_slider([3, 7], [(one_shown(place, 2, 2), f"block {place}") for place in range(2)])
+    assert [step["label"] for step in slider["steps"]] == ["3", "7"]
+    assert slider["steps"][1]["args"] == [{"visible": [False, False, True, True]}, {"title.text": "block 1"}]
 
 
 def test_a_panel_draws_on_the_axes_it_is_given(data: xr.Dataset) -> None:
