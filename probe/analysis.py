@@ -62,6 +62,55 @@ class Stage:
     description: str
 
 
+def staged(
+    stages: Mapping[str, tuple[Callable[[Any, Unit, Run], Mapping[str, Tensor]], str]],
+    units: Mapping[str, Sequence[Unit]],
+) -> list[Stage]:
+    """The stages of an analysis with their units.
+
+    Args:
+        stages: By name, in their order: the function, and what the progress bar says.
+        units: By stage.
+
+    Returns:
+        The stages, in their order.
+    """
+    return [Stage(name, function, units[name], words) for name, (function, words) in stages.items()]
+
+
+def require_at_least(config: command.Config, bounds: Mapping[str, int]) -> None:
+    """Refuses options that are too small.
+
+    Args:
+        config: What is to be run.
+        bounds: The least value of each field.
+
+    Raises:
+        InputError: If a field lies below its bound.
+    """
+    for field, bound in bounds.items():
+        if getattr(config, field) < bound:
+            raise InputError(
+                f"--{field.replace('_', '-')} must be at least {bound}: got {getattr(config, field)}; "
+                "give a larger number"
+            )
+
+
+def control_names(kind: str, count: int, own: int | None) -> tuple[str, ...]:
+    """The names of the controls of a kind, one a seed; a control is never the model itself.
+
+    Args:
+        kind: "init" for fresh initialisations, "shuffled" for shuffled weights.
+        count: How many.
+        own: The seed under which the model itself is such a control, if it is.
+
+    Returns:
+        ``KIND-SEED`` for the first seeds but its own.
+    """
+    seeds = [seed for seed in range(count + 1) if seed != own]
+    return tuple(f"{kind}-{seed}" for seed in seeds[:count])
+
+
 @dataclass(frozen=True)
 class Analysis(Generic[_Config]):
     """An analysis by its name; the module with its parts is imported on first use.

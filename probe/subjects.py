@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from probe.command import ModelConfig, TextConfig
+from probe.engine import Plan, StagePlan, Unit
 from probe.errors import InputError
 from probe.model import LanguageModel, load_model
 from probe.sources import BUNDLED
 from probe.text import Part, Windows, load_windows
 
 CONTEXT_CHARACTERS = 60
+LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
+_Config = TypeVar("_Config", bound=ModelConfig)
 
 
 @lru_cache(maxsize=1)
@@ -30,6 +36,48 @@ def model_of(config: ModelConfig) -> LanguageModel:
         random_init=config.random_init,
         shuffled_weights=config.shuffled_weights,
     )
+
+
+def variant_of(config: _Config, name: str) -> _Config:
+    """The configuration under which a control's model is loaded: ``init-SEED``, ``shuffled-SEED``, or the model's own.
+
+    Args:
+        config: names the model.
+        name: of a control; any other name stands for the model itself.
+
+    Returns:
+        The configuration.
+    """
+    kind, _, seed = name.partition("-")
+    if kind == "init":
+        return replace(config, random_init=int(seed), shuffled_weights=None)
+    if kind == "shuffled":
+        return replace(config, random_init=None, shuffled_weights=int(seed))
+    return config
+
+
+def planned(
+    config: ModelConfig,
+    units: Mapping[str, Sequence[Unit]],
+    seconds: Mapping[str, float | int],
+    memory: Mapping[str, float | int],
+) -> Plan:
+    """What the stages of an analysis of a model would take.
+
+    Args:
+        config: names the model.
+        units: by stage, in their order.
+        seconds: of each stage, if it has units.
+        memory: of each stage, in bytes, beyond the libraries and the weights.
+
+    Returns:
+        The plan.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model_of(config).module.parameters())
+    return Plan([
+        StagePlan(stage, len(own), seconds[stage] if own else 0.0, int(LIBRARIES + weights + memory[stage]))
+        for stage, own in units.items()
+    ])
 
 
 @lru_cache(maxsize=6)
@@ -144,6 +192,23 @@ def token_coordinates(
         "token": ("query", tokens),
         "context": ("query", contexts),
     }
+
+
+def variable(
+    dims: str | Sequence[str], values: np.ndarray, long_name: str, units: str | None = "1"
+) -> tuple[str | Sequence[str], np.ndarray, dict[str, str]]:
+    """A variable of a Dataset as `xarray.Dataset` takes it.
+
+    Args:
+        dims: names of its axes.
+        values: numbers, or labels.
+        long_name: what it is.
+        units: its unit, "1" for a plain number; None for labels.
+
+    Returns:
+        Dimensions, values and attributes.
+    """
+    return dims, values, ({} if units is None else {"units": units}) | {"long_name": long_name}
 
 
 def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, Any]:

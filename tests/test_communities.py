@@ -21,8 +21,8 @@ from probe.inference import partial_spearman
 from probe.plots import style
 from probe.runs import Run
 from probe.subjects import fingerprint
-from tests.test_tokenwise import _text
-from tests.tiny import LAYERS, WIDTH, tiny_module, tiny_tokenizer
+from tests.saved import saved, write_text
+from tests.tiny import LAYERS, WIDTH, tiny_module
 
 SMALL = {"windows": 3, "window_length": 32, "skip_first": 4, "graph_windows": 6, "graph_positions": 20}
 SMALL |= {"neighbours": 6, "seeds": 3, "profile_seeds": 3, "profile_draws": 1, "null_graphs": 2, "graph_resamples": 2}
@@ -47,15 +47,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(folder):
-    return _text(folder / "text.txt")
-
-
-def _saved(folder, architecture):
-    path = folder / architecture
-    if not path.exists():
-        tiny_module(architecture).save_pretrained(path)
-        tiny_tokenizer().save_pretrained(path)
-    return path
+    return write_text(folder / "text.txt")
 
 
 def _config(model, text, **changes):
@@ -64,7 +56,7 @@ def _config(model, text, **changes):
 
 @pytest.fixture(scope="module")
 def config(folder, text):
-    return _config(_saved(folder, "llama"), text)
+    return _config(saved(folder, "llama"), text)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +153,7 @@ class TestVariables:
 
 class TestMLPUnits:
     def test_a_run_on_the_units_of_the_mlp(self, folder, text):
-        config = _config(_saved(folder, "gpt2"), text, nodes="mlp", layers="1,2", ablation_layers=0, drawn_layers=0)
+        config = _config(saved(folder, "gpt2"), text, nodes="mlp", layers="1,2", ablation_layers=0, drawn_layers=0)
         result = communities.run(config, out=folder / "mlp", quiet=True)
         assert result.data.sizes["unit"] == 4 * WIDTH
         assert result.data["view"].values.tolist() == ["model", "no_outliers", "init-0"]
@@ -203,7 +195,7 @@ class TestMLPUnits:
 
     def test_a_state_space_block_has_no_units_of_an_mlp(self, folder, text):
         with pytest.raises(InputError, match="--nodes residual"):
-            communities.run(_config(_saved(folder, "mamba"), text, nodes="mlp"), out=folder / "no", quiet=True)
+            communities.run(_config(saved(folder, "mamba"), text, nodes="mlp"), out=folder / "no", quiet=True)
 
 
 class TestPlanted:
@@ -304,7 +296,7 @@ class TestRuns:
     )
     def test_wrong_options_are_refused_before_any_work(self, folder, text, changes, message, tmp_path):
         with pytest.raises(InputError, match=message):
-            communities.run(_config(_saved(folder, "llama"), text, **changes), out=tmp_path / "run", quiet=True)
+            communities.run(_config(saved(folder, "llama"), text, **changes), out=tmp_path / "run", quiet=True)
         assert not (tmp_path / "run").exists()
 
 
@@ -336,7 +328,7 @@ class TestReuse:
         assert reader.find(tokens, position) is None
 
     def test_a_run_of_another_model_is_refused(self, kept, config, folder, text):
-        other = _config(_saved(folder, "gpt2"), text, dynamics=kept.directory)
+        other = _config(saved(folder, "gpt2"), text, dynamics=kept.directory)
         unit = work.units(other)["jacobians"][0]
         with pytest.raises(InputError, match="same weights"):
             gains.jacobians_unit(other, unit, Run(folder / "run"))

@@ -18,9 +18,10 @@ from probe import InputError, spectra
 from probe.analyses import dynamics
 from probe.analyses.dynamics import claims, dataset, means, nulls, perturb, work
 from probe.plots import style
+from probe.subjects import draw_positions, variant_of
 from probe.text import Windows
-from tests.test_tokenwise import _text
-from tests.tiny import LAYERS, WIDTH, tiny_module, tiny_tokenizer
+from tests.saved import saved, write_text
+from tests.tiny import LAYERS, WIDTH, tiny_module
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,21 +40,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(folder):
-    return _text(folder / "text.txt")
-
-
-def _saved(folder, architecture, *, silent=False):
-    """A tiny model's directory; a silent one's blocks write nothing."""
-    path = folder / f"{architecture}{'-silent' if silent else ''}"
-    if not path.exists():
-        module = tiny_module(architecture)
-        if silent:
-            for layer in module.model.layers:
-                torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-                torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-        module.save_pretrained(path)
-        tiny_tokenizer().save_pretrained(path)
-    return path
+    return write_text(folder / "text.txt")
 
 
 SMALL = {"windows": 3, "window_length": 32, "control_windows": 2, "init_seeds": 2, "draws": 2, "order_windows": 1}
@@ -68,7 +55,7 @@ def _config(model, text, **changes):
 
 @pytest.fixture(scope="module")
 def result(folder, text):
-    return dynamics.run(_config(_saved(folder, "llama"), text), out=folder / "run", quiet=True)
+    return dynamics.run(_config(saved(folder, "llama"), text), out=folder / "run", quiet=True)
 
 
 class TestVariables:
@@ -121,7 +108,7 @@ class TestVariables:
 @pytest.fixture(scope="module")
 def jacobians(folder, text, result):
     """J of every block at the second position of the last window, by the public function."""
-    config = _config(_saved(folder, "llama"), text)
+    config = _config(saved(folder, "llama"), text)
     model = probe.load_model(config.model)
     windows = probe.load_windows(
         model, text=text, windows=SMALL["windows"], window_length=SMALL["window_length"], seed=config.seed
@@ -155,7 +142,7 @@ class TestAgainstTheJacobians:
             assert float(found["lyapunov_exponent"].sel(exponent=1)) == pytest.approx(largest, abs=1e-4)
 
     def test_the_clouds_are_the_eigenvalues_of_k(self, result, folder, text):
-        config = _config(_saved(folder, "llama"), text)
+        config = _config(saved(folder, "llama"), text)
         ((_, J),) = work.jacobians(config, slice(1, 2), layers=[2])
         expected = np.linalg.eigvals(J[0, 0].double().numpy() - np.eye(WIDTH))
         cloud = result.data.isel(layer=2, cloud=1)
@@ -163,7 +150,7 @@ class TestAgainstTheJacobians:
         np.testing.assert_allclose(np.sort_complex(found.round(5)), np.sort_complex(expected.round(5)), atol=2e-4)
 
     def test_a_mean_of_matrices_is_scored_as_one_matrix(self, result, folder, text):
-        config = _config(_saved(folder, "llama"), text)
+        config = _config(saved(folder, "llama"), text)
         ((_, J),) = work.jacobians(config, slice(0, 2), layers=[1])
         mean = spectra.decompose(J[:, 0].double().mean(0))
         found = result.data["mean_henrici_departure"].sel(layer=1).transpose("bound", "matrix").values
@@ -185,7 +172,7 @@ def _planted(model, tokens, layers, positions, **options):
 def test_planted_rotations_come_out_in_closed_form(folder, text, monkeypatch):
     monkeypatch.setattr(work, "iter_block_jacobians", _planted)
     changes = OFF | {"interventions": True, "kreiss_layers": 1, "mean": True}
-    data = dynamics.run(_config(_saved(folder, "llama"), text, **changes), out=folder / "planted", quiet=True).data
+    data = dynamics.run(_config(saved(folder, "llama"), text, **changes), out=folder / "planted", quiet=True).data
     angle = 0.3 * np.arange(1, LAYERS + 1)
     k = data.sel(matrix="K", variant="model").isel(query=3)
     expected = {
@@ -228,7 +215,7 @@ def test_planted_rotations_come_out_in_closed_form(folder, text, monkeypatch):
 
 def test_blocks_that_write_nothing_are_the_identity(folder, text):
     changes = OFF | {"perturb": True}
-    config = _config(_saved(folder, "llama", silent=True), text, **changes)
+    config = _config(saved(folder, "llama", silent=("self_attn.o_proj", "mlp.down_proj")), text, **changes)
     data = dynamics.run(config, out=folder / "silent", quiet=True).data
     k = data.sel(matrix="K", variant="model")
     np.testing.assert_allclose(k["frobenius_norm"], 0, atol=1e-6)
@@ -239,7 +226,7 @@ def test_blocks_that_write_nothing_are_the_identity(folder, text):
 def test_the_other_context_and_another_architecture(folder, text):
     """A state-space model, token alone: finite everywhere, and no network to be compared with."""
     changes = OFF | {"context": "alone", "alone": True, "layers": "1,2", "init_seeds": 1, "shuffled_seeds": 1}
-    config = _config(_saved(folder, "mamba"), text, **(changes | {"perturb": True, "interventions": True}))
+    config = _config(saved(folder, "mamba"), text, **(changes | {"perturb": True, "interventions": True}))
     result = dynamics.run(config, out=folder / "mamba-run", quiet=True)
     assert result.data["variant"].values.tolist() == ["model", "init-0", "shuffled-0"]
     assert np.isfinite(result.data["henrici_departure"].sel(variant="model")).all()
@@ -268,7 +255,7 @@ class TestPerturbations:
         np.testing.assert_array_equal(last[0], last[-1])
 
     def test_the_step_length_is_the_median_update(self, result, folder, text):
-        config = _config(_saved(folder, "llama"), text)
+        config = _config(saved(folder, "llama"), text)
         windows = work.windows_of(config)
         stream = probe.capture(work.model_of(config), windows)
         update = stream["blocks.1.hook_resid_pre"][1] - stream["blocks.0.hook_resid_pre"][1]
@@ -305,7 +292,7 @@ class TestPerturbations:
 
 class TestNulls:
     def test_random_updates_keep_the_norm_of_each_block(self, folder, text):
-        config = _config(_saved(folder, "llama"), text, draws=3)
+        config = _config(saved(folder, "llama"), text, draws=3)
         J = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         changed = nulls._changed(config, J, 0, torch.Generator().manual_seed(0))
         eye = torch.eye(8, dtype=torch.float64)
@@ -326,7 +313,7 @@ class TestNulls:
         assert "schur_normal_rotated" not in nulls._changed(config, J, 1, torch.Generator().manual_seed(0))
 
     def test_a_normal_update_stays_as_it_is_in_any_basis(self, folder, text):
-        config = _config(_saved(folder, "llama"), text)
+        config = _config(saved(folder, "llama"), text)
         draws = torch.Generator().manual_seed(2)
         rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=draws, dtype=torch.float64))
         block = torch.tensor([[0.3, -0.8], [0.8, 0.3]], dtype=torch.float64)
@@ -372,7 +359,7 @@ class TestNulls:
 
     def test_a_run_with_symmetrised_ov_holds_its_product(self, folder, text):
         changes = OFF | {"interventions": True, "symmetrised_ov": True, "windows": 1, "order_windows": 0}
-        config = _config(_saved(folder, "llama"), text, **changes)
+        config = _config(saved(folder, "llama"), text, **changes)
         data = dynamics.run(config, out=folder / "ov", quiet=True).data
         found = data["null_participation_ratio"].sel(null="symmetrised_ov").isel(draw=0, query=0)
         own = data["product_participation_ratio"].sel(variant="model").isel(query=0)
@@ -417,7 +404,7 @@ def test_a_run_that_lost_units_goes_on_and_ends_the_same(result, folder, text):
     for lost in units[::2]:
         lost.unlink()
     kept = {path: path.stat().st_mtime_ns for path in units[1::2]}
-    data = dynamics.run(_config(_saved(folder, "llama"), text), out=again, quiet=True).data
+    data = dynamics.run(_config(saved(folder, "llama"), text), out=again, quiet=True).data
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     for name in result.data.data_vars:
         np.testing.assert_allclose(data[name].values, result.data[name].values, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -454,13 +441,11 @@ def test_the_run_directory_keeps_the_contract(result):
 )
 def test_wrong_options_are_refused_before_any_work(folder, text, changes, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        dynamics.run(_config(_saved(folder, "llama"), text, **changes), out=tmp_path / "run", quiet=True)
+        dynamics.run(_config(saved(folder, "llama"), text, **changes), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_windows_without_a_position_that_counts_are_refused():
-    from probe.subjects import draw_positions
-
     tokens = torch.zeros((1, 4), dtype=torch.int64)
     windows = Windows(tokens, torch.zeros(1, dtype=torch.int64), ("a",), frozenset({0}), "text", "0")
     with pytest.raises(InputError, match="--skip-first"):
@@ -468,8 +453,6 @@ def test_windows_without_a_position_that_counts_are_refused():
 
 
 def test_a_windows_positions_do_not_depend_on_the_other_windows():
-    from probe.subjects import draw_positions
-
     tokens = torch.randint(1, 100, (6, 50), generator=torch.Generator().manual_seed(0))
 
     def drawn(rows, seed=0):
@@ -485,7 +468,7 @@ def test_a_windows_positions_do_not_depend_on_the_other_windows():
 
 
 def test_a_plan_names_every_stage(folder, text):
-    plan = dynamics.plan(_config(_saved(folder, "llama"), text))
+    plan = dynamics.plan(_config(saved(folder, "llama"), text))
     units = {stage.name: stage.units for stage in plan.stages}
     assert units == {
         "scores": 2,
@@ -498,7 +481,7 @@ def test_a_plan_names_every_stage(folder, text):
         "pseudospectra": 2,
     }
     assert all(stage.seconds > 0 and stage.bytes > 0 for stage in plan.stages)
-    bare = dynamics.plan(_config(_saved(folder, "llama"), text, **OFF))
+    bare = dynamics.plan(_config(saved(folder, "llama"), text, **OFF))
     assert [stage.name for stage in bare.stages if stage.units] == ["scores"]
     assert all(stage.seconds == 0 for stage in bare.stages if not stage.units)
 
@@ -507,13 +490,13 @@ def test_controls_are_never_the_model_itself(folder, text):
     config = _config("x", text, random_init=1, init_seeds=3)
     assert config.controls == ("init-0", "init-2", "init-3", "shuffled-0")
     assert _config("x", text, shuffled_weights=0).controls[-1] == "shuffled-1"
-    assert work.variant_of(config, "shuffled-0").random_init is None
-    assert work.variant_of(config, "init-2").random_init == 2
+    assert variant_of(config, "shuffled-0").random_init is None
+    assert variant_of(config, "init-2").random_init == 2
 
 
 def test_the_command_line_runs_two_models_and_says_that_they_are_one(folder, text, tmp_path):
     """Two directories with the same weights, matrices kept: a report each, a page that says so."""
-    first = _saved(folder, "llama")
+    first = saved(folder, "llama")
     second = tmp_path / "copy"
     shutil.copytree(first, second)
     words = [sys.executable, "-m", "probe.analyses.dynamics", f"--model={first},{second}", f"--text={text}"]

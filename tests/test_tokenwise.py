@@ -16,30 +16,8 @@ import xarray as xr
 
 from probe import InputError, capture, geometry, load_model
 from probe.analyses import tokenwise
-from tests.tiny import tiny_module, tiny_tokenizer
-
-WORDS = [
-    "river",
-    "stone",
-    "lamp",
-    "green",
-    "walks",
-    "slowly",
-    "under",
-    "the",
-    "old",
-    "bridge",
-    "while",
-    "seven",
-    "birds",
-]
-
-
-def _text(path, articles=20, words=60):
-    rng = np.random.default_rng(0)
-    parts = [f" = Title {n} = \n \n {' '.join(rng.choice(WORDS, words))} . \n" for n in range(articles)]
-    path.write_text("\n".join(parts), encoding="utf-8")
-    return path
+from probe.subjects import LIBRARIES
+from tests.saved import saved, write_text
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(folder):
-    return _text(folder / "text.txt")
-
-
-def _saved(folder, architecture, *, without_attention=False):
-    """A tiny model's directory; without attention, what it writes is zero."""
-    path = folder / f"{architecture}{'-silent' if without_attention else ''}"
-    if not path.exists():
-        module = tiny_module(architecture)
-        if without_attention:
-            for layer in module.model.layers:
-                torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        module.save_pretrained(path)
-        tiny_tokenizer().save_pretrained(path)
-    return path
+    return write_text(folder / "text.txt")
 
 
 def _config(model, text, **changes):
@@ -74,7 +39,7 @@ def _config(model, text, **changes):
 
 @pytest.fixture(scope="module")
 def result(folder, text):
-    return tokenwise.run(_config(_saved(folder, "llama"), text), out=folder / "run", quiet=True)
+    return tokenwise.run(_config(saved(folder, "llama"), text), out=folder / "run", quiet=True)
 
 
 def test_every_variable_is_there_and_finite(result):
@@ -117,7 +82,7 @@ def test_identities_between_variables(result):
 def test_the_directions_kept_are_those_of_the_shares(result, folder, text):
     from probe.analyses.tokenwise import work
 
-    config = _config(_saved(folder, "llama"), text)
+    config = _config(saved(folder, "llama"), text)
     model, windows = load_model(config.model), work.windows_of(config, "scored")
     positions = work.query_positions(config)
     stream = capture(model, windows)
@@ -134,7 +99,7 @@ def test_the_directions_kept_are_those_of_the_shares(result, folder, text):
 def test_fitting_and_scored_documents_never_meet(result, folder, text):
     from probe.analyses.tokenwise import work
 
-    config = _config(_saved(folder, "llama"), text)
+    config = _config(saved(folder, "llama"), text)
     parts = [set(work.windows_of(config, part).document.tolist()) for part in ("fit", "validation", "scored")]
     assert sum(map(len, parts)) == len(set.union(*parts))
     assert set(result.data["document"].values.tolist()) == parts[2]
@@ -143,7 +108,7 @@ def test_fitting_and_scored_documents_never_meet(result, folder, text):
 def test_without_attention_the_block_itself_is_the_map(folder, text):
     """A block whose attention writes nothing is a function of the token alone: residual and KL vanish."""
     config = _config(
-        _saved(folder, "llama", without_attention=True),
+        saved(folder, "llama", silent=("self_attn.o_proj",)),
         text,
         classes=("mean", "linear", "alone", "mlp_alone"),
         replaced=("alone", "mean"),
@@ -165,7 +130,7 @@ def test_without_attention_the_block_itself_is_the_map(folder, text):
 
 def test_state_space_models_run_unchanged(folder, text):
     config = _config(
-        _saved(folder, "mamba"),
+        saved(folder, "mamba"),
         text,
         classes=("mean", "linear", "local", "alone", "mlp_alone"),
         replaced=("linear", "local"),
@@ -204,7 +169,7 @@ def test_the_run_directory_keeps_the_contract(result):
 
 
 def test_the_same_seed_gives_the_same_result(result, folder, text):
-    again = tokenwise.run(_config(_saved(folder, "llama"), text), out=folder / "again", quiet=True)
+    again = tokenwise.run(_config(saved(folder, "llama"), text), out=folder / "again", quiet=True)
     xr.testing.assert_equal(again.data, result.data)
 
 
@@ -225,7 +190,7 @@ def _options(config, out):
 
 def test_a_killed_run_goes_on_and_ends_the_same(result, folder, text):
     """kill -9 once some units are done, then the same command: the result of an uninterrupted run."""
-    config, out = _config(_saved(folder, "llama"), text), folder / "killed"
+    config, out = _config(saved(folder, "llama"), text), folder / "killed"
     with subprocess.Popen([*COMMAND, *_options(config, out)]) as first:
         deadline = time.monotonic() + 240
         while not list(out.glob("units/fit/*")) and first.poll() is None and time.monotonic() < deadline:
@@ -258,15 +223,17 @@ def test_a_killed_run_goes_on_and_ends_the_same(result, folder, text):
 )
 def test_wrong_options_are_refused_before_any_work(folder, text, changes, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        tokenwise.run(_config(_saved(folder, "llama"), text, **changes), out=tmp_path / "run", quiet=True)
+        tokenwise.run(_config(saved(folder, "llama"), text, **changes), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_plan_names_every_stage(folder, text):
-    plan = tokenwise.plan(_config(_saved(folder, "llama"), text))
+    plan = tokenwise.plan(_config(saved(folder, "llama"), text))
     assert [stage.name for stage in plan.stages] == ["states", "queries", "fit", "replace"]
     assert [stage.units for stage in plan.stages][2] == 2
-    assert all(stage.seconds > 0 and stage.bytes > 0 for stage in plan.stages)
+    assert all(stage.seconds > 0 and stage.bytes > LIBRARIES for stage in plan.stages)
+    bare = tokenwise.plan(_config(saved(folder, "llama"), text, replacement="none"))
+    assert [(stage.units, stage.seconds) for stage in bare.stages][-1] == (0, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(3))

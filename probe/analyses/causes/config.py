@@ -11,6 +11,7 @@ import tyro
 
 from probe.analyses.causes import cells
 from probe.analyses.causes.thresholds import Thresholds
+from probe.analysis import require_at_least
 from probe.command import Config as AnyConfig
 from probe.errors import InputError
 
@@ -118,12 +119,7 @@ class Config(AnyConfig):
             raise InputError(f"--arms must be some of {', '.join(ARMS)}, got {unknown[0]!r}: leave it out")
         least = {"seeds": 1, "seed": 0, "steps": 20, "batch": 1, "width": 2, "blocks": 2, "snapshots": 2}
         least |= {"arm_steps": 20, "arm_batch": 1, "arm_width": 2, "arm_blocks": 2, "arm_heads": 1, "window_length": 2}
-        for option, bound in least.items():
-            if getattr(self, option) < bound:
-                name = option.replace("_", "-")
-                raise InputError(
-                    f"--{name} must be at least {bound}: got {getattr(self, option)}; give a larger number"
-                )
+        require_at_least(self, least)
         if self.arm_width % (2 * self.arm_heads):
             raise InputError(
                 "--arm-width must be a multiple of twice --arm-heads, for the rotary embedding turns pairs: got "

@@ -17,15 +17,8 @@ from probe.analyses.causes import cells, work
 from probe.analyses.causes.config import Config
 from probe.engine import Unit
 from probe.runs import Run
-from probe.training import (
-    ARMS,
-    LEADING,
-    PROJECTIONS,
-    SPACES,
-    WEIGHTS,
-    Size,
-    haar_matches,
-)
+from probe.subjects import variable
+from probe.training import ARMS, LEADING, PROJECTIONS, SPACES, WEIGHTS, Size, haar_matches
 from probe.weights import haar_cosine, haar_mean_quantiles
 
 # name -> (dimensions after step and seed, unit, long name)
@@ -100,9 +93,8 @@ def _add_toys(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit])
         data.coords[name] = ("cell", [getattr(cell, name) for cell in chosen])
     for name, (dims, unit, long_name) in _MEASURED.items():
         values = np.stack([run.load(one.stage, one.key, [name])[name].numpy() for one in units])
-        data[name] = (("cell", "step", "seed", *dims), values, {"units": unit, "long_name": long_name})
-    null = haar_matches(config.width, data.sizes["k"])
-    data["null_match"] = ("k", null, {"units": "1", "long_name": "`match` of random frames"})
+        data[name] = variable(("cell", "step", "seed", *dims), values, long_name, unit)
+    data["null_match"] = variable("k", haar_matches(config.width, data.sizes["k"]), "`match` of random frames")
 
 
 def _add_arms(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]) -> None:
@@ -119,13 +111,9 @@ def _add_arms(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit])
         own = _BY_PROJECTION.get(name, ("projection", *(renamed.get(dim, dim) for dim in dims)))
         values = np.stack([run.load(one.stage, one.key, [name])[name].numpy() for one in units])
         unit = "nat/byte" if name.endswith("loss") else unit
-        attrs = {"units": unit, "long_name": f"{long_name}, transformers"}
-        data[f"arm_{name}"] = (("arm", "arm_step", "seed", *own), values, attrs)
-    data["arm_null_cosine"] = (
-        ("projection", "space"),
-        _arm_nulls(config),
-        {"units": "1", "long_name": "mean |cos| of random directions"},
-    )
+        data[f"arm_{name}"] = variable(("arm", "arm_step", "seed", *own), values, f"{long_name}, transformers", unit)
+    words = "mean |cos| of random directions"
+    data["arm_null_cosine"] = variable(("projection", "space"), _arm_nulls(config), words)
     data.attrs["arm_guess"] = _unigram_loss(config)
 
 

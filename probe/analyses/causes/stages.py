@@ -10,8 +10,9 @@ from probe.analyses.causes.claims import claims
 from probe.analyses.causes.config import Config
 from probe.analyses.causes.dataset import assemble
 from probe.analyses.causes.figures import figures
-from probe.analysis import Stage
+from probe.analysis import Stage, staged
 from probe.engine import Plan, StagePlan
+from probe.subjects import LIBRARIES
 from probe.training import NextByte, Optimiser, Regression, Stack
 
 __all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
@@ -21,7 +22,6 @@ STAGES = {
     "transformers": (work.arm_unit, "transformers"),
 }
 """Function and description of each stage, in their order."""
-LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 TRIAL_STEPS = 5
 WATCHING = 1.2  # time of a training with its snapshots over that of its steps, as measured
 
@@ -29,8 +29,7 @@ WATCHING = 1.2  # time of a training with its snapshots over that of its steps, 
 def stages(config: Config) -> list[Stage]:
     """What is to be done, in order."""
     config.check()
-    units = work.units(config)
-    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+    return staged(STAGES, work.units(config))
 
 
 def fingerprint(config: Config) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from probe.analyses.communities.thresholds import Thresholds
+from probe.analysis import control_names
 from probe.command import TextConfig
 
 
@@ -78,5 +79,4 @@ class Config(TextConfig):
     @property
     def controls(self) -> tuple[str, ...]:
         """Names of the fresh initialisations."""
-        fresh = [seed for seed in range(self.init_seeds + 1) if seed != self.random_init][: self.init_seeds]
-        return tuple(f"init-{seed}" for seed in fresh)
+        return control_names("init", self.init_seeds, self.random_init)

@@ -20,7 +20,7 @@ from probe.analyses.communities.config import Config
 from probe.analyses.communities.work import views_of
 from probe.engine import Unit
 from probe.runs import Run
-from probe.subjects import layers_of, model_of
+from probe.subjects import layers_of, model_of, variable
 
 LARGEST = gains.LARGEST
 SCALARS = {
@@ -79,31 +79,26 @@ def _add_graphs(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
     """What was found of the model's own graph of each layer, with its null graphs and its topology."""
     parts = [run.load(unit.stage, unit.key) for unit in units]
     for name, long_name in SCALARS.items():
-        data[name] = ("layer", _stack(parts, name), {"units": "1", "long_name": long_name})
+        data[name] = variable("layer", _stack(parts, name), long_name)
     for name, long_name in (("quality", "objective per edge weight"), ("stability", "mean pairwise AMI of seeds")):
-        data[f"null_{name}"] = (
-            ("layer", "null_draw"),
-            _stack(parts, f"null_{name}"),
-            {"units": "1", "long_name": f"{long_name} of a null graph, single runs"},
-        )
+        values = _stack(parts, f"null_{name}")
+        data[f"null_{name}"] = variable(("layer", "null_draw"), values, f"{long_name} of a null graph, single runs")
     data.coords["profiled"] = parts[0]["profile.resolution"].numpy()
     for name, long_name in (
         ("stability", "mean pairwise AMI of seeds"),
         ("communities", "communities of two and more"),
     ):
         values = _stack(parts, f"profile.{name}")
-        data[f"profile_{name}"] = (("layer", "profiled"), values, {"units": "1", "long_name": long_name})
+        data[f"profile_{name}"] = variable(("layer", "profiled"), values, long_name)
     null = _stack(parts, "profile.null_stability").mean(axis=1)
-    attrs = {"units": "1", "long_name": "stability of null graphs"}
-    data["profile_null_stability"] = (("layer", "profiled"), null, attrs)
+    data["profile_null_stability"] = variable(("layer", "profiled"), null, "stability of null graphs")
     data.coords["measure"] = list(partitions.TOPOLOGY)
-    topology = np.stack([_stack(parts, f"topology.{name}") for name in partitions.TOPOLOGY])
-    attrs = {"units": "1", "long_name": "place of a unit in its graph"}
-    data["topology"] = (("measure", "layer", "unit"), topology.astype(np.float32), attrs)
+    topology = np.stack([_stack(parts, f"topology.{name}") for name in partitions.TOPOLOGY]).astype(np.float32)
+    data["topology"] = variable(("measure", "layer", "unit"), topology, "place of a unit in its graph")
     draws = [run.load("resamples", unit.key) for unit in units]
     for name in ("quality", "half_ami"):
-        attrs = {"units": "1", "long_name": f"{name} of resampled documents, single runs"}
-        data[f"resampled_{name}"] = (("layer", "resample"), _stack(draws, name), attrs)
+        words = f"{name} of resampled documents, single runs"
+        data[f"resampled_{name}"] = variable(("layer", "resample"), _stack(draws, name), words)
 
 
 def _add_views(data: xr.Dataset, config: Config, run: Run) -> None:
@@ -112,25 +107,18 @@ def _add_views(data: xr.Dataset, config: Config, run: Run) -> None:
     width = data.sizes["unit"]
     chosen = work.scored_positions(config).shape[1]
     labels = np.stack([[partitions.load_labels(run, view, layer) for layer in layers] for view in views])
-    data["community"] = (
-        ("view", "layer", "unit"),
-        labels.astype(np.int32),
-        {"long_name": "community, by falling size; −1: left out"},
+    data["community"] = variable(
+        ("view", "layer", "unit"), labels.astype(np.int32), "community, by falling size; −1: left out", units=None
     )
     parts = [[run.load("coupling", f"{view}-layer-{layer:03d}") for layer in layers] for view in views]
-    data["participation"] = (
-        ("view", "layer", "unit"),
-        np.stack([_stack(row, "participation") for row in parts]).astype(np.float32),
-        {"units": "1", "long_name": "participation coefficient"},
-    )
-    data["permuted_rho"] = (
-        ("view", "layer", "permutation"),
-        np.stack([_stack(row, "permuted_rho") for row in parts]),
-        {"units": "1", "long_name": "coupling with places permuted within degree deciles"},
-    )
-    covariates = [[partitions.load_covariates(run, view, layer) for layer in layers] for view in views]
-    attrs = {"long_name": "variance, |mean|, gains of norms, outlier"}
-    data["covariate"] = (("view", "layer", "covariates", "unit"), np.array(covariates), attrs)
+    place = np.stack([_stack(row, "participation") for row in parts]).astype(np.float32)
+    data["participation"] = variable(("view", "layer", "unit"), place, "participation coefficient")
+    permuted = np.stack([_stack(row, "permuted_rho") for row in parts])
+    words = "coupling with places permuted within degree deciles"
+    data["permuted_rho"] = variable(("view", "layer", "permutation"), permuted, words)
+    covariates = np.array([[partitions.load_covariates(run, view, layer) for layer in layers] for view in views])
+    words = "variance, |mean|, gains of norms, outlier"
+    data["covariate"] = variable(("view", "layer", "covariates", "unit"), covariates, words, units=None)
     square = np.full((len(views), len(layers), width, data.sizes["query"]), np.nan, dtype=np.float32)
     for v, view in enumerate(views):
         for row, layer in enumerate(layers):
@@ -138,8 +126,8 @@ def _add_views(data: xr.Dataset, config: Config, run: Run) -> None:
             step = data.sizes["query"] // values.shape[1]
             assert step in {1, chosen}
             square[v, row, :, ::step] = values
-    attrs = {"units": "1", "long_name": "squared gain ‖K e_i‖² of a unit at a token"}
-    data["square_gain"] = (("view", "layer", "unit", "query"), square, attrs)
+    words = "squared gain ‖K e_i‖² of a unit at a token"
+    data["square_gain"] = variable(("view", "layer", "unit", "query"), square, words)
     _add_agreement(data, run, labels[0], layers)
 
 
@@ -147,9 +135,9 @@ def _add_agreement(data: xr.Dataset, run: Run, labels: np.ndarray, layers: Seque
     """AMI of the two halves of the text by layer, and of every two layers."""
     other = [partitions.load_labels(run, "half_b", layer) for layer in layers]
     ami = [graphs.ami(own, half) for own, half in zip(labels, other, strict=True)]
-    data["half_ami"] = ("layer", np.array(ami), {"units": "1", "long_name": "AMI of the two halves of the text"})
-    attrs = {"units": "1", "long_name": "AMI of the communities of two layers"}
-    data["layer_ami"] = (("layer", "other_layer"), graphs.pairwise_ami(labels), attrs)
+    data["half_ami"] = variable("layer", np.array(ami), "AMI of the two halves of the text")
+    between = graphs.pairwise_ami(labels)
+    data["layer_ami"] = variable(("layer", "other_layer"), between, "AMI of the communities of two layers")
 
 
 def _add_operators(data: xr.Dataset, config: Config, run: Run) -> None:
@@ -159,7 +147,7 @@ def _add_operators(data: xr.Dataset, config: Config, run: Run) -> None:
         ("antisymmetric_fraction", "‖K − Kᵀ‖ / (2‖K‖)"),
         ("rotation_fraction", "Σ|Im λ| / Σ|λ| of K"),
     ):
-        data[name] = (("layer", "query"), _stack(parts, name), {"units": "1", "long_name": long_name})
+        data[name] = variable(("layer", "query"), _stack(parts, name), long_name)
     if config.nodes == "mlp":
         return
     data.coords["matrix"] = ["J", "K"]
@@ -170,13 +158,12 @@ def _add_operators(data: xr.Dataset, config: Config, run: Run) -> None:
             found = parts[layer][f"{prefix}{'JK'[matrix]}.{gains.MEASURES[measure]}"].numpy()
             values[matrix, measure, layer, : len(found)] = found
         dims = ("matrix", "amplification", "layer", "largest")
-        data[name] = (dims, values, {"units": "1", "long_name": "amplification of the largest communities"})
+        data[name] = variable(dims, values, "amplification of the largest communities")
     own = [
         graphs.ami(c, part["jacobian_labels"].numpy())
         for c, part in zip(data["community"][0].values, parts, strict=True)
     ]
-    attrs = {"units": "1", "long_name": "AMI with the communities of |K| + |K|ᵀ"}
-    data["jacobian_ami"] = ("layer", np.array(own), attrs)
+    data["jacobian_ami"] = variable("layer", np.array(own), "AMI with the communities of |K| + |K|ᵀ")
 
 
 def _add_ablation(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
@@ -187,27 +174,28 @@ def _add_ablation(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
     data.coords["neighbours"], data.coords["method"] = list(coupling.NEIGHBOURS), list(coupling.METHODS)
     data.coords["factor"] = list(coupling.FACTORS)
     dims = ("ablated", "half", "edges", "neighbours", "method", "factor")
-    data["grid_rho"] = (dims, _stack(parts, "rho"), {"units": "1", "long_name": "coupling under other choices"})
-    attrs = {"units": "1", "long_name": "the same with places permuted within degree deciles"}
-    data["grid_permuted_rho"] = ((*dims, "grid_permutation"), _stack(parts, "permuted_rho"), attrs)
+    data["grid_rho"] = variable(dims, _stack(parts, "rho"), "coupling under other choices")
+    words = "the same with places permuted within degree deciles"
+    data["grid_permuted_rho"] = variable((*dims, "grid_permutation"), _stack(parts, "permuted_rho"), words)
 
 
 def _add_drawings(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]) -> None:
     """Places, links and tokens of the layers that are drawn."""
     parts = [run.load(unit.stage, unit.key) for unit in units]
     data.coords["drawn"] = [unit.arguments["layer"] for unit in units]
-    data["place"] = (("drawn", "unit", "axis"), _stack(parts, "place"), {"long_name": "where a unit is drawn"})
-    data["link"] = (("drawn", "link_index", "end"), _stack(parts, "link"), {"long_name": "the strongest links"})
-    data["link_weight"] = (("drawn", "link_index"), _stack(parts, "link_weight"), {"long_name": "their weights"})
+    for name, dims, long_name in (
+        ("place", ("drawn", "unit", "axis"), "where a unit is drawn"),
+        ("link", ("drawn", "link_index", "end"), "the strongest links"),
+        ("link_weight", ("drawn", "link_index"), "their weights"),
+    ):
+        data[name] = variable(dims, _stack(parts, name), long_name, units=None)
     windows, positions = work.graph_windows(config, "half_a"), work.graph_positions(config, "half_a")
     tokens = windows.tokens.gather(1, positions).flatten()
     decode = model_of(config).tokenizer.decode
     words = np.array([decode([token]) for token in tokens.tolist()], dtype=object)
     largest = np.stack([words[part["largest"].numpy()] for part in parts])
-    data["largest_token"] = (
-        ("drawn", "unit", "place_of_token"),
-        largest,
-        {"long_name": "tokens at which |h_i − mean| peaks"},
+    data["largest_token"] = variable(
+        ("drawn", "unit", "place_of_token"), largest, "tokens at which |h_i − mean| peaks", units=None
     )
 
 

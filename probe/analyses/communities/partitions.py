@@ -9,19 +9,13 @@ from torch import Tensor
 
 from probe import graphs
 from probe.analyses.communities.config import Config
-from probe.analyses.communities.work import (
-    Half,
-    basis_of,
-    documents_of,
-    states_of,
-    variant_of,
-)
+from probe.analyses.communities.work import Half, basis_of, documents_of, states_of
 from probe.engine import Unit
 from probe.graphs import Algorithm, Graph
 from probe.inference import resampled_rows
 from probe.jacobian import norm_gains
 from probe.runs import Run
-from probe.subjects import model_of
+from probe.subjects import model_of, variant_of
 
 OUTLIER = 20.0  # times the median standard deviation
 HALVES: tuple[Half, Half] = ("half_a", "half_b")

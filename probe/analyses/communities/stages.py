@@ -12,8 +12,8 @@ from probe.analyses.communities.claims import claims
 from probe.analyses.communities.config import Config
 from probe.analyses.communities.dataset import assemble
 from probe.analyses.communities.figures import figures
-from probe.analysis import Stage
-from probe.engine import Plan, StagePlan
+from probe.analysis import Stage, require_at_least, staged
+from probe.engine import Plan
 from probe.errors import InputError
 from probe.jacobian import Options
 from probe.subjects import notes
@@ -31,7 +31,6 @@ STAGES = {
     "drawings": (drawings.drawings_unit, "drawings"),
 }
 """Function and description of each stage, in their order."""
-LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 
 
 def stages(config: Config) -> list[Stage]:
@@ -39,8 +38,7 @@ def stages(config: Config) -> list[Stage]:
     _check(config)
     # refuses what the model's blocks do not have
     Options(context=config.context).resolved(subjects.model_of(config))
-    units = work.units(config)
-    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+    return staged(STAGES, work.units(config))
 
 
 def fingerprint(config: Config) -> dict[str, str]:
@@ -60,7 +58,6 @@ def plan(config: Config) -> Plan:
     rate, one = engine.flops_per_second(), _run_seconds(config)
     layers, width = len(subjects.layers_of(config)), model.d_model
     tokens = config.graph_windows * min(config.graph_positions, config.window_length - config.skip_first)
-    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
     forward = 2 * sum(p.numel() for block in model.blocks for p in block.parameters())
     jacobian = 12 * width**3 / rate
     scored = config.windows * config.positions_per_window
@@ -83,10 +80,7 @@ def plan(config: Config) -> Plan:
     memory = dict.fromkeys(STAGES, 16 * tokens * width)
     memory |= {"states": 8 * tokens * width * layers, "jacobians": recorded + 80 * width**2}
     memory["ablation"] += recorded
-    return Plan([
-        StagePlan(stage, len(units[stage]), seconds[stage], int(LIBRARIES + weights + memory[stage]))
-        for stage in STAGES
-    ])
+    return subjects.planned(config, units, seconds, memory)
 
 
 def _run_seconds(config: Config) -> float:
@@ -106,12 +100,7 @@ def _check(config: Config) -> None:
     least = dict.fromkeys(("windows", "positions_per_window", "graph_windows", "graph_positions", "permutations"), 1)
     least |= {"neighbours": 1, "seeds": 3, "profile_seeds": 3, "profile_draws": 1, "null_graphs": 1}
     least |= dict.fromkeys(("graph_resamples", "basis_draws", "init_seeds", "ablation_layers", "drawn_layers"), 0)
-    for option, bound in least.items():
-        if getattr(config, option) < bound:
-            raise InputError(
-                f"--{option.replace('_', '-')} must be at least {bound}: got {getattr(config, option)}; "
-                "give a larger number"
-            )
+    require_at_least(config, least)
     if config.resolution is not None and not config.resolution > 0:
         raise InputError(f"--resolution must be positive: got {config.resolution}; it is in units of the mean |w|")
     if config.method == "louvain" and config.objective == "modularity" and config.edges != "absolute":

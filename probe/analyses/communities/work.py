@@ -8,7 +8,6 @@ is chosen once, for the model's own graph of a layer, and used in all views of t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -23,7 +22,7 @@ from probe.geometry import haar_frame
 from probe.hooks import Site, hooked
 from probe.model import HuggingFaceModel, LanguageModel
 from probe.runs import Run
-from probe.subjects import layers_of, model_of
+from probe.subjects import layers_of, model_of, variant_of
 from probe.text import Windows
 
 Half: TypeAlias = Literal["half_a", "half_b"]
@@ -63,12 +62,6 @@ def views_of(config: Config) -> list[str]:
     """The views in which the coupling is measured."""
     symmetrised = ["symmetrised"] if config.nodes == "residual" else []
     return ["model", *symmetrised, "no_outliers", *bases_of(config), *config.controls]
-
-
-def variant_of(config: Config, view: str) -> Config:
-    """The configuration under which a view's model is loaded."""
-    kind, _, seed = view.partition("-")
-    return replace(config, random_init=int(seed), shuffled_weights=None) if kind == "init" else config
 
 
 def ablated_of(config: Config) -> list[int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from probe.analyses.continuity.thresholds import Thresholds
+from probe.analysis import control_names
 from probe.command import ModelConfig
 
 
@@ -49,9 +50,5 @@ class Config(ModelConfig):
     @property
     def controls(self) -> tuple[str, ...]:
         """Names of the controls: fresh initialisations, then shuffled weights."""
-        fresh = [seed for seed in range(self.init_seeds + 1) if seed != self.random_init][: self.init_seeds]
-        shuffled = [seed for seed in range(self.shuffled_seeds + 1) if seed != self.shuffled_weights]
-        return (
-            *(f"init-{seed}" for seed in fresh),
-            *(f"shuffled-{seed}" for seed in shuffled[: self.shuffled_seeds]),
-        )
+        fresh = control_names("init", self.init_seeds, self.random_init)
+        return fresh + control_names("shuffled", self.shuffled_seeds, self.shuffled_weights)

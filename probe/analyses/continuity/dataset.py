@@ -14,7 +14,7 @@ from probe.analyses.continuity import work
 from probe.analyses.continuity.config import Config
 from probe.engine import Unit
 from probe.runs import Run
-from probe.subjects import kind_of
+from probe.subjects import kind_of, variable
 
 COMPARED = (
     *("input_continuity", "output_continuity", "gap"),
@@ -47,9 +47,9 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
     for name in COMPARED:
         data[name].attrs |= described["model"][name].attrs
     for side in ("input", "output"):
-        high = [weights.haar_quantile(width, LEVEL) for width in data[f"{side}_width"].values.tolist()]
+        high = np.array([weights.haar_quantile(width, LEVEL) for width in data[f"{side}_width"].values.tolist()])
         words = "what 99 % of the |cosines| of random directions stay below"
-        data[f"{side}_haar_high"] = ("projection", high, {"units": "1", "long_name": words})
+        data[f"{side}_haar_high"] = variable("projection", high, words)
     _add_directions(data, config, run)
     if config.composites:
         _add_heads(data, config, run)
@@ -85,10 +85,10 @@ def _add_heads(data: xr.Dataset, config: Config, run: Run) -> None:
             array = f"{name}.heads.{part}"
             heads = [run.load("vectors", f"model-{layer:03d}", [array])[array] for layer in work.layers_of(config)]
             values.append([float(weights.best_matches(one, other).mean()) for one, other in pairwise(heads)])
-        attrs = {"units": "1", "long_name": "best |cosine| of a head to a head of the next block, mean over heads"}
-        data[f"{side}_heads"] = (("composite", "layer"), np.array(values), attrs)
-    null = weights.haar_best_match(*heads[0].shape)
-    data["heads_null"] = ((), null, {"units": "1", "long_name": "the same of random directions"})
+        words = "best |cosine| of a head to a head of the next block, mean over heads"
+        data[f"{side}_heads"] = variable(("composite", "layer"), np.array(values), words)
+    null = np.array(weights.haar_best_match(*heads[0].shape))
+    data["heads_null"] = variable((), null, "the same of random directions")
 
 
 def _add_docs(data: xr.Dataset, config: Config, run: Run, units: list[Unit]) -> None:

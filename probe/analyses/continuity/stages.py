@@ -8,10 +8,11 @@ from probe.analyses.continuity.claims import claims
 from probe.analyses.continuity.config import Config
 from probe.analyses.continuity.dataset import assemble
 from probe.analyses.continuity.figures import figures
-from probe.analysis import Stage
+from probe.analysis import Stage, require_at_least, staged
 from probe.engine import Plan, StagePlan
 from probe.errors import InputError
 from probe.model import device_named
+from probe.subjects import LIBRARIES
 from probe.weights.singular import DENSE
 
 __all__ = ["assemble", "claims", "figures", "fingerprint", "plan", "stages", "title"]
@@ -24,15 +25,13 @@ STAGES = {
     "docs": (work.docs_unit, "DOCS"),
 }
 """Function and description of each stage, in their order."""
-LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 STEPS = 30  # of the randomised method, as a rule
 
 
 def stages(config: Config) -> list[Stage]:
     """What is to be done, in order."""
     _check(config)
-    units = work.units(config)
-    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+    return staged(STAGES, work.units(config))
 
 
 def fingerprint(config: Config) -> dict[str, str]:
@@ -72,13 +71,7 @@ def _operations(config: Config, rows: int, columns: int) -> float:
 def _check(config: Config) -> None:
     """Refuses options that contradict each other, before any work is done."""
     device_named(config.device)
-    least = {"init_seeds": 0, "shuffled_seeds": 0, "permutations": 1, "block_length": 1}
-    for option, bound in least.items():
-        if getattr(config, option) < bound:
-            raise InputError(
-                f"--{option.replace('_', '-')} must be at least {bound}: got {getattr(config, option)}; "
-                "give a larger number"
-            )
+    require_at_least(config, {"init_seeds": 0, "shuffled_seeds": 0, "permutations": 1, "block_length": 1})
     if not config.subspaces or min(config.subspaces) < 1:
         raise InputError(f"--subspaces must be dimensions from 1 on: got {config.subspaces}; give 1,2,4,8 for example")
     if not 0 <= config.outlier_share < 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from probe.analyses.dynamics.thresholds import Thresholds
+from probe.analysis import control_names
 from probe.command import TextConfig
 
 
@@ -73,9 +74,5 @@ class Config(TextConfig):
     @property
     def controls(self) -> tuple[str, ...]:
         """Names of the controls: fresh initialisations, then shuffled weights."""
-        fresh = [seed for seed in range(self.init_seeds + 1) if seed != self.random_init][: self.init_seeds]
-        shuffled = [seed for seed in range(self.shuffled_seeds + 1) if seed != self.shuffled_weights]
-        return (
-            *(f"init-{seed}" for seed in fresh),
-            *(f"shuffled-{seed}" for seed in shuffled[: self.shuffled_seeds]),
-        )
+        fresh = control_names("init", self.init_seeds, self.random_init)
+        return fresh + control_names("shuffled", self.shuffled_seeds, self.shuffled_weights)

@@ -21,6 +21,7 @@ from probe.engine import Unit, gather
 from probe.inference import jackknife
 from probe.jacobian import method_of
 from probe.runs import Run
+from probe.subjects import variable
 
 TENTH = 0.1  # relative error at which the linear prediction is said to end
 
@@ -74,52 +75,45 @@ def _coordinates(config: Config) -> dict[str, object]:
 
 def _add_scores(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]) -> None:
     """Scores (variant, matrix, layer, query) and products (variant, depth, query)."""
-    n_windows, chosen = work.positions_of(config).shape
-    sizes = {name: data.sizes[name] for name in ("variant", "matrix", "layer", "depth")}
-    shape = (sizes["variant"], sizes["matrix"], sizes["layer"], n_windows, chosen)
-    found = {name: np.full(shape, np.nan) for name in work.SCORES}
-    deep = {name: np.full((sizes["variant"], sizes["depth"], n_windows, chosen), np.nan) for name in _PRODUCTS}
+    grid = work.positions_of(config).shape
+    of_scores = {name: (("variant", "matrix", "layer"), "1", long_name) for name, long_name in work.SCORES.items()}
+    measured = of_scores | {name: (("variant", "depth"), *words) for name, words in _PRODUCTS.items()}
+    found = {
+        name: np.full([*(data.sizes[dim] for dim in dims), *grid], np.nan) for name, (dims, _, _) in measured.items()
+    }
     own: dict[str, list[Tensor]] = {}
     places = {name: place for place, name in enumerate(work.variants_of(config))}
     for unit in units:
         arrays, variant = run.load(unit.stage, unit.key), places[unit.arguments["variant"]]
         rows = slice(unit.arguments["start"], unit.arguments["stop"])
         columns = slice(0, arrays["henrici_departure"].shape[1])
-        for name in work.SCORES:
-            found[name][variant, :, :, rows, columns] = arrays[name].permute(2, 3, 0, 1).numpy()
-        for name in _PRODUCTS:
-            deep[name][variant, :, rows, columns] = arrays[name].permute(2, 0, 1).numpy()
+        for name, values in found.items():
+            values[variant, ..., rows, columns] = arrays[name].movedim((0, 1), (-2, -1)).numpy()
         for name in ("lyapunov_exponent", "product_overlap", "eigenvalues"):
             if name in arrays:
                 own.setdefault(name, []).append(arrays[name])
-    for name, long_name in work.SCORES.items():
-        values = found[name].reshape(*shape[:3], n_windows * chosen)
-        data[name] = (("variant", "matrix", "layer", "query"), values, {"units": "1", "long_name": long_name})
-    for name, (unit_name, long_name) in _PRODUCTS.items():
-        attrs = {"units": unit_name, "long_name": long_name}
-        data[name] = (("variant", "depth", "query"), deep[name].reshape(*deep[name].shape[:2], -1), attrs)
+    for name, (dims, units_of, long_name) in measured.items():
+        data[name] = variable((*dims, "query"), found[name].reshape(*found[name].shape[:-2], -1), long_name, units_of)
     _add_own(data, own)
 
 
 def _add_own(data: xr.Dataset, own: Mapping[str, Sequence[Tensor]]) -> None:
     """What is measured of the model itself only: Lyapunov exponents, overlaps, eigenvalue clouds."""
     exponents = torch.cat(list(own["lyapunov_exponent"])).flatten(0, 1).permute(1, 2, 0)
-    data["lyapunov_exponent"] = (
-        ("depth", "exponent", "query"),
-        exponents.numpy(),
-        {"units": "nat/block", "long_name": "ln σ_i(J_l ⋯ J_1) / l"},
+    data["lyapunov_exponent"] = variable(
+        ("depth", "exponent", "query"), exponents.numpy(), "ln σ_i(J_l ⋯ J_1) / l", "nat/block"
     )
     overlap = torch.cat(list(own["product_overlap"])).flatten(0, 1).permute(1, 2, 0)
     first = overlap.new_full((1, *overlap.shape[1:]), torch.nan)  # nothing stands before the first
-    data["product_overlap"] = (
+    data["product_overlap"] = variable(
         ("depth", "k", "query"),
         torch.cat([first, overlap]).numpy(),
-        {"units": "1", "long_name": "overlap of the top right singular subspace with that one block before"},
+        "overlap of the top right singular subspace with that one block before",
     )
     clouds = torch.cat(list(own["eigenvalues"])).transpose(0, 1)  # (layer, cloud, d, 2)
     for place, part in enumerate(("real", "imaginary")):
-        attrs = {"units": "1", "long_name": f"{part} part of the eigenvalues of K"}
-        data[f"eigenvalue_{part}"] = (("layer", "cloud", "index"), clouds[..., place].numpy(), attrs)
+        words = f"{part} part of the eigenvalues of K"
+        data[f"eigenvalue_{part}"] = variable(("layer", "cloud", "index"), clouds[..., place].numpy(), words)
 
 
 def _add_nulls(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]) -> None:
@@ -143,34 +137,30 @@ def _add_nulls(data: xr.Dataset, config: Config, run: Run, units: Sequence[Unit]
             if f"antisymmetric_fraction.{name}" in part:
                 fraction[place, :, query] = part[f"antisymmetric_fraction.{name}"].numpy()
     data.coords["null"] = names
-    data["null_participation_ratio"] = (
-        ("null", "draw", "depth", "query"),
-        ratio,
-        {"units": "1", "long_name": "(Σσ²)²/Σσ⁴ of the product under a null"},
-    )
-    data["null_effective_rank"] = (
-        ("null", "depth", "query"),
-        rank,
-        {"units": "1", "long_name": "effective rank of the product under a null, first draw"},
-    )
-    data["null_antisymmetric_fraction"] = (
-        ("null", "layer", "query"),
-        fraction,
-        {"units": "1", "long_name": "‖K − Kᵀ‖ / (2‖K‖) under a null"},
-    )
-    data["coupling"] = (
-        ("block", "other_block", "query"),
-        coupling,
-        {"units": "1", "long_name": "‖ |U_jᵀ K_i V_j| − S_i ‖ / ‖S_i‖, 0 = coupled"},
-    )
+    for name, dims, values, words in (
+        (
+            "null_participation_ratio",
+            ("null", "draw", "depth", "query"),
+            ratio,
+            "(Σσ²)²/Σσ⁴ of the product under a null",
+        ),
+        (
+            "null_effective_rank",
+            ("null", "depth", "query"),
+            rank,
+            "effective rank of the product under a null, first draw",
+        ),
+        ("null_antisymmetric_fraction", ("null", "layer", "query"), fraction, "‖K − Kᵀ‖ / (2‖K‖) under a null"),
+        ("coupling", ("block", "other_block", "query"), coupling, "‖ |U_jᵀ K_i V_j| − S_i ‖ / ‖S_i‖, 0 = coupled"),
+    ):
+        data[name] = variable(dims, values, words)
 
 
 def _add_eigenvectors(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
     found = gather(run, units, ["eigenvector_condition", "polar_rotation"])
     words = {"eigenvector_condition": ("1", "κ₂(V) of K"), "polar_rotation": ("rad", "rotation of J's polar factor")}
-    for name, (unit, long_name) in words.items():
-        attrs = {"units": unit, "long_name": long_name}
-        data[name] = (("layer", "eigenvector_window"), found[name].T.numpy(), attrs)
+    for name, (units_of, long_name) in words.items():
+        data[name] = variable(("layer", "eigenvector_window"), found[name].T.numpy(), long_name, units_of)
 
 
 def _add_means(data: xr.Dataset, config: Config, run: Run, units: Mapping[str, Sequence[Unit]]) -> None:
@@ -179,19 +169,17 @@ def _add_means(data: xr.Dataset, config: Config, run: Run, units: Mapping[str, S
     data.coords["bound"] = ["estimate", "low", "high"]
     for name, long_name in work.SCORES.items():
         values = np.stack([_jackknifed(layer[name]) for layer in layers], axis=1)
-        attrs = {"units": "1", "long_name": f"{long_name}, of the mean matrix"}
-        data[f"mean_{name}"] = (("bound", "layer", "matrix"), values, attrs)
+        data[f"mean_{name}"] = variable(("bound", "layer", "matrix"), values, f"{long_name}, of the mean matrix")
     spread = np.array([float(layer["spread"]) for layer in layers])
-    data["mean_spread"] = ("layer", spread, {"units": "1", "long_name": "root-mean-square ‖J − J̄‖ / ‖K̄‖"})
+    data["mean_spread"] = variable("layer", spread, "root-mean-square ‖J − J̄‖ / ‖K̄‖")
     data.coords["side"] = ["input", "output"]
     vectors = np.stack([np.stack([layer[side].numpy() for layer in layers]) for side in data["side"].values])
-    attrs = {"units": "1", "long_name": "leading right (input) and left (output) singular vectors of the mean K"}
-    data["directions"] = (("side", "layer", "coordinate", "leading"), vectors, attrs)
+    words = "leading right (input) and left (output) singular vectors of the mean K"
+    data["directions"] = variable(("side", "layer", "coordinate", "leading"), vectors, words)
     products = run.load("mean_products", "all")
     for name in ("product_of_averages", "average_of_products"):
-        logs = _jackknifed(products[name].T.log())
-        attrs = {"units": "1", "long_name": f"(Σσ²)²/Σσ⁴ of the {name.replace('_', ' ')}"}
-        data[name] = (("bound", "depth"), np.exp(logs), attrs)
+        ratio = np.exp(_jackknifed(products[name].T.log()))
+        data[name] = variable(("bound", "depth"), ratio, f"(Σσ²)²/Σσ⁴ of the {name.replace('_', ' ')}")
     data.attrs["n_mean_windows"] = means.measured_windows(config)
 
 
@@ -226,16 +214,14 @@ def _add_perturbations(data: xr.Dataset, config: Config, run: Run, units: Sequen
         values = np.full([data.sizes[dim] for dim in dims], np.nan)
         for unit, part in zip(units, parts, strict=True):
             values[..., unit.arguments["window"] * chosen] = part[name].permute(2, 1, 3, 0).numpy()
-        data[f"perturb_{name}"] = (dims, values, {"units": "1", "long_name": long_name})
+        data[f"perturb_{name}"] = variable(dims, values, long_name)
     length = np.full((data.sizes["start"], data.sizes["query"]), np.nan)
     for unit, part in zip(units, parts, strict=True):
         length[:, unit.arguments["window"] * chosen] = part["length"].numpy()
-    data["step_length"] = (("start", "query"), length, {"units": "1", "long_name": "median ‖u‖ of the window"})
+    data["step_length"] = variable(("start", "query"), length, "median ‖u‖ of the window")
     crossing = epsilon_at(data["perturb_error"].values, np.array(perturb.EPSILONS), TENTH)
-    data["epsilon_at_tenth"] = (
-        ("direction", "horizon", "start", "query"),
-        crossing,
-        {"units": "1", "long_name": "ε over median ‖u‖ at a relative error of 10 %"},
+    data["epsilon_at_tenth"] = variable(
+        ("direction", "horizon", "start", "query"), crossing, "ε over median ‖u‖ at a relative error of 10 %"
     )
 
 
@@ -279,7 +265,7 @@ def _add_pseudospectra(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> Non
     ):
         values = np.array([float(part[name]) for part in parts])
         new = name if name == "kreiss_constant" else f"chosen_{name}"
-        data[new] = ("chosen", values, {"units": "1", "long_name": long_name})
+        data[new] = variable("chosen", values, long_name)
     for name, dims in (
         ("sigma_min", ("chosen", "imaginary", "real")),
         ("real", ("chosen", "real")),
@@ -287,5 +273,4 @@ def _add_pseudospectra(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> Non
         ("spectrum", ("chosen", "index", "part")),
     ):
         values = np.stack([part[name].numpy() for part in parts])
-        attrs = {"units": "1", "long_name": f"pseudospectrum: {name}"}
-        data[f"pseudospectrum_{name}"] = (dims, values, attrs)
+        data[f"pseudospectrum_{name}"] = variable(dims, values, f"pseudospectrum: {name}")

@@ -12,8 +12,8 @@ from probe.analyses.dynamics.claims import claims
 from probe.analyses.dynamics.config import Config
 from probe.analyses.dynamics.dataset import assemble
 from probe.analyses.dynamics.figures import figures
-from probe.analysis import Stage
-from probe.engine import Plan, StagePlan
+from probe.analysis import Stage, require_at_least, staged
+from probe.engine import Plan
 from probe.errors import InputError
 from probe.jacobian import Options
 from probe.subjects import notes
@@ -31,15 +31,13 @@ STAGES = {
     "pseudospectra": (work.pseudospectra_unit, "pseudospectra"),
 }
 """Function and description of each stage, in their order."""
-LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
 
 
 def stages(config: Config) -> list[Stage]:
     """What is to be done, in order."""
     _check(config)
     _options(config).resolved(subjects.model_of(config))  # refuses what the model's blocks do not have
-    units = work.units(config)
-    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+    return staged(STAGES, work.units(config))
 
 
 def fingerprint(config: Config) -> dict[str, str]:
@@ -55,6 +53,11 @@ def title(config: Config) -> str:
 def plan(config: Config) -> Plan:
     """What the stages would take on this machine: the timings and counts that stand below."""
     _check(config)
+    return subjects.planned(config, work.units(config), _seconds(config), _memory(config))
+
+
+def _seconds(config: Config) -> dict[str, float]:
+    """The time of each stage, where it has units."""
     model, units = subjects.model_of(config), work.units(config)
     n_windows, chosen = work.positions_of(config).shape
     width, depth, layers = model.d_model, model.n_layers, len(subjects.layers_of(config))
@@ -65,41 +68,44 @@ def plan(config: Config) -> Plan:
     # in Schur forms, as timed at d = 576: the scores of J and K; the spectrum of one factor more; one null's factor
     score, factor, null = 1.9 * schur, 0.6 * schur, 0.25 * schur
     variants = len(work.variants_of(config)) - 1
-    drawn = 3 * config.draws + 3
     repeated = min(few, config.product_windows)
     order = min(config.order_windows, repeated) / repeated
     measured = means.measured_windows(config)
     ends = 20 * 8 * width**2 / rate  # of one point of the resolvent: ten steps of Lanczos
-    seconds = {
+    eigenvectors = layers * (jacobian + 3.0 * schur)
+    pseudospectra = depth * jacobian + schur + (1700 + config.grid**2 / 2) * ends
+    return {
         "scores": n_windows * chosen * (depth * (jacobian + 1.6 * factor) + layers * score / cores),
         "controls": variants * few * (depth * (jacobian + factor) + layers * score / cores),
-        "products": repeated * depth * (jacobian + (1.2 + 2.4 * order) * schur / cores + drawn * null),
-        "eigenvectors": layers * (jacobian + 3.0 * schur),
+        "products": repeated * depth * (jacobian + (1.2 + 2.4 * order) * schur / cores + _drawn(config) * null),
+        "eigenvectors": len(units["eigenvectors"]) * eigenvectors,
         "means": layers * measured * (jacobian + score / cores),
         "mean_products": depth * measured * (jacobian + 6 * product),
         "perturb": n_windows * (depth * jacobian + config.perturb_layers * schur),
-        "pseudospectra": depth * jacobian + schur + (1700 + config.grid**2 / 2) * ends,
+        "pseudospectra": len(units["pseudospectra"]) * pseudospectra,
     }
-    seconds["eigenvectors"] *= len(units["eigenvectors"])
-    seconds["pseudospectra"] *= len(units["pseudospectra"])
-    matrix = 8 * width**2
-    memory = {
+
+
+def _memory(config: Config) -> dict[str, float]:
+    """The bytes of each stage beyond those of the model."""
+    model, chosen = subjects.model_of(config), work.positions_of(config).shape[1]
+    matrix, depth = 8 * model.d_model**2, model.n_layers
+    measured = means.measured_windows(config)
+    return {
         "scores": work.batch_of(config, chosen) * chosen * matrix * (depth / 2 + 14),
         "controls": work.batch_of(config, 1) * matrix * (depth / 2 + 14),
-        "products": matrix * (2.5 * depth + 2 * drawn * nulls.CHUNK),
+        "products": matrix * (2.5 * depth + 2 * _drawn(config) * nulls.CHUNK),
         "eigenvectors": matrix * (depth + 20),
         "means": matrix * (1.5 * measured + 14 * means.CHUNK),
         "mean_products": matrix * 6 * measured,
         "perturb": matrix * 10,
         "pseudospectra": matrix * 10 + 2**28,
     }
-    weights = sum(p.numel() * p.element_size() for p in model.module.parameters())
-    return Plan([
-        StagePlan(
-            stage, len(units[stage]), seconds[stage] if units[stage] else 0.0, int(LIBRARIES + weights + memory[stage])
-        )
-        for stage in STAGES
-    ])
+
+
+def _drawn(config: Config) -> int:
+    """Products of one window: the draws of three random nulls, and three nulls without draws."""
+    return 3 * config.draws + 3
 
 
 def _schur_seconds(width: int) -> float:
@@ -119,14 +125,9 @@ def _options(config: Config) -> Options:
 
 def _check(config: Config) -> None:
     """Refuses options that contradict each other, before any work is done."""
-    ones = ("windows", "positions_per_window", "control_windows", "product_windows", "draws", "perturb_layers")
-    least = dict.fromkeys(ones, 1) | {"grid": 2}
     if config.symmetrised_ov and not config.interventions:
         raise InputError("--symmetrised-ov is an intervention, but got --no-interventions too: leave one of them out")
+    ones = ("windows", "positions_per_window", "control_windows", "product_windows", "draws", "perturb_layers")
+    least = dict.fromkeys(ones, 1) | {"grid": 2}
     least |= dict.fromkeys(("init_seeds", "shuffled_seeds", "order_windows", "eigenvector_windows", "kreiss_layers"), 0)
-    for option, bound in least.items():
-        if getattr(config, option) < bound:
-            raise InputError(
-                f"--{option.replace('_', '-')} must be at least {bound}: got {getattr(config, option)}; "
-                "give a larger number"
-            )
+    require_at_least(config, least)

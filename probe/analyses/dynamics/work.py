@@ -7,7 +7,6 @@ blocks, so that the product over depth is at hand, and keeps no matrix: scores, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +17,7 @@ from probe.analyses.dynamics.config import Config
 from probe.engine import Unit
 from probe.jacobian import iter_block_jacobians
 from probe.runs import Run
-from probe.subjects import layers_of, model_of, spread
+from probe.subjects import layers_of, model_of, spread, variant_of
 from probe.text import Windows
 
 MATRICES = ("J", "K")
@@ -64,16 +63,6 @@ def exponents_of(width: int) -> list[int]:
 def variants_of(config: Config) -> list[str]:
     """The model, its blocks on the token alone, and the controls."""
     return ["model", *(["alone"] if config.alone and config.context != "alone" else []), *config.controls]
-
-
-def variant_of(config: Config, variant: str) -> Config:
-    """The configuration under which a variant's model is loaded."""
-    kind, _, seed = variant.partition("-")
-    if kind == "init":
-        return replace(config, random_init=int(seed), shuffled_weights=None)
-    if kind == "shuffled":
-        return replace(config, random_init=None, shuffled_weights=int(seed))
-    return config
 
 
 def units(config: Config) -> dict[str, list[Unit]]:

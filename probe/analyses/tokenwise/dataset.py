@@ -14,6 +14,7 @@ from probe.analyses.tokenwise import fits, work
 from probe.analyses.tokenwise.config import Config
 from probe.engine import Unit, gather
 from probe.runs import Run
+from probe.subjects import variable
 
 # variable -> (dimensions, unit, long name); `layer` leads wherever it stands
 _FITTED = {
@@ -62,25 +63,22 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
     """
     units = work.units(config)
     data = xr.Dataset(coords=_coordinates(config))
-    some = {"cos_permuted": fits.permuted_fits(config), "relative_error_permuted": fits.permuted_fits(config)}
-    some |= {"floor": fits.floor_fits(config), "share": fits.share_fits(config)}
+    fits_of = {"cos_permuted": fits.permuted_fits(config), "relative_error_permuted": fits.permuted_fits(config)}
+    fits_of |= {"floor": fits.floor_fits(config), "share": fits.share_fits(config)}
     layers = [run.load(unit.stage, unit.key, None) for unit in units["fit"]]
     for name, (dims, unit, long_name) in _FITTED.items():
         if name in layers[0]:
             stacked = np.stack([layer[name].numpy() for layer in layers], axis=dims.index("layer"))
-            array = xr.DataArray(stacked, dims=dims, attrs={"units": unit, "long_name": long_name})
-            data[name] = _over_fits(array, some[name], data) if name in some else array
+            array = xr.Variable(*variable(dims, stacked, long_name, unit))
+            data[name] = _over_fits(array, fits_of[name], data) if name in fits_of else array
     if units["replace"]:
         _add_replacements(data, config, run, units["replace"])
     queries = gather(run, units["queries"], ["entropy", "loss"])
-    data["entropy"] = ("query", queries["entropy"].numpy(), {"units": "nat", "long_name": "entropy of the output"})
-    data["loss"] = ("query", queries["loss"].numpy(), {"units": "nat", "long_name": "loss of the next token"})
-    fitted = torch.cat([run.load(unit.stage, unit.key, ["token"])["token"] for unit in units["states"]])
-    data["frequency"] = (
-        "query",
-        _log_frequency(config, fitted),
-        {"long_name": "log count in the fitting text, plus 1"},
-    )
+    data["entropy"] = variable("query", queries["entropy"].numpy(), "entropy of the output", "nat")
+    data["loss"] = variable("query", queries["loss"].numpy(), "loss of the next token", "nat")
+    fitted = gather(run, units["states"], ["token"])["token"]
+    frequency = _log_frequency(config, fitted)
+    data["frequency"] = variable("query", frequency, "log count in the fitting text, plus 1", units=None)
     for write in ("attention", "offposition"):
         if f"residual_{write}_cosine" in data:
             long_name = f"share of ‖r‖² along the {write} write"
@@ -112,22 +110,17 @@ def _add_replacements(data: xr.Dataset, config: Config, run: Run, units: list[Un
     parts = [run.load(unit.stage, unit.key, None) for unit in units]
     for name, (unit, long_name) in _REPLACED.items():
         if name in parts[0]:
-            values = torch.cat([part[name] for part in parts], dim=-1).transpose(0, 1)
-            attrs = {"units": unit, "long_name": long_name}
-            array = xr.DataArray(values.numpy(), dims=("fit", "layer", "query"), attrs=attrs)
+            values = torch.cat([part[name] for part in parts], dim=-1).transpose(0, 1).numpy()
+            array = xr.Variable(*variable(("fit", "layer", "query"), values, long_name, unit))
             data[name] = _over_fits(array, config.replaced, data)
-    control = torch.cat([part["kl_control"] for part in parts], dim=-1).permute(1, 2, 0, 3)
-    long_name = "KL(p ‖ p replaced) for a residual of equal norm"
-    data["kl_control"] = (
-        ("control", "draw", "layer", "query"),
-        control.numpy(),
-        {"units": "nat", "long_name": long_name},
-    )
+    control = torch.cat([part["kl_control"] for part in parts], dim=-1).permute(1, 2, 0, 3).numpy()
+    words = "KL(p ‖ p replaced) for a residual of equal norm"
+    data["kl_control"] = variable(("control", "draw", "layer", "query"), control, words, "nat")
 
 
-def _over_fits(array: xr.DataArray, fits_of_array: Sequence[str], data: xr.Dataset) -> xr.DataArray:
+def _over_fits(array: xr.Variable, fits_of_array: Sequence[str], data: xr.Dataset) -> xr.DataArray:
     """The array over all fits of the run: NaN where a fit has none."""
-    return array.assign_coords(fit=list(fits_of_array)).reindex(fit=data["fit"], copy=False)
+    return xr.DataArray(array, {"fit": list(fits_of_array)}).reindex(fit=data["fit"], copy=False)
 
 
 def _log_frequency(config: Config, fitted: Tensor) -> np.ndarray:

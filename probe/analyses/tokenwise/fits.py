@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probe import geometry, maps, replay
@@ -68,10 +68,9 @@ def fit_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     predictors = {fit: _predictor(fit, config, layer, first, bank, validation) for fit in work.classes_of(config)}
     fitted = {fit: predict(queries.state, queries.document) for fit, predict in predictors.items()}
     stacked = torch.stack(list(fitted.values()))  # (fit, query, d)
-    basis_tokens = bank.sample(BASIS_TOKENS, config.seed + 1)
     found = _geometry(stacked, queries)
-    if measured := share_fits(config):
-        found |= _shares(predictors, measured, stacked, queries, basis_tokens, config)
+    if share_fits(config):
+        found |= _shares(config, predictors, fitted, queries, bank.sample(BASIS_TOKENS, config.seed + 1))
     found |= _overlaps(queries.update - stacked, writes)
     if permuted_fits(config):
         found |= _permuted(config, layer, first, bank, queries)
@@ -183,48 +182,41 @@ def _geometry(fitted: Float[Tensor, "fit query d"], queries: Tokens) -> dict[str
 
 
 def _shares(
-    predictors: dict[str, Predictor],
-    measured: Sequence[str],
-    fitted: Tensor,
-    queries: Tokens,
-    basis_tokens: Tokens,
-    config: Config,
+    config: Config, predictors: dict[str, Predictor], fitted: dict[str, Tensor], queries: Tokens, basis_tokens: Tokens
 ) -> dict[str, Tensor]:
     """Shares ‖V_kᵀx‖²/‖x‖² in the dominant subspace of each fit's training updates and of u; the deciding fit's V."""
     outliers = geometry.outlier_coordinates(basis_tokens.state)
     other = queries.update[_derangement(len(queries), config.seed)]
-
-    def bases(vectors: Tensor) -> list[Tensor]:
-        inside = vectors.masked_fill(outliers, 0.0)
-        largest = SUBSPACE_SIZES[-1]
-        return [
-            geometry.dominant_subspace(vectors, largest, centred=True),
-            geometry.dominant_subspace(vectors, largest, centred=False),
-            geometry.dominant_subspace(inside, largest, centred=True),
-        ]
-
-    def shares(x: Tensor, spans: Sequence[Tensor]) -> Tensor:  # (centring, k, query)
-        kept = [x, x, x.masked_fill(outliers, 0.0)]
-        return torch.stack([
-            torch.stack([geometry.subspace_share(one, basis[:, :k]) for k in SUBSPACE_SIZES])
-            for one, basis in zip(kept, spans, strict=True)
-        ])
-
-    by_fit = []
-    directions: dict[str, Tensor] = {}
-    fits = list(predictors)
-    for fit in measured:
-        one = fitted[fits.index(fit)]
-        spans = bases(predictors[fit](basis_tokens.state, basis_tokens.document))
-        vectors = (queries.update, one, queries.update - one, other)
-        by_fit.append(torch.stack([shares(x, spans) for x in vectors], 1))  # (centring, vector, k, query)
+    own = _shares_in(_bases(basis_tokens.update, outliers), queries.update, outliers)
+    found, by_fit = {"share_of_update": own, "n_outliers": outliers.sum()}, list[Tensor]()
+    for fit in share_fits(config):
+        bases = _bases(predictors[fit](basis_tokens.state, basis_tokens.document), outliers)
+        vectors = (queries.update, fitted[fit], queries.update - fitted[fit], other)  # in the order of VECTORS
+        by_fit.append(torch.stack([_shares_in(bases, x, outliers) for x in vectors], 1))  # (centring, vector, k, query)
         if fit == config.deciding:
-            directions = {"directions": spans[CENTRINGS.index("centred")]}
-    return directions | {
-        "share": torch.stack(by_fit),
-        "share_of_update": shares(queries.update, bases(basis_tokens.update)),
-        "n_outliers": outliers.sum(),
-    }
+            found["directions"] = bases[CENTRINGS.index("centred")]
+    return found | {"share": torch.stack(by_fit)}
+
+
+def _bases(vectors: Float[Tensor, "token d"], outliers: Bool[Tensor, " d"]) -> list[Float[Tensor, "d leading"]]:
+    """The dominant subspaces of some vectors, in the order of `CENTRINGS`."""
+    inside, largest = vectors.masked_fill(outliers, 0.0), SUBSPACE_SIZES[-1]
+    return [
+        geometry.dominant_subspace(vectors, largest, centred=True),
+        geometry.dominant_subspace(vectors, largest, centred=False),
+        geometry.dominant_subspace(inside, largest, centred=True),
+    ]
+
+
+def _shares_in(
+    bases: Sequence[Float[Tensor, "d leading"]], x: Float[Tensor, "query d"], outliers: Bool[Tensor, " d"]
+) -> Float[Tensor, "centring k query"]:
+    """Shares of vectors in the leading directions of each basis; outlier coordinates are left out of the last."""
+    kept = [x, x, x.masked_fill(outliers, 0.0)]
+    return torch.stack([
+        torch.stack([geometry.subspace_share(one, basis[:, :k]) for k in SUBSPACE_SIZES])
+        for one, basis in zip(kept, bases, strict=True)
+    ])
 
 
 def _overlaps(residual: Float[Tensor, "fit query d"], writes: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from probe.analyses.tokenwise.claims import claims, universal
 from probe.analyses.tokenwise.config import FITS, Config
 from probe.analyses.tokenwise.dataset import assemble
 from probe.analyses.tokenwise.figures import figures
-from probe.analysis import Stage
+from probe.analysis import Stage, require_at_least, staged
 from probe.claims import Claim
-from probe.engine import Plan, StagePlan
+from probe.engine import Plan
 from probe.errors import InputError
 from probe.maps import MLPMap
 from probe.report import Result
@@ -32,8 +32,7 @@ STAGES = {
 def stages(config: Config) -> list[Stage]:
     """What is to be done, in order."""
     _check(config)
-    units = work.units(config)
-    return [Stage(name, function, units[name], words) for name, (function, words) in STAGES.items()]
+    return staged(STAGES, work.units(config))
 
 
 def fingerprint(config: Config) -> dict[str, str]:
@@ -85,7 +84,7 @@ def plan(config: Config) -> Plan:
         "fit": 4 * width * (4 * fitting + 6 * queries * (len(config.classes) + variants)),
         "replace": 4 * tokens * 3 * width * (model.n_layers + 1) + 16 * 256 * model.n_vocab,
     }
-    return Plan([StagePlan(stage, len(units[stage]), seconds[stage], memory[stage]) for stage in STAGES])
+    return subjects.planned(config, units, seconds, memory)
 
 
 def _check(config: Config) -> None:
@@ -102,9 +101,5 @@ def _check(config: Config) -> None:
             f"only fitted classes can replace a block's output: {missing[0]!r} is in --replaced but not in --classes; "
             "add it there, or leave it out here"
         )
-    small = {"--windows": config.windows, "--fit-windows": config.fit_windows, "--draws": config.draws}
-    small |= {"--positions-per-window": config.positions_per_window, "--mlp-width": config.mlp_width}
-    small |= {"--neighbours": config.neighbours, "--rank": config.rank, "--mlp-steps": config.mlp_steps}
-    for option, value in small.items():
-        if value < 1:
-            raise InputError(f"{option} must be at least 1: got {value}; give a positive number")
+    ones = ("windows", "fit_windows", "draws", "positions_per_window", "mlp_width", "neighbours", "rank", "mlp_steps")
+    require_at_least(config, dict.fromkeys(ones, 1))
