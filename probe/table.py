@@ -97,6 +97,10 @@ class Reading(ABC, Generic[T]):
         except AbsentError:
             return None
 
+    def repeats(self, kind: str, *, along: str = "variant") -> list[str]:
+        """The controls of a kind that were measured, one a seed or draw: the labels ``KIND-NUMBER``."""
+        return [str(label) for label in self.data[along].values if str(label).startswith(f"{kind}-")]
+
 
 @dataclass(frozen=True)
 class Table(Reading[L]):
@@ -159,6 +163,11 @@ class Typical:
         return float(self._ranking.median(weights).mean()) if self.layers else float("nan")
 
 
+def each(parts: Mapping[str, Callable[[Weights], float]]) -> Callable[[Weights], dict[str, float]]:
+    """The statistic that names the value of each part."""
+    return lambda weights: {name: part(weights) for name, part in parts.items()}
+
+
 def crossed(table: Table[Any], statistic: Callable[[Weights], Mapping[str, Floats | float]]) -> dict[str, Interval]:
     """Intervals over documents and, where a statistic has a value for each seed of a control, over seeds as well.
 
@@ -202,10 +211,10 @@ def joined(documents: Interval, seeds: Interval) -> Interval:
     freedom = np.array([n - 1, seeds.n_units - 1])
     half = np.array([np.subtract(one.high, one.low) / 2 for one in (documents, seeds)])
     variances = np.square(half / stats.t.ppf(level, freedom))
-    total = variances.sum()
-    reach = (
-        stats.t.ppf(level, total**2 / np.square(variances).dot(1 / freedom)) * np.sqrt(total) if total > 0 else total
-    )
+    total = reach = variances.sum()  # 0 without any spread, NaN where an end is missing
+    if total > 0:
+        joint_freedom = total**2 / np.square(variances).dot(1 / freedom)
+        reach = stats.t.ppf(level, joint_freedom) * np.sqrt(total)
     low, high = float(documents.estimate - reach), float(documents.estimate + reach)
     return Interval(float(documents.estimate), low, high, n, "documents × seeds, t", documents.level)
 
@@ -255,6 +264,19 @@ def claim_of(table: Reading[Any], row: Row) -> Claim:
     return decide(
         row.sentence, evidence, statistic=found.statistic, unit=found.unit, null=found.null, shown=found.shown
     )
+
+
+def claims_of(table: Reading[Any], rows: Sequence[Row]) -> list[Claim]:
+    """The claims of all rows, in their order: that in which they are printed.
+
+    Args:
+        table: the run.
+        rows: claims and how they are computed.
+
+    Returns:
+        A claim a row; what the run cannot decide is inconclusive, and its reason says what is missing.
+    """
+    return [claim_of(table, row) for row in rows]
 
 
 def number(value: float) -> Interval:

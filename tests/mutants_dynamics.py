@@ -11,7 +11,7 @@ DYNAMICS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("np.subtract(one.high, one.low) / 2", "np.subtract(one.high, one.low)"),
                 ("np.array([n - 1, seeds.n_units - 1])", "np.array([n - 1, n - 1])"),
                 ("np.square(variances).dot(1 / freedom)", "np.square(variances).dot(freedom)"),
-                ("total = variances.sum()", "total = variances.max()"),
+                ("total = reach = variances.sum()", "total = reach = variances.max()"),
                 ("if np.size(value) > 1:", "if np.size(value) > 0:"),
                 (".any(axis=0)\n        return replace", ".all(axis=0)\n        return replace"),
             ],
@@ -37,7 +37,7 @@ DYNAMICS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ('"Δ": float(own(weights)[late].mean()) - init', '"Δ": init - float(own(weights)[late].mean())'),
                 ('Typical(_whole_product(table, "model") / width)', 'Typical(_whole_product(table, "model"))'),
                 ('"Δ init": logs(weights) - seeds', '"Δ init": seeds - logs(weights)'),
-                ("drops[score] - control[score] for", "control[score] - drops[score] for"),
+                ("measured[name] - control[name] for", "control[name] - measured[name] for"),
                 (
                     "inner[..., :third].mean(axis=-1) - inner[..., -third:]",
                     "inner[..., -third:].mean(axis=-1) - inner[..., :third]",

@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from probe.analyses.dynamics.claims import ROWS, claims
+from probe.analyses.dynamics.config import Config
 from probe.analyses.dynamics.thresholds import Thresholds
 from probe.claims import Claim
-from probe.table import Table, claim_of
+from probe.table import Table
 from tests.dynamics import CHOSEN, DOCUMENTS, LAYERS, NULL_WHOLE, WHOLE, WIDTH, dataset
+from tests.judging import at, by_name, judge, shown
 
 CLAIMS = ("gradient", "late_symmetric", "bottleneck", "learned", "nonnormal_origin", "linear_holds")
 
 
-@dataclass(frozen=True)
-class Settings:
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    seed: int = 0
-
-
-def at(data: xr.Dataset, variable: str, **labels: object) -> np.ndarray:
-    """A view of the variable's values at the labels: writing to it plants an answer."""
-    array = data[variable]
-    index = tuple(
-        int(np.flatnonzero(array[dim].values == labels[dim])[0]) if dim in labels else slice(None) for dim in array.dims
-    )
-    return array.values[index]
-
-
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    table = Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=40)
-    return next(claim_of(table, entry) for entry in ROWS if entry.sentence.id == f"dynamics.{row}")
+    return judge(Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=40), ROWS, row)
 
 
 def plant_curve(data: xr.Dataset, score: str, curve: list[float], variants: tuple[str, ...] = ("model",)) -> None:
@@ -46,11 +32,7 @@ def plant_curve(data: xr.Dataset, score: str, curve: list[float], variants: tupl
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Claim]:
-    return {claim.id.removeprefix("dynamics."): claim for claim in claims(dataset(), Settings(), resamples=60)}
-
-
-def shown(claim: Claim, name: str) -> float:
-    return next(control["estimate"] for control in claim.controls if control["name"].startswith(name))
+    return by_name(claims(dataset(), Config(), resamples=60))
 
 
 class TestSupported:

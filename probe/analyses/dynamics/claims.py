@@ -11,38 +11,28 @@ Cost: a few seconds a claim at 30 layers, 48 positions and 1,000 resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
+from probe.analyses.dynamics.config import Config
 from probe.analyses.dynamics.thresholds import Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
 from probe.inference import Interval, Ranking, spearman
-from probe.table import AbsentError, Finding, Floats, Row, Table, Typical, Weights, claim_of, crossed, number
+from probe.table import AbsentError, Finding, Floats, Row, Table, Typical, Weights, claims_of, crossed, each, number
 
 __all__ = ["ROWS", "Thresholds", "claims"]
 
 PAPER = "arXiv 2605.14258"
 SCORES = {"henrici_departure": "Henrici departure of K", "antisymmetric_fraction": "antisymmetric fraction of K"}
+CONTROLS = {"init": "fresh initialisation", "shuffled": "shuffled weights"}
+ALL = ("draw", "depth", "query")
 Runs: TypeAlias = Table[Thresholds]
 Curve: TypeAlias = Float[np.ndarray, "... layer"]
-
-
-@runtime_checkable
-class Settings(Protocol):
-    """The part of a configuration that its claims read."""
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """What each statistic must clear."""
-
-    @property
-    def seed(self) -> int:
-        """Of the resamples."""
 
 
 class Depth:
@@ -164,7 +154,7 @@ def bottleneck(table: Runs) -> Finding:
         seeds = np.array([one(weights) for one in init])
         return {"Δ init": logs(weights) - seeds, "init": float(np.exp(seeds.mean()) / width)}
 
-    found = table.intervals(_each(parts)) | crossed(controlled, contrast) | repeated.intervals(_each(against | nulls))
+    found = table.intervals(each(parts)) | crossed(controlled, contrast) | repeated.intervals(each(against | nulls))
     shown = [name for name in (*nulls, *parts) if name not in {"θ", "null"}]
     return Finding(
         Evidence(
@@ -189,51 +179,56 @@ def learned(table: Runs) -> Finding:
         raise AbsentError(f"a drop over depth needs five layers or more: this run measured {len(table.data['layer'])}")
     for control in (*fresh, *shuffled):
         table = table.measured(_whole_product(table, control))
-    curves = {score: Depth(table.get(score, variant="model", matrix="K")) for score in SCORES}
-    ratio = Typical(np.log(_whole_product(table, "model")))
-    against = {
-        name: (
-            {score: Depth(_stacked(table, score, control)) for score in SCORES},
-            [Typical(np.log(_whole_product(table, one))) for one in control],
-        )
-        for name, control in (("init", fresh), ("shuffled", shuffled))
-    }
+    own = Falls(table, ["model"])
+    controls = {"init": Falls(table, fresh), "shuffled": Falls(table, shuffled)}
 
     def statistic(weights: Weights) -> dict[str, Floats | float]:
-        drops = {score: _drop(curve(weights)) for score, curve in curves.items()}
-        values: dict[str, Floats | float] = {score: float(drop) for score, drop in drops.items()}
-        for name, (depths, products) in against.items():
-            control = {score: _drop(curve(weights)) for score, curve in depths.items()}
-            values |= {f"{score} {name}": drops[score] - control[score] for score in SCORES}
-            values |= {f"{score} of {name}": float(control[score].mean()) for score in SCORES}
-            values[f"ratio {name}"] = ratio(weights) - np.array([product(weights) for product in products])
+        measured = own(weights)
+        values: dict[str, Floats | float] = {score: float(measured[score][0]) for score in SCORES}
+        for kind, control in ((kind, falls(weights)) for kind, falls in controls.items()):
+            values |= {f"{name} {kind}": measured[name] - control[name] for name in control}
+            values |= {f"{score} of {kind}": float(control[score].mean()) for score in SCORES}
         return values
 
     found = crossed(table, statistic)
     bound = table.thresholds.threshold_learned
 
-    def criteria(name: str, words: str) -> list[Criterion]:
-        drops = [Criterion(f"drop of {SCORES[s]}, trained − {words}", found[f"{s} {name}"], bound) for s in SCORES]
-        ratio = Criterion(f"log participation ratio, trained − {words}", found[f"ratio {name}"], -bound, "below")
-        return [*drops, ratio]
+    def criteria(kind: str) -> list[Criterion]:
+        less = f"trained − {CONTROLS[kind]}"
+        drops = [Criterion(f"drop of {words}, {less}", found[f"{s} {kind}"], bound) for s, words in SCORES.items()]
+        return [*drops, Criterion(f"log participation ratio, {less}", found[f"ratio {kind}"], -bound, "below")]
 
     return Finding(
-        Evidence(
-            criteria("init", "fresh initialisation"),
-            criteria("shuffled", "shuffled weights"),
-            preconditions=[_enough_seeds(table, fresh)],
-        ),
+        Evidence(criteria("init"), criteria("shuffled"), preconditions=[_enough_seeds(table, fresh)]),
         "drop = mean over the first third of the blocks less mean over the last third, ends out, of the medians by "
         f"layer; mean over {len(fresh)} fresh initialisations and {len(shuffled)} draws of shuffled weights",
         line("drop of Henrici departure of K at fresh initialisation", found["henrici_departure of init"]),
         {f"drop of {words}": found[score] for score, words in SCORES.items()}
         | {
-            f"drop of {words}, {control}": found[f"{score} of {name}"]
+            f"drop of {words}, {control}": found[f"{score} of {kind}"]
             for score, words in SCORES.items()
-            for name, control in (("init", "fresh initialisation"), ("shuffled", "shuffled weights"))
+            for kind, control in CONTROLS.items()
         },
         "documents × seeds",
     )
+
+
+class Falls:
+    """What falls over depth in some variants: both scores of K, and how many directions their product leaves.
+
+    Args:
+        table: the run.
+        variants: the model, or all seeds of a control.
+    """
+
+    def __init__(self, table: Runs, variants: Sequence[str]) -> None:
+        self._curves = {score: Depth(_stacked(table, score, variants)) for score in SCORES}
+        self._ratios = [Typical(np.log(_whole_product(table, name))) for name in variants]
+
+    def __call__(self, weights: Weights) -> dict[str, Float[np.ndarray, " variant"]]:
+        """The drop of each score over depth, and "ratio", the log participation ratio of the whole product."""
+        drops = {score: _drop(curve(weights)) for score, curve in self._curves.items()}
+        return drops | {"ratio": np.array([ratio(weights) for ratio in self._ratios])}
 
 
 INTERVENTIONS = {
@@ -250,7 +245,7 @@ INTERVENTIONS = {
 def nonnormal_origin(table: Runs) -> Finding:
     """Share of the bottleneck, relative to norm-matched random updates, that a shuffle of the Schur form dissolves."""
     table = table.measured(_null(table, "norm_matched"))
-    found = table.intervals(_each({"raw": Typical(_excess(table))}))
+    found = table.intervals(each({"raw": Typical(_excess(table))}))
     for name in INTERVENTIONS:
         if name == "schur_shuffle" or table.find("null_participation_ratio", dims=ALL, null=name) is not None:
             found |= _dissolved(table.measured(_null(table, name)), name)
@@ -320,8 +315,6 @@ def linear_holds(table: Runs) -> Finding:
     )
 
 
-ALL = ("draw", "depth", "query")
-
 # In the order in which they are printed.
 ROWS = (
     Row(
@@ -377,26 +370,14 @@ ROWS = (
 )
 
 
-def claims(data: xr.Dataset, config: Settings, *, resamples: int = 1000) -> list[Claim]:
-    """All claims on the dynamics of the residual stream that one model's run can speak to.
-
-    A claim whose variables are absent is inconclusive and says what is missing.
-
-    Args:
-        data: the Dataset of the dynamics analysis; ``attrs``: d_model.
-        config: thresholds, and the seed of the resamples.
-        resamples: bootstrap resamples of documents.
-
-    Returns:
-        The claims in the order in which they are printed.
-    """
-    table = Table(data, config.thresholds, config.seed, resamples)
-    return [claim_of(table, row) for row in ROWS]
+def claims(data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:
+    """All claims on the dynamics of the residual stream, from one model's run and resamples of its documents."""
+    return claims_of(Table(data, config.thresholds, config.seed, resamples), ROWS)
 
 
 def _controls(table: Runs, kind: str) -> list[str]:
     """The variants of a kind of control that were measured."""
-    names = [str(name) for name in table.data["variant"].values if str(name).startswith(f"{kind}-")]
+    names = table.repeats(kind)
     if not names:
         raise AbsentError(f"this run holds no {kind} control: give --{kind}-seeds")
     return names
@@ -427,11 +408,6 @@ def _excess(table: Runs, null: str | None = None) -> Floats:
     """B at each position: how far norm-matched random updates leave the product above the model's, or a null's."""
     own = np.log(_whole_product(table, "model")) if null is None else _log_null(table, null)
     return np.asarray(_log_null(table, "norm_matched") - own)
-
-
-def _each(parts: Mapping[str, Typical]) -> Callable[[Weights], dict[str, float]]:
-    """The statistic that names each part's value."""
-    return lambda weights: {name: part(weights) for name, part in parts.items()}
 
 
 def _trend(curve: Curve) -> float:
