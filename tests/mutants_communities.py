@@ -1,11 +1,11 @@
-"""Errors to plant in `probe.analyses.communities.claims`: file -> groups that one test watches."""
+"""Errors to plant in the claims of `probe.analyses.communities`: file -> groups that one test watches."""
 
 from __future__ import annotations
 
 TESTS = "tests/test_communities_claims.py"
 
 COMMUNITIES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
-    "probe/analyses/communities/claims.py": [
+    "probe/analyses/communities/table.py": [
         (
             f"{TESTS}::TestCoupling",
             [
@@ -35,6 +35,43 @@ COMMUNITIES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             ],
         ),
         (
+            f"{TESTS}::TestPooledCoupling",
+            [
+                ('data["excess"].values > least', 'data["excess"].values < least'),
+                ("(stable if enough.holds else np.ones_like(stable))", "stable"),
+                ("found >= needed, f", "found > needed, f"),
+                ("np.sqrt(np.abs(values))", "np.abs(values)"),
+            ],
+        ),
+        (
+            f"{TESTS}::TestLearned",
+            [
+                ("measured = table.measured(", "measured = (lambda _: table)("),
+            ],
+        ),
+        (
+            f"{TESTS}::TestRobust",
+            [
+                ('data["grid_rho"].fillna(0.0)', 'data["grid_rho"]'),
+                ('data["grid_permuted_rho"].fillna(0.0)', 'data["grid_permuted_rho"]'),
+                ("np.sign(mean) == np.sign(fisher_mean(observed))", "(mean > 0) == bool(fisher_mean(observed) > 0)"),
+                ("same_sign & ((p < COUPLING_P)", "same_sign | ((p < COUPLING_P)"),
+                ("(permuted_squares >= squares)", "(permuted_squares <= squares)"),
+                ("same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))", "same_sign"),
+                (
+                    "same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))",
+                    "(p < COUPLING_P) == bool(default_p < COUPLING_P)",
+                ),
+                (
+                    'np.isin(data["layer"].values, data["ablated"].values)',
+                    'np.isin(data["layer"].values, data["layer"].values)',
+                ),
+                ("fisher_mean(rho.values, axis=0)", "fisher_mean(-rho.values, axis=0)"),
+            ],
+        ),
+    ],
+    "probe/analyses/communities/claims.py": [
+        (
             f"{TESTS}::TestExist",
             [
                 (
@@ -62,24 +99,20 @@ COMMUNITIES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (
             f"{TESTS}::TestPooledCoupling",
             [
-                ('data["excess"].values > least', 'data["excess"].values < least'),
                 ("own.beyond(everywhere, 1 - COUPLING_P)", "own.beyond(everywhere, 0.5)"),
                 (
                     'Criterion("Δ of A to random orthogonal bases", others["Δ"], 0.0)',
                     'Criterion("Δ of A to random orthogonal bases", others["A"], -1.0)',
                 ),
                 ('if table.data.attrs.get("nodes") != "mlp" else []', ""),
-                ("(stable if enough.holds else np.ones_like(stable))", "stable"),
-                ("found >= needed, f", "found > needed, f"),
-                ("float(np.sign(value) * np.sqrt(abs(value)))", "float(np.sign(value) * abs(value))"),
             ],
         ),
         (
             f"{TESTS}::TestSign",
             [
                 (
-                    'found["θ"], table.thresholds.threshold_sign, "below"',
-                    'found["θ"], table.thresholds.threshold_sign, "above"',
+                    'found["θ"], bound, "below"',
+                    'found["θ"], bound, "above"',
                 ),
                 ("reachable = 1 / len(rho) < SIGN_P", "reachable = True"),
                 ("reachable = 1 / len(rho) < SIGN_P", "reachable = 1 / len(rho) <= SIGN_P"),
@@ -98,28 +131,12 @@ COMMUNITIES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 (".beyond(np.ones(len(table.documents)), 0.95)", ".beyond(np.ones(len(table.documents)), 1.0) - 9"),
                 ("preconditions=[enough, seeds]", "preconditions=[enough]"),
                 ("others = pooled(table, layers, fresh)", 'others = pooled(table, layers, ["basis-0"])'),
-                ("measured = table.measured(", "measured = (lambda _: table)("),
             ],
         ),
         (
             f"{TESTS}::TestRobust",
             [
-                ('data["grid_rho"].fillna(0.0)', 'data["grid_rho"]'),
-                ('data["grid_permuted_rho"].fillna(0.0)', 'data["grid_permuted_rho"]'),
-                ("np.sign(mean) == np.sign(fisher_mean(observed))", "(mean > 0) == bool(fisher_mean(observed) > 0)"),
-                ("same_sign & ((p < COUPLING_P)", "same_sign | ((p < COUPLING_P)"),
-                ("(permuted_squares >= squares)", "(permuted_squares <= squares)"),
-                ("same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))", "same_sign"),
-                (
-                    "same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))",
-                    "(p < COUPLING_P) == bool(default_p < COUPLING_P)",
-                ),
-                (
-                    'np.isin(data["layer"].values, data["ablated"].values)',
-                    'np.isin(data["layer"].values, data["layer"].values)',
-                ),
                 ("not fragile < share < bound", "True"),
-                ("fisher_mean(rho.values, axis=0)", "fisher_mean(-rho.values, axis=0)"),
             ],
         ),
     ],

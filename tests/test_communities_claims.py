@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,11 +19,13 @@ from probe.analyses.communities.claims import (
     pooled_layers,
     stable_layers,
 )
+from probe.analyses.communities.config import Config
 from probe.analyses.communities.thresholds import Thresholds
 from probe.claims import Claim
 from probe.inference import benjamini_hochberg
-from probe.table import Table, claim_of
+from probe.table import Table
 from tests.communities import CHOSEN, DOCUMENTS, HALVES_AMI, LAYERS, WIDTH, coupling_of, dataset
+from tests.judging import at, by_name, judge, shown
 
 CLAIMS = ("exist", "coupling", "sign", "learned", "robust")
 INITS = tuple(f"init-{seed}" for seed in range(5))
@@ -32,30 +34,18 @@ ONES = np.ones(DOCUMENTS * CHOSEN)
 EVERY = np.ones(LAYERS, dtype=bool)
 
 
-@dataclass(frozen=True)
-class Settings:
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    seed: int = 0
-
-
 def table_of(data: xr.Dataset, **thresholds: float) -> Table[Thresholds]:
     return Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=8)
 
 
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    entry = next(entry for entry in ROWS if entry.sentence.id == f"communities.{row}")
-    return claim_of(table_of(data, **thresholds), entry)
-
-
-def at(data: xr.Dataset, variable: str, view: str) -> np.ndarray:
-    """A view of the variable's values of a view of the model: writing to it plants an answer."""
-    return data[variable].values[data["view"].values.tolist().index(view)]
+    return judge(table_of(data, **thresholds), ROWS, row)
 
 
 def plant_rho(data: xr.Dataset, curve: np.ndarray | list[float], *views: str) -> None:
     """Gains whose rank correlation with the place, given the covariates, is about the curve's, by layer."""
     for view in views or ("model",):
-        place, square, given = (at(data, name, view) for name in ("participation", "square_gain", "covariate"))
+        place, square, given = (at(data, name, view=view) for name in ("participation", "square_gain", "covariate"))
         for layer, rho in enumerate(curve):
             x = np.argsort(np.argsort(place[layer])) / WIDTH - 0.5
             noise = np.random.default_rng(layer).permutation(WIDTH) / WIDTH
@@ -69,11 +59,7 @@ def plant_rho(data: xr.Dataset, curve: np.ndarray | list[float], *views: str) ->
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Claim]:
-    return {claim.id.removeprefix("communities."): claim for claim in claims(dataset(), Settings(), resamples=20)}
-
-
-def shown(claim: Claim, name: str) -> float:
-    return next(control["estimate"] for control in claim.controls if control["name"].startswith(name))
+    return by_name(claims(dataset(), Config(), resamples=20))
 
 
 class TestCoupling:
@@ -83,11 +69,11 @@ class TestCoupling:
         data = dataset(layers=3)
         found = Coupling(data, "model", np.ones(3, dtype=bool))(ONES)
         for layer in range(3):
-            square = at(data, "square_gain", "model")[layer].mean(axis=1)
+            square = at(data, "square_gain", view="model")[layer].mean(axis=1)
             variables = np.vstack([
-                at(data, "participation", "model")[layer],
+                at(data, "participation", view="model")[layer],
                 square,
-                at(data, "covariate", "model")[layer],
+                at(data, "covariate", view="model")[layer],
             ])
             ranks = np.array([_midranks(row) for row in variables])
             given = np.column_stack([np.ones(WIDTH), ranks[2:].T])
@@ -116,8 +102,8 @@ class TestCoupling:
 
     def test_one_community_couples_nothing(self):
         data = dataset()
-        at(data, "participation", "model")[3] = 0.0
-        at(data, "permuted_rho", "model")[3] = np.nan
+        at(data, "participation", view="model")[3] = 0.0
+        at(data, "permuted_rho", view="model")[3] = np.nan
         coupling = Coupling(data, "model", EVERY)
         assert coupling(ONES)[3] == 0.0
         assert coupling.strength(ONES) < Coupling(dataset(), "model", EVERY).strength(ONES)
@@ -132,7 +118,7 @@ class TestCoupling:
     def test_p_counts_both_sides_and_is_adjusted_over_layers(self):
         data = dataset()
         rho = Coupling(data, "model", EVERY)(ONES)
-        null = np.abs(at(data, "permuted_rho", "model"))
+        null = np.abs(at(data, "permuted_rho", view="model"))
         p = (1 + (null >= np.abs(rho)[:, None]).sum(axis=1)) / (1 + null.shape[1])
         np.testing.assert_allclose(adjusted_p(data), benjamini_hochberg(p))
         assert adjusted_p(data)[-1] < 0.05  # a negative coupling is significant too
@@ -245,7 +231,7 @@ class TestPooledCoupling:
 
     def test_what_permuted_labels_reach_too(self):
         data = dataset()
-        null = at(data, "permuted_rho", "model")
+        null = at(data, "permuted_rho", view="model")
         null[:, ::10] = 1.5 * np.sign(null[:, ::10]) * np.abs(coupling_of(LAYERS))[:, None]
         claim = judged(data, "coupling")  # one permutation in ten lies beyond
         assert claim.verdict == "mechanical", claim.reason
@@ -327,7 +313,7 @@ class TestSign:
 
     def test_significant_layers_alone_have_a_sign(self):
         data = dataset()
-        at(data, "permuted_rho", "model")[:] *= 6  # nothing is significant
+        at(data, "permuted_rho", view="model")[:] *= 6  # nothing is significant
         assert "0 layers couple significantly with positive and 0 with negative" in judged(data, "sign").reason
 
 
@@ -347,7 +333,7 @@ class TestLearned:
     def test_a_small_coupling_outside_the_band_is_not_absent(self):
         data = dataset()
         for view in INITS:
-            at(data, "permuted_rho", view)[:] *= 0.05  # a null so narrow that little lies beyond
+            at(data, "permuted_rho", view=view)[:] *= 0.05  # a null so narrow that little lies beyond
         plant_rho(data, [0.05] * LAYERS, *INITS)
         claim = judged(data, "learned")
         assert claim.verdict == "mechanical", claim.reason
@@ -371,7 +357,7 @@ class TestLearned:
     def test_controls_in_eleven_documents_decide_nothing(self):
         data = dataset()
         for view in INITS:
-            at(data, "square_gain", view)[..., 11 * CHOSEN :] = np.nan
+            at(data, "square_gain", view=view)[..., 11 * CHOSEN :] = np.nan
         assert judged(data, "learned").reason == "only 11 documents: 12 are needed for a verdict"
         assert judged(data, "coupling").verdict == "supported"
 
@@ -420,7 +406,7 @@ class TestRobust:
     def test_a_default_without_significance(self):
         """Choices agree that find nothing either, with the same sign."""
         data = dataset()
-        at(data, "permuted_rho", "model")[:] *= 8
+        at(data, "permuted_rho", view="model")[:] *= 8
         assert not agreement(data).any()
         data["grid_permuted_rho"] *= 8
         assert agreement(data).all()

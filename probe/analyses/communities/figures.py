@@ -15,10 +15,10 @@ import pandas as pd
 import xarray as xr
 
 from probe import plots
-from probe.analyses.communities.claims import COUPLING_P, Coupling, Runs, pooled, pooled_layers
 from probe.analyses.communities.config import Config
 from probe.analyses.communities.interactive import network
 from probe.analyses.communities.summary import summarised
+from probe.analyses.communities.table import COUPLING_P, Coupling, Runs, pooled, pooled_layers
 from probe.plots import captions, partitions, style
 from probe.plots.communities import COLORS, CONTROLS, PERMUTED, signed
 from probe.plots.pages import legend_below, outer_labels, panel_rows, titled

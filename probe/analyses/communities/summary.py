@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int
 
-from probe.analyses.communities.claims import Coupling, adjusted_p, agreement, stable_layers
+from probe.analyses.communities.table import Coupling, adjusted_p, agreement, stable_layers
 from probe.analyses.communities.thresholds import Thresholds
 from probe.inference import bootstrap
 from probe.plots import style
