@@ -11,8 +11,8 @@ import xarray as xr
 from torch import Tensor
 
 from probe import weights
-from probe.analyses.continuity.claims import CLAIMED
 from probe.analyses.continuity.dataset import COMPARED
+from probe.analyses.continuity.table import CLAIMED
 from probe.geometry import haar_frame
 from probe.weights import Bases
 

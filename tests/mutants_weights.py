@@ -138,25 +138,32 @@ WEIGHTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             ],
         ),
     ],
-    "probe/analyses/continuity/claims.py": [
+    "probe/analyses/continuity/table.py": [
         (
             CLAIMS,
             [
                 ('dict.fromkeys(("o", "down", "out"), "output")', 'dict.fromkeys(("o", "down", "out"), "input")'),
                 ("BAND = np.array([0.005, 0.99, 0.995])", "BAND = np.array([0.005, 0.5, 0.995])"),
+                ("self.n_pairs // self._block", "self.n_pairs"),
+            ],
+        ),
+    ],
+    "probe/analyses/continuity/claims.py": [
+        (
+            CLAIMS,
+            [
                 ('"Δ init": mean - twin', '"Δ init": mean'),
                 ("low <= twin <= highest", "twin <= twin"),
                 ('limits.threshold_permuted, "below"', 'limits.threshold_permuted, "above"'),
                 ('table.curves(claimed, "trimmed")', "table.curves(claimed)"),
-                ("np.where(gaps >= limits.threshold_gap, own, np.nan)", "own"),
+                ("np.where(gaps >= needed, table.curves(table.claimed), np.nan)", "table.curves(table.claimed)"),
                 ("float(read.min()) - v_in", "float(read.mean()) - v_in"),
                 ("float(write.min()) - max(v_in, v_out)", "float(write.min()) - v_in"),
                 ("max(v_in, v_out) - float(read.mean()) / 2", "max(v_in, v_out) - float(read.mean())"),
                 ("{name: OTHER[side] for name, side in claimed.items()}", "dict(claimed)"),
-                ('highest, "below")],', '1.0, "below")],'),
+                ('wrong, highest, "below")],', 'wrong, 1.0, "below")],'),
                 ("@ starts / starts.sum()", "@ starts"),
                 ("seed=table.seed, greater=False", "seed=table.seed, greater=True"),
-                ("self.n_pairs // self._block", "self.n_pairs"),
             ],
         ),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,38 +11,26 @@ import torch
 import xarray as xr
 from scipy.stats import spearmanr
 
-from probe.analyses.continuity.claims import CLAIMED, ROWS, Pairs, claims
+from probe.analyses.continuity.claims import ROWS, claims
+from probe.analyses.continuity.config import Config
+from probe.analyses.continuity.table import CLAIMED, Pairs
 from probe.analyses.continuity.thresholds import Thresholds
 from probe.claims import Claim
-from probe.table import claim_of
 from probe.weights import haar_cosine
 from tests.continuity import ANGLE, BLOCKS, INNER, NAMES, STREAM, dataset, plant, put, rotating
+from tests.judging import by_name, judge, shown
 
 CLAIMS = ("trained", "projections", "adjacency")
 CONTINUOUS = [name for name in NAMES if name in CLAIMED]
 
 
-@dataclass(frozen=True)
-class Settings:
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    seed: int = 0
-    permutations: int = 199
-    block_length: int = 3
-
-
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    table = Pairs(data, replace(Thresholds(), **thresholds), 0, 60, 199, 3)
-    return next(claim_of(table, entry) for entry in ROWS if entry.sentence.id == f"continuity.{row}")
-
-
-def shown(claim: Claim, name: str) -> float:
-    return next(control["estimate"] for control in claim.controls if control["name"].startswith(name))
+    return judge(Pairs(data, replace(Thresholds(), **thresholds), 0, 60, 199, 3), ROWS, row)
 
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Claim]:
-    found = claims(dataset(), Settings(), resamples=100)
-    return {claim.id.removeprefix("continuity."): claim for claim in found}
+    return by_name(claims(dataset(), Config(permutations=199), resamples=100))
 
 
 def test_every_row_is_there_once_in_order(planted: dict[str, Claim]) -> None:

@@ -7,167 +7,42 @@ lies inside its band) enters as an interval without width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from probe import weights
+from probe.analyses.continuity.config import Config
+from probe.analyses.continuity.table import VECTOR, Pairs, Rows
 from probe.analyses.continuity.thresholds import Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
-from probe.inference import Interval, circular_block_bootstrap, seed_interval, spearman
-from probe.table import AbsentError, Finding, Floats, Reading, Row, Sample, claim_of, number
+from probe.inference import Interval, seed_interval, spearman
+from probe.table import AbsentError, Finding, Floats, Row, claims_of, number
 
 __all__ = ["ROWS", "Pairs", "Thresholds", "claims"]
 
 PAPER = "arXiv 2605.04971"
-CLAIMED = dict.fromkeys(("q", "k", "gate", "up", "in"), "input") | dict.fromkeys(("o", "down", "out"), "output")
-"""The projections that are said to be continuous, and the space: the residual stream's side."""
 OTHER = {"input": "output", "output": "input"}
-VECTOR = {"input": "v₁", "output": "u₁"}
-BAND = np.array([0.005, 0.99, 0.995])
-Rows: TypeAlias = Int[np.ndarray, " pair"]
-
-
-@runtime_checkable
-class Settings(Protocol):
-    """The part of a configuration that its claims read."""
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """What each statistic must clear."""
-
-    @property
-    def seed(self) -> int:
-        """Of the resamples and of the permuted orders."""
-
-    @property
-    def permutations(self) -> int:
-        """Random orders of the blocks."""
-
-    @property
-    def block_length(self) -> int:
-        """Adjacent pairs that are resampled together."""
-
-
-@dataclass(frozen=True)
-class Pairs(Reading[Thresholds]):
-    """A run of adjacent pairs of layers, of which blocks are resampled."""
-
-    resamples: int
-    permutations: int
-    block_length: int
-
-    @property
-    def n_pairs(self) -> int:
-        """Adjacent pairs of layers."""
-        return int(self.data.sizes["layer"])
-
-    @property
-    def sample(self) -> Sample:
-        """Whole blocks of adjacent pairs."""
-        return Sample("blocks of adjacent layers", self.n_pairs // self._block, self.thresholds.threshold_blocks)
-
-    @property
-    def _block(self) -> int:
-        return min(self.block_length, self.n_pairs)
-
-    def intervals(self, statistic: Callable[[Rows], Mapping[str, float]]) -> dict[str, Interval]:
-        """Intervals of several named statistics from the same resampled pairs."""
-        names = list(statistic(np.arange(self.n_pairs)))
-
-        def values(index: Rows) -> Float[np.ndarray, " name"]:
-            return np.array([*statistic(index).values()])
-
-        found = circular_block_bootstrap(
-            values, self.n_pairs, block=self._block, resamples=self.resamples, seed=self.seed
-        )
-        return {name: found[place] for place, name in enumerate(names)}
-
-    def exact(self, value: float) -> Interval:
-        """What is not sampled, as an interval without width."""
-        return Interval(value, value, value, self.sample.size, "exact")
-
-    @cached_property
-    def claimed(self) -> dict[str, str]:
-        """The continuous projections of this model, with their space.
-
-        Raises:
-            AbsentError: the model has none of them.
-        """
-        held = set(self.data["projection"].values.tolist())
-        found = {name: side for name, side in CLAIMED.items() if name in held}
-        if not found:
-            raise AbsentError("this model has none of the projections q, k, gate, up, o, down, in, out")
-        return found
-
-    def curves(self, sides: Mapping[str, str], variant: str = "model") -> Float[np.ndarray, "projection pair"]:
-        """The continuity of projections, each in one space."""
-        return np.stack([
-            self.get(f"{side}_continuity", dims=("layer",), variant=variant, projection=name)
-            for name, side in sides.items()
-        ])
-
-    def cosines(self) -> Float[np.ndarray, "projection block block"]:
-        """The L × L matrices of the claimed projections, each in its space."""
-        dims = ("block", "other_block")
-        return np.stack([self.get(f"{side}_cosine", dims=dims, projection=name) for name, side in self.claimed.items()])
-
-    def band(self, sides: Mapping[str, str]) -> tuple[float, float, float]:
-        """0.5 %, 99 % and 99.5 % points of the mean over projections and pairs if all directions were random."""
-        pairs: dict[int, int] = {}
-        for name, side in sides.items():
-            width = int(self.data[f"{side}_width"].sel(projection=name))
-            pairs[width] = pairs.get(width, 0) + self.n_pairs
-        low, high, highest = weights.haar_mean_quantiles(pairs, BAND, seed=self.seed)
-        return float(low), float(high), float(highest)
-
-    def seeds(self, kind: str) -> list[str]:
-        """The variants of a kind of control that were measured."""
-        return [str(name) for name in self.data["variant"].values if str(name).startswith(f"{kind}-")]
-
-    def gap(self) -> Condition:
-        """The precondition that leading vectors mean something: the median gap over the claimed projections."""
-        gaps = self.get("gap", dims=("projection", "layer"), variant="model")
-        held = [place for place, name in enumerate(self.data["projection"].values) if name in self.claimed]
-        median, needed = float(np.nanmedian(gaps[held])), self.thresholds.threshold_gap
-        return Condition(
-            median >= needed,
-            f"the median gap σ₁/σ₂ of the claimed projections is {median:.3g}: {needed} is needed for a leading vector "
-            "to mean anything",
-        )
 
 
 def trained(table: Pairs) -> Finding:
     """Mean adjacent |cosine| of the claimed projections, above random, permuted and fresh, outlier coordinates out."""
-    limits, claimed = table.thresholds, table.claimed
-    fresh = table.seeds("init")
+    limits, claimed, fresh = table.thresholds, table.claimed, table.repeats("init")
     if not fresh:
         raise AbsentError("this run holds no fresh initialisation: give --init-seeds")
-    own = table.curves(claimed)
+    own, trimmed = table.curves(claimed), table.curves(claimed, "trimmed")
     init = np.stack([table.curves(claimed, name) for name in fresh])
-    trimmed = table.curves(claimed, "trimmed")
-    low, high, highest = table.band(claimed)
-    gaps = np.stack([table.get("gap", dims=("layer",), variant="model", projection=name) for name in claimed])
-    shuffled = [float(table.curves(claimed, name).mean()) for name in table.seeds("shuffled")]
-    beside = {"weights shuffled within matrices": float(np.mean(shuffled)) if shuffled else None}
-    beside["gains folded in, where there are any"] = _folded(table)
 
     def statistic(index: Rows) -> dict[str, float]:
         mean, twin = float(own[:, index].mean()), float(init[..., index].mean())
-        clear = np.where(gaps >= limits.threshold_gap, own, np.nan)[:, index]
-        values = {"θ": mean, "Δ init": mean - twin, "trimmed": float(trimmed[:, index].mean())}
-        values["clear"] = float(np.nanmean(clear)) if np.isfinite(clear).any() else np.nan
-        return values | {name: float(own[place, index].mean()) for place, name in enumerate(claimed)}
+        return {"θ": mean, "Δ init": mean - twin, "trimmed": float(trimmed[:, index].mean())}
 
     found = table.intervals(statistic)
+    low, high, highest = table.band(claimed)
     orders = weights.permuted_order(table.cosines(), _adjacent_mean, permutations=table.permutations, seed=table.seed)
-    twin = float(init.mean())
-    bound = high + limits.threshold_trained
+    twin, bound = float(init.mean()), high + limits.threshold_trained
     return Finding(
         Evidence(
             [Criterion("mean |cos| of neighbours", found["θ"], bound)],
@@ -176,7 +51,10 @@ def trained(table: Pairs) -> Finding:
                 Criterion("Δ to fresh initialisation", found["Δ init"], limits.threshold_init),
                 Criterion("without outlier coordinates", found["trimmed"], bound),
             ],
-            preconditions=[enough_units(len(fresh), limits.threshold_seeds, "fresh initialisations"), table.gap()],
+            preconditions=[
+                enough_units(len(fresh), limits.threshold_seeds, "fresh initialisations"),
+                table.enough_gap(),
+            ],
             conditions=[
                 Condition(
                     low <= twin <= highest,
@@ -191,48 +69,70 @@ def trained(table: Pairs) -> Finding:
         {
             "fresh initialisation": seed_interval(init.mean(axis=(1, 2))),
             "blocks in permuted order": _spread(orders.values),
-            f"pairs with σ₁/σ₂ ≥ {limits.threshold_gap:g} alone, {(gaps >= limits.threshold_gap).mean():.0%} of them": (
-                found["clear"]
-            ),
-            "median σ₁/σ₂": number(float(np.nanmedian(gaps))),
         }
-        | {words: number(value) for words, value in beside.items() if value is not None}
-        | {f"{name} in {VECTOR[side]}": found[name] for name, side in claimed.items()},
+        | _with_a_gap(table)
+        | _where_measured(table)
+        | table.means(claimed),
         "blocks",
     )
 
 
+def _with_a_gap(table: Pairs) -> dict[str, Interval]:
+    """The mean over those pairs alone in which a leading vector means something, and the median gap."""
+    gaps, needed = table.gaps, table.thresholds.threshold_gap
+    clear = np.where(gaps >= needed, table.curves(table.claimed), np.nan)
+    words = f"pairs with σ₁/σ₂ ≥ {needed:g} alone, {(gaps >= needed).mean():.0%} of them"
+
+    def statistic(index: Rows) -> dict[str, float]:
+        drawn = clear[:, index]
+        return {words: float(np.nanmean(drawn)) if np.isfinite(drawn).any() else np.nan}
+
+    return table.intervals(statistic) | {"median σ₁/σ₂": number(float(np.nanmedian(gaps)))}
+
+
+def _where_measured(table: Pairs) -> dict[str, Interval]:
+    """The mean with shuffled weights, and with gains folded in for projections whose norm is known."""
+    folded = [
+        table.find(f"{side}_continuity", dims=("layer",), variant="folded", projection=name)
+        for name, side in table.claimed.items()
+    ]
+    means = {
+        "weights shuffled within matrices": [
+            table.curves(table.claimed, name).mean() for name in table.repeats("shuffled")
+        ],
+        "gains folded in, where there are any": [curve.mean() for curve in folded if curve is not None],
+    }
+    return {words: number(float(np.mean(values))) for words, values in means.items() if values}
+
+
 def projections(table: Pairs) -> Finding:
     """Readers in v₁ and writers in u₁ exceed v, which is below half the readers' mean; the other sides are random."""
-    limits = table.thresholds
     claimed = {name: side for name, side in table.claimed.items() if name not in {"in", "out"}}
-    readers = {name: side for name, side in claimed.items() if side == "input"}
-    writers = {name: side for name, side in claimed.items() if side == "output"}
+    readers, writers = (
+        {name: side for name, side in claimed.items() if side == wanted} for wanted in ("input", "output")
+    )
     if not readers or not writers:
         raise AbsentError("this model has no separate projections q, k, v, o and up, down")
     value = table.curves({"v": "input"})[0], table.curves({"v": "output"})[0]
     reading, writing = table.curves(readers), table.curves(writers)
-    wrong_sides = {name: OTHER[side] for name, side in claimed.items()}
-    wrong = table.curves(wrong_sides)
-    _, _, highest = table.band(wrong_sides)
+    names = [f"{name} in {VECTOR[side]}" for name, side in claimed.items()]
 
     def statistic(index: Rows) -> dict[str, float]:
         v_in, v_out = (float(one[index].mean()) for one in value)
         read, write = reading[:, index].mean(axis=1), writing[:, index].mean(axis=1)
-        values = {
+        return {
             "readers": float(read.min()) - v_in,
             "writers": float(write.min()) - max(v_in, v_out),
             "v": max(v_in, v_out) - float(read.mean()) / 2,
             "v in v₁": v_in,
             "v in u₁": v_out,
-        }
-        each = zip([*readers, *writers], [*read, *write], strict=True)
-        values |= {f"{name} in {VECTOR[claimed[name]]}": float(mean) for name, mean in each}
-        inner = {f"{name} in {VECTOR[side]}": place for place, (name, side) in enumerate(wrong_sides.items())}
-        return values | {f"{name}, the wrong side": float(wrong[place, index].mean()) for name, place in inner.items()}
+        } | dict(zip(names, map(float, [*read, *write]), strict=True))
 
     found = table.intervals(statistic)
-    bound = limits.threshold_projections
+    wrong_sides = {name: OTHER[side] for name, side in claimed.items()}
+    wrong = table.exact(float(table.curves(wrong_sides).mean()))
+    _, _, highest = table.band(wrong_sides)
+    bound = table.thresholds.threshold_projections
     return Finding(
         Evidence(
             [
@@ -240,13 +140,14 @@ def projections(table: Pairs) -> Finding:
                 Criterion("least writer in u₁ − larger of v's two", found["writers"], bound),
                 Criterion("larger of v's two − half the readers' mean", found["v"], 0.0, "below"),
             ],
-            [Criterion("mean |cos| of the wrong sides", table.exact(float(wrong.mean())), highest, "below")],
-            preconditions=[table.gap()],
+            [Criterion("mean |cos| of the wrong sides", wrong, highest, "below")],
+            preconditions=[table.enough_gap()],
         ),
         f"least of c_v over {', '.join(readers)} less c_v of v; least of c_u over {', '.join(writers)} less the larger "
         f"of v's two; means over {table.n_pairs} pairs; interval over depth of one model",
         line("99.5 % point of the wrong sides' mean if all directions were random", table.exact(highest)),
-        {name: interval for name, interval in found.items() if name not in {"readers", "writers"}},
+        {name: found[name] for name in ("v", "v in v₁", "v in u₁", *names)}
+        | table.means(wrong_sides, ", the wrong side"),
         "blocks",
     )
 
@@ -277,7 +178,7 @@ def adjacency(table: Pairs) -> Finding:
                     "p under permuted orders", table.exact(orders.p_value), table.thresholds.threshold_permuted, "below"
                 )
             ],
-            preconditions=[table.gap()],
+            preconditions=[table.enough_gap()],
         ),
         f"Spearman's ρ of lag and |cos| at that lag, mean over blocks and over {_words(table.claimed)}, "
         f"{len(whole)} lags; interval over depth of one model, starting blocks resampled in circular blocks",
@@ -320,21 +221,10 @@ ROWS = (
 )
 
 
-def claims(data: xr.Dataset, config: Settings, *, resamples: int = 1000) -> list[Claim]:
-    """All claims on the continuity of weights that one model's run can speak to.
-
-    A claim whose variables are absent is inconclusive and says what is missing.
-
-    Args:
-        data: the Dataset of the continuity analysis.
-        config: thresholds, seed, number of permuted orders and length of a block.
-        resamples: bootstrap resamples of blocks of adjacent pairs.
-
-    Returns:
-        The claims in the order in which they are printed.
-    """
+def claims(data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:
+    """All claims on the continuity of weights, from one model's run and resamples of its blocks of adjacent pairs."""
     table = Pairs(data, config.thresholds, config.seed, resamples, config.permutations, config.block_length)
-    return [claim_of(table, row) for row in ROWS]
+    return claims_of(table, ROWS)
 
 
 def _adjacent_mean(cosines: Floats) -> float:
@@ -363,17 +253,7 @@ def _spread(values: Floats) -> Interval:
     return Interval(float(values.mean()), float(low), float(high), len(values), "permuted orders")
 
 
-def _folded(table: Pairs) -> float | None:
-    """Mean continuity of the claimed projections whose norm is known, gains folded in."""
-    found = [
-        table.find(f"{side}_continuity", dims=("layer",), variant="folded", projection=name)
-        for name, side in table.claimed.items()
-    ]
-    known = [one.mean() for one in found if one is not None]
-    return float(np.mean(known)) if known else None
-
-
 def _words(claimed: Mapping[str, str]) -> str:
     """The claimed projections by space, for example "q, k in v₁; o, down in u₁"."""
-    sides: Sequence[str] = list(dict.fromkeys(claimed.values()))
-    return "; ".join(f"{', '.join(n for n, s in claimed.items() if s == side)} in {VECTOR[side]}" for side in sides)
+    names = {side: ", ".join(name for name, own in claimed.items() if own == side) for side in claimed.values()}
+    return "; ".join(f"{held} in {VECTOR[side]}" for side, held in names.items())
