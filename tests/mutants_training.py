@@ -80,17 +80,24 @@ TRAINING: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             ],
         ),
     ],
-    "probe/analyses/causes/claims.py": [
+    "probe/analyses/causes/table.py": [
         (
             CLAIMS,
             [
                 ("steps >= (1 - LAST) * steps[-1]", "steps >= 0"),
-                ("differences[one.activation].min(axis=0)", "differences[one.activation].max(axis=0)"),
+                ("self.late(values) - self.data", "self.late(values) + self.data"),
+            ],
+        ),
+    ],
+    "probe/analyses/causes/claims.py": [
+        (
+            CLAIMS,
+            [
+                ("differences[name].min(axis=0)", "differences[name].max(axis=0)"),
                 ("np.sort(lower, axis=0)[-min(NEEDED, len(lower))]", "np.sort(lower, axis=0)[-1]"),
                 ("holds = (differences > margin).all(axis=1)", "holds = (differences > margin).any(axis=1)"),
-                ("self.late(values) - self.data", "self.late(values) + self.data"),
                 ("excess[:, 0] / np.where(total > 0, total, 1.0)", "excess[:, 0]"),
-                ('late("v_nonlinearity", "v"), late("full", "v")', 'late("full", "v"), late("v_nonlinearity", "v")'),
+                ("seed_interval(raised, full)", "seed_interval(full, raised)"),
             ],
         ),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,39 +17,19 @@ from probe.analyses.causes.config import Config
 from probe.analyses.causes.figures import contrasts, figures
 from probe.analyses.causes.thresholds import Thresholds
 from probe.claims import Claim
-from probe.table import claim_of
 from tests.causes import FIRST, OTHER, K, dataset
+from tests.judging import at, by_name, judge, shown
 
 CLAIMS = ("residual_coherence", "symmetry_breaking", "concentration", "v_nonlinearity")
 
 
-@dataclass(frozen=True)
-class Settings:
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    seed: int = 0
-
-
-def at(data: xr.Dataset, variable: str, **labels: object) -> np.ndarray:
-    """A view of the variable's values at the labels: writing to it plants an answer."""
-    array = data[variable]
-    index = tuple(
-        int(np.flatnonzero(array[dim].values == labels[dim])[0]) if dim in labels else slice(None) for dim in array.dims
-    )
-    return array.values[index]
-
-
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    grid = Grid(data, replace(Thresholds(), **thresholds), 0)
-    return next(claim_of(grid, entry) for entry in ROWS if entry.sentence.id == f"causes.{row}")
-
-
-def shown(claim: Claim, name: str) -> float:
-    return next(control["estimate"] for control in claim.controls if control["name"].startswith(name))
+    return judge(Grid(data, replace(Thresholds(), **thresholds), 0), ROWS, row)
 
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Claim]:
-    return {claim.id.removeprefix("causes."): claim for claim in claims(dataset(), Settings())}
+    return by_name(claims(dataset(), Config()))
 
 
 class TestSupported:

@@ -19,8 +19,8 @@ from scipy import stats
 
 from probe import plots
 from probe.analyses.causes.cells import ACTIVATIONS, GRID, NORMS, Cell, plain
-from probe.analyses.causes.claims import Grid
 from probe.analyses.causes.config import Config
+from probe.analyses.causes.table import Grid
 from probe.inference import benjamini_hochberg, seed_interval
 from probe.plots.pages import outer_labels, panel_rows, titled
 from probe.plots.style import Style
