@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from probe.analyses.tokenwise.claims import ROWS, claim_of, claims, universal
+from probe.analyses.tokenwise.claims import ROWS, claims, universal
+from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.table import Table
 from probe.analyses.tokenwise.thresholds import Thresholds
 from probe.claims import Claim
+from tests.judging import at, by_name, judge
 
 LAYERS, DOCUMENTS, TOKENS, DRAWS = 3, 15, 8, 2
 FITS = ["zero", "mean", "linear", "local", "mlp", "mlp_random"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    seed: int = 0
 
 
 def noise(*shape: int, seed: int) -> np.ndarray:
@@ -91,18 +87,8 @@ def dataset(documents: int = DOCUMENTS) -> xr.Dataset:
     return data
 
 
-def at(data: xr.Dataset, variable: str, **labels: object) -> np.ndarray:
-    """A view of the variable's values at the labels: writing to it plants an answer."""
-    array = data[variable]
-    index = tuple(
-        int(np.flatnonzero(array[dim].values == labels[dim])[0]) if dim in labels else slice(None) for dim in array.dims
-    )
-    return array.values[index]
-
-
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    table = Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=40)
-    return next(claim_of(table, entry) for entry in ROWS if entry.sentence.id == f"updates.{row}")
+    return judge(Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=40), ROWS, row)
 
 
 SUPPORTED = (
@@ -117,8 +103,7 @@ SUPPORTED = (
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, Claim]:
-    found = claims(dataset(), Settings(), resamples=40)
-    return {claim.id.removeprefix("updates."): claim for claim in found}
+    return by_name(claims(dataset(), Config(), resamples=40))
 
 
 class TestSupported:

@@ -11,16 +11,17 @@ Cost: seconds a claim at 30 layers, 2,048 tokens and 1,000 resamples; about half
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
 
+from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.table import Table
 from probe.analyses.tokenwise.thresholds import Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, line
 from probe.inference import Ranking, fisher_mean, partial_spearman, spearman
-from probe.table import AbsentError, Finding, Floats, Row, Typical, Weights, claim_of, number
+from probe.table import AbsentError, Finding, Floats, Row, Typical, Weights, claims_of, each, number
 
 __all__ = ["Kind", "Thresholds", "claims", "universal"]
 
@@ -29,23 +30,12 @@ Kind: TypeAlias = Literal["transformer", "state-space", "control"]
 PAPER = "arXiv 2604.02459"
 # Below this a KL or an error is rounding noise; the logarithm is taken of at least this.
 FLOOR = 1e-12
+DRAWN = ("draw", "layer", "query")
+MATCHED = ("covariance", "random")  # residuals of the same norm that decide
 COVARIATES = ("update_norm", "state_norm", "entropy", "position", "frequency")
 UNIVERSAL = Sentence(
     "updates.universal", "The same holds for Transformers and for state-space models.", f"{PAPER}, abstract"
 )
-
-
-@runtime_checkable
-class Settings(Protocol):
-    """The part of a configuration that its claims read."""
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """What each statistic must clear."""
-
-    @property
-    def seed(self) -> int:
-        """Of the resamples."""
 
 
 def alignment(table: Table) -> Finding:
@@ -58,7 +48,7 @@ def alignment(table: Table) -> Finding:
     }
 
     def statistic(weights: Weights) -> dict[str, float]:
-        value = {name: part(weights) for name, part in parts.items()}
+        value = each(parts)(weights)
         return value | {name: value["fit"] - value[control] for name, control in (("Δp", "permuted"), ("Δm", "mean"))}
 
     found = table.intervals(statistic)
@@ -90,7 +80,7 @@ def alignment_next_state(table: Table) -> Finding:
     unchanged = table.find("cos_update_fit", fit="zero", target="state")
     if unchanged is not None:
         parts["zero"] = Typical(unchanged)
-    found = table.intervals(lambda weights: {name: part(weights) for name, part in parts.items()})
+    found = table.intervals(each(parts))
     identity = (
         f"fixed by the error: a relative error of {found['error'].estimate:.3g} alone gives a cosine of at least "
         f"{found['bound'].estimate:.3g}, because the state that enters dominates the state that leaves"
@@ -122,7 +112,7 @@ def residual_distinct(table: Table) -> Finding:
     }
 
     def statistic(weights: Weights) -> dict[str, float]:
-        value = {name: part(weights) for name, part in parts.items()}
+        value = each(parts)(weights)
         return value | {"Δ": value["fit"] - value["other"]}
 
     found = table.intervals(statistic)
@@ -147,35 +137,49 @@ def residual_distinct(table: Table) -> Finding:
     )
 
 
+class ErrorAndEffect:
+    """Rank correlations over tokens, by layer, of the relative error and what a replacement does to the output.
+
+    They rest on the tokens at which the error and every replacement were measured, in layers with three of them.
+
+    Args:
+        table: the run.
+    """
+
+    def __init__(self, table: Table) -> None:
+        error = table.get("relative_error", fit=table.fit, target="update")
+        kl = table.get("kl", fit=table.fit)
+        controls = {name: table.get("kl_control", dims=DRAWN, control=name) for name in MATCHED}
+        other = table.find("kl_control", dims=DRAWN, control="other")
+        self._effects = {"fit": kl[None]} | controls | ({} if other is None else {"other": other})
+        covariates = [table.get(name) for name in COVARIATES[:2]]
+        covariates += [table.get(name, dims=("query",))[None] for name in COVARIATES[2:]]
+        measured = np.concatenate([error[None], *self._effects.values()])
+        complete = np.isfinite(measured).all(axis=0)
+        layers = complete.sum(axis=-1) >= 3
+        if not layers.any():
+            raise AbsentError("this run holds no layer with the relative error and the KL of three tokens")
+        self.layers = int(layers.sum())
+        self.error = np.where(complete, error, np.nan)[layers]
+        self._error, self._kl = Ranking(self.error), Ranking(kl[layers])
+        self._every = Ranking(np.concatenate([*self._effects.values()])[:, layers])
+        self._covariates = [Ranking(value[layers] if len(value) == len(layers) else value) for value in covariates]
+
+    def __call__(self, weights: Weights) -> dict[str, float]:
+        """ρ by replacement and less that of each control, on Fisher's scale over layers and draws; "partial"."""
+        ends = np.cumsum([len(effect) for effect in self._effects.values()])[:-1]
+        rho = np.split(spearman(self._error, self._every, weights=weights), ends)
+        value = {name: float(fisher_mean(one, axis=(0, 1))) for name, one in zip(self._effects, rho, strict=True)}
+        partial = partial_spearman(self._error, self._kl, self._covariates, weights=weights)
+        less = {f"Δ {name}": value["fit"] - value[name] for name in MATCHED}
+        return value | less | {"partial": float(fisher_mean(partial))}
+
+
 def error_predicts_output(table: Table) -> Finding:
     """Spearman's ρ of relative error and KL, layer by layer, against residuals of the same norm."""
-    error = table.get("relative_error", fit=table.fit, target="update")
-    kl = table.get("kl", fit=table.fit)
-    drawn = ("draw", "layer", "query")
-    controls = {name: table.get("kl_control", dims=drawn, control=name) for name in ("covariance", "random")}
-    other = table.find("kl_control", dims=drawn, control="other")
-    effects = [kl[None], *controls.values(), *([] if other is None else [other])]
-    names = ["fit", *controls, *([] if other is None else ["other"])]
-    given = [table.get(name) for name in COVARIATES[:2]]
-    given += [table.get(name, dims=("query",))[None] for name in COVARIATES[2:]]
-    complete = np.isfinite(error) & np.all([np.isfinite(effect).all(axis=0) for effect in effects], axis=0)
-    layers = complete.sum(axis=-1) >= 3
-    if not layers.any():
-        raise AbsentError("this run holds no layer with the relative error and the KL of three tokens")
-    error = np.where(complete, error, np.nan)[layers]
-    ranked, replaced = Ranking(error), Ranking(kl[layers])
-    drawn_effects = Ranking(np.concatenate(effects)[:, layers])
-    covariates = [Ranking(value[layers] if len(value) == len(layers) else value) for value in given]
-    ends = np.cumsum([len(effect) for effect in effects])[:-1]
-
-    def statistic(weights: Weights) -> dict[str, float]:
-        rho = np.split(spearman(ranked, drawn_effects, weights=weights), ends)
-        value = {name: float(fisher_mean(one, axis=(0, 1))) for name, one in zip(names, rho, strict=True)}
-        value["partial"] = float(fisher_mean(partial_spearman(ranked, replaced, covariates, weights=weights)))
-        return value | {f"Δ {name}": value["fit"] - value[name] for name in controls}
-
+    statistic = ErrorAndEffect(table)
     found = table.intervals(statistic)
-    spread = float(np.median(np.nanstd(_log(error), axis=-1)))
+    spread = float(np.median(np.nanstd(_log(statistic.error), axis=-1)))
     needed = table.thresholds.threshold_error_spread
     return Finding(
         Evidence(
@@ -189,11 +193,11 @@ def error_predicts_output(table: Table) -> Finding:
                 Condition(spread >= needed, f"the spread of the log error is {spread:.3g}: {needed:.3g} is needed")
             ],
         ),
-        f"tanh of the mean over {int(layers.sum())} layers of atanh ρ(relative error, KL), Spearman over tokens, one "
+        f"tanh of the mean over {statistic.layers} layers of atanh ρ(relative error, KL), Spearman over tokens, one "
         f"position replaced, class {table.fit}",
         line("ρ of covariance-matched residuals of the same norm", found["covariance"]),
         {"ρ of random residuals of the same norm": found["random"]}
-        | ({"ρ of another token's residual": found["other"]} if other is not None else {})
+        | ({"ρ of another token's residual": found["other"]} if "other" in found else {})
         | {"spread (standard deviation) of the log relative error": number(spread)},
     )
 
@@ -201,13 +205,12 @@ def error_predicts_output(table: Table) -> Finding:
 def residual_matters(table: Table) -> Finding:
     """KL of the residual over KL of a covariance-matched residual of the same norm."""
     log_kl = _log(table.get("kl", fit=table.fit))
-    drawn = ("draw", "layer", "query")
-    parts = {"fit": Typical(log_kl - _log(table.get("kl_control", dims=drawn, control="covariance")))}
+    parts = {"fit": Typical(log_kl - _log(table.get("kl_control", dims=DRAWN, control="covariance")))}
     for name in ("random", "other"):
-        control = table.find("kl_control", dims=drawn, control=name)
+        control = table.find("kl_control", dims=DRAWN, control=name)
         if control is not None:
             parts[name] = Typical(log_kl - _log(control))
-    found = table.intervals(lambda weights: {name: part(weights) for name, part in parts.items()})
+    found = table.intervals(each(parts))
     return Finding(
         Evidence([Criterion("median log KL(r)/KL(r′)", found["fit"], table.thresholds.threshold_residual_matters)]),
         "median over tokens of log KL(r)/KL(r′), r′ drawn from the covariance of the residuals at the norm of r, "
@@ -229,7 +232,7 @@ def mlp_helps(table: Table) -> Finding:
         parts["own"] = Typical(np.where(own == 2, gain, np.nan))
 
     def statistic(weights: Weights) -> dict[str, float]:
-        value = {name: part(weights) for name, part in parts.items()}
+        value = each(parts)(weights)
         return value | {"Δ": value["high"] - value["low"]}
 
     found = table.intervals(statistic)
@@ -237,7 +240,6 @@ def mlp_helps(table: Table) -> Finding:
     learned = explained[np.isfinite(explained)] > 0
     flat = table.find("mlp_flat", dims=("layer",), fit="mlp_random")
     marked = "" if flat is None else f"; curve not flat at the end in {int((flat == 0).sum())} layers"
-    shown = {"all tokens": found["all"]}
     return Finding(
         Evidence(
             [Criterion("log e(linear)/e(MLP), high regime", found["high"], table.thresholds.threshold_mlp_helps)],
@@ -252,7 +254,8 @@ def mlp_helps(table: Table) -> Finding:
         "median over tokens of log e(linear) − log e(MLP from a random start) in the tercile of high error by an "
         f"independent fit, mean over {parts['high'].layers} layers{marked}",
         line("low-error regime", found["low"]),
-        shown | ({"high regime cut by the fit itself (biased)": found["own"]} if "own" in found else {}),
+        {"all tokens": found["all"]}
+        | ({"high regime cut by the fit itself (biased)": found["own"]} if "own" in found else {}),
     )
 
 
@@ -267,7 +270,7 @@ def low_dimensional(table: Table) -> Finding:
             _log(table.get("instability", neighbours=32)) - _log(table.get("instability", neighbours=256))
         ),
     }
-    found = table.intervals(lambda weights: {name: part(weights) for name, part in parts.items()})
+    found = table.intervals(each(parts))
     threshold = table.thresholds.threshold_low_dimensional
     curve = [table.find("sweep_error_in_sample", dims=("layer",), neighbours=256, rank=rank) for rank in (4, 64)]
     in_sample = None if curve[0] is None or curve[1] is None else float(np.nanmean(_log(curve[0]) - _log(curve[1])))
@@ -352,22 +355,9 @@ ROWS = (
 FIRST_THREE = ("updates.alignment", "updates.residual_distinct", "updates.error_predicts_output")
 
 
-def claims(data: xr.Dataset, config: Settings, *, resamples: int = 1000) -> list[Claim]:
-    """All claims on layer updates that one model's run can speak to.
-
-    A claim whose variables are absent is inconclusive and says what is missing. `universal` needs several models, so it
-    is inconclusive here; call it with the claims of several runs.
-
-    Args:
-        data: the Dataset of the layer-update analysis; ``attrs``: model, kind, deciding_fit, d_model.
-        config: thresholds, and the seed of the resamples.
-        resamples: bootstrap resamples of documents.
-
-    Returns:
-        The claims in the order in which they are printed.
-    """
-    table = Table(data, config.thresholds, config.seed, resamples)
-    rows = [claim_of(table, row) for row in ROWS]
+def claims(data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:
+    """All claims on layer updates, from one model's run and resamples of its documents; `universal` needs several."""
+    rows = claims_of(Table(data, config.thresholds, config.seed, resamples), ROWS)
     model = str(data.attrs.get("model", "this model"))
     return [*rows, universal({model: rows}, {model: data.attrs.get("kind", "transformer")})]
 
@@ -405,10 +395,9 @@ def universal(claims_by_model: Mapping[str, Sequence[Claim]], kinds: Mapping[str
             "needs at least 2 pretrained Transformers and 1 pretrained state-space model: there are "
             f"{transformers} and {len(counted) - transformers}"
         )
-    elif all(agreed):
-        reason = f"the same verdicts on every model: {told}"
     else:
-        reason = f"the verdicts differ, or some are inconclusive: {told}"
+        same = "the same verdicts on every model" if all(agreed) else "the verdicts differ, or some are inconclusive"
+        reason = f"{same}: {told}"
     return Claim(
         id=UNIVERSAL.id,
         statement=UNIVERSAL.statement,
