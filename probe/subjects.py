@@ -19,6 +19,7 @@ from probe.errors import InputError
 from probe.model import LanguageModel, load_model
 from probe.sources import BUNDLED
 from probe.text import Part, Windows, load_windows
+from probe.weights import ModuleWeights
 
 CONTEXT_CHARACTERS = 60
 LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
@@ -211,9 +212,8 @@ def variable(
     return dims, values, ({} if units is None else {"units": units}) | {"long_name": long_name}
 
 
-def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, Any]:
-    """What every analysis of a model on a text writes into its Dataset's attributes."""
-    model = model_of(config)
+def subject_attributes(config: ModelConfig, analysis: str, model: LanguageModel | ModuleWeights) -> dict[str, Any]:
+    """What every analysis of a model, or of its weights alone, writes into its Dataset's attributes."""
     return {
         "analysis": analysis,
         "model": model.name,
@@ -222,6 +222,12 @@ def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, 
         "architecture": model.architecture,
         "kind": kind_of(config, recurrent=model.recurrent),
         "d_model": model.d_model,
+    }
+
+
+def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, Any]:
+    """What every analysis of a model on a text writes into its Dataset's attributes."""
+    return subject_attributes(config, analysis, model_of(config)) | {
         "text": scored.name,
         "demonstration": int(config.text is None and config.dataset == "sample"),
         "n_scored_windows": scored.n_windows,

@@ -30,34 +30,7 @@ def dataset(*, seeds: int = SEEDS, documents: int = DOCUMENTS, layers: int = LAY
     variants = ["model", "alone", *(f"init-{seed}" for seed in range(seeds)), "shuffled-0"]
     queries = documents * CHOSEN
     first = np.arange(queries) % CHOSEN == 0
-    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-    for name in SCORES:
-        start, end = FALLS.get(name, (0.5, 0.5))
-        values = np.full((len(variants), 2, layers, queries), 0.7)
-        values[:2] = np.linspace(start, end, layers)[:, None]
-        values += noise * rng.normal(size=values.shape)
-        values[1:, ..., ~first] = np.nan
-        variables[name] = (("variant", "matrix", "layer", "query"), np.abs(values))
-    steps = np.arange(1, layers + 1) / layers
-
-    def product(shares: list[float], *lead: int) -> np.ndarray:
-        curves = WIDTH * np.asarray(shares)[(..., *[None] * len(lead), None)] ** steps
-        return curves[..., None] * np.exp(5 * noise * rng.normal(size=(len(shares), *lead, layers, queries)))
-
-    ratio = product([WHOLE[name.split("-")[0]] for name in variants])
-    ratio[1:, :, ~first] = np.nan
-    null = product([NULL_WHOLE[name] for name in NULLS], DRAWS)
-    null[..., ~first] = np.nan
-    few = [NULLS.index(name) for name in ("schur_normal_transposed", "schur_normal_rotated")]
-    null[few, ..., 8:] = np.nan
-    null[2 + 1 :, 1:] = np.nan  # one draw
-    variables["product_participation_ratio"] = (("variant", "depth", "query"), ratio)
-    variables["product_effective_rank"] = (("variant", "depth", "query"), 1.5 * ratio)
-    variables["product_log_norm"] = (("variant", "depth", "query"), np.log(ratio) + 2)
-    variables["null_participation_ratio"] = (("null", "draw", "depth", "query"), null)
-    variables["null_effective_rank"] = (("null", "depth", "query"), 1.5 * null[:, 0])
-    fraction = np.where(first, 0.7 + noise * rng.normal(size=(len(NULLS), layers, queries)), np.nan)
-    variables["null_antisymmetric_fraction"] = (("null", "layer", "query"), fraction)
+    variables = _scores(rng, len(variants), layers, first, noise) | _products(rng, variants, layers, first, noise)
     variables |= _own(rng, layers, queries, first)
     variables |= _perturbations(rng, queries, first)
     coordinates = {
@@ -91,6 +64,45 @@ def dataset(*, seeds: int = SEEDS, documents: int = DOCUMENTS, layers: int = LAY
 
 
 Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+
+
+def _scores(rng: np.random.Generator, variants: int, layers: int, first: np.ndarray, noise: float) -> Variables:
+    """Scores that fall with depth in the model and in its blocks on the token alone."""
+    found: Variables = {}
+    for name in SCORES:
+        start, end = FALLS.get(name, (0.5, 0.5))
+        values = np.full((variants, 2, layers, len(first)), 0.7)
+        values[:2] = np.linspace(start, end, layers)[:, None]
+        values += noise * rng.normal(size=values.shape)
+        values[1:, ..., ~first] = np.nan
+        found[name] = (("variant", "matrix", "layer", "query"), np.abs(values))
+    return found
+
+
+def _products(rng: np.random.Generator, variants: list[str], layers: int, first: np.ndarray, noise: float) -> Variables:
+    """Products that lose directions at an even rate, in the variants and under the nulls."""
+    steps = np.arange(1, layers + 1) / layers
+
+    def product(shares: list[float], *lead: int) -> np.ndarray:
+        curves = WIDTH * np.asarray(shares)[(..., *[None] * len(lead), None)] ** steps
+        return curves[..., None] * np.exp(5 * noise * rng.normal(size=(len(shares), *lead, layers, len(first))))
+
+    ratio = product([WHOLE[name.split("-")[0]] for name in variants])
+    ratio[1:, :, ~first] = np.nan
+    null = product([NULL_WHOLE[name] for name in NULLS], DRAWS)
+    null[..., ~first] = np.nan
+    few = [NULLS.index(name) for name in ("schur_normal_transposed", "schur_normal_rotated")]
+    null[few, ..., 8:] = np.nan
+    null[2 + 1 :, 1:] = np.nan  # one draw
+    fraction = np.where(first, 0.7 + noise * rng.normal(size=(len(NULLS), layers, len(first))), np.nan)
+    return {
+        "product_participation_ratio": (("variant", "depth", "query"), ratio),
+        "product_effective_rank": (("variant", "depth", "query"), 1.5 * ratio),
+        "product_log_norm": (("variant", "depth", "query"), np.log(ratio) + 2),
+        "null_participation_ratio": (("null", "draw", "depth", "query"), null),
+        "null_effective_rank": (("null", "depth", "query"), 1.5 * null[:, 0]),
+        "null_antisymmetric_fraction": (("null", "layer", "query"), fraction),
+    }
 
 
 def _own(rng: np.random.Generator, layers: int, queries: int, first: np.ndarray) -> Variables:

@@ -43,60 +43,24 @@ def dataset(
     """
     generator = np.random.default_rng(seed)
     depth = np.arange(n_layers) if layers is None else np.asarray(layers)
-    n = len(depth)
     document = np.sort(generator.integers(documents, size=queries))
     document[:documents] = np.arange(documents)  # none is empty
-    hardness = 0.2 * generator.standard_normal((n, queries)) + 0.1 * generator.standard_normal(documents)[document]
-    level = (
-        np.asarray([ERROR[fit] for fit in fits])[:, None, None]
-        * (1 + 0.3 * np.cos(np.pi * depth / n_layers))[None, :, None]
-    )
-    own_noise = 0.08 * generator.standard_normal((len(fits), n, queries))
-    error = level * np.exp(hardness + own_noise)
-    error[[fit == "zero" for fit in fits]] = 1.0
-    norm = np.exp(0.3 * generator.standard_normal((n, queries))) * (2 + depth)[:, None]
-    state_norm = norm * 4
-    sharpness = 0.5 * generator.standard_normal((n, queries)) - 3
+    error = _errors(generator, fits, document, np.cos(np.pi * depth / n_layers))
+    norm = np.exp(0.3 * generator.standard_normal((len(depth), queries))) * (2 + depth)[:, None]
+    sharpness = 0.5 * generator.standard_normal(norm.shape) - 3
     kl = np.exp(sharpness + slope * np.log(error) + 0.2 * generator.standard_normal(error.shape))
-
     kl[[fit not in REPLACED for fit in fits]] = np.nan
-
-    both = np.stack([error, error / 4], axis=1)  # fit, target, layer, query
-    aligned = np.sqrt(np.clip(1 - (0.85 * both) ** 2, 0, None))
-    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
-        "relative_error": (("fit", "target", "layer", "query"), both),
-        "cos_update_fit": (("fit", "target", "layer", "query"), aligned),
-        "cos_update_residual": (("fit", "target", "layer", "query"), np.clip(both, None, 1)),
-        "cos_fit_residual": (
-            ("fit", "target", "layer", "query"),
-            np.clip(0.05 * generator.standard_normal(both.shape), -1, 1),
-        ),
-        "kl": (("fit", "layer", "query"), kl),
-        "loss_change": (("fit", "layer", "query"), kl * generator.normal(0.5, 1, kl.shape)),
-        "logit_distance": (("fit", "layer", "query"), np.sqrt(kl) * 40),
-        "logit_cosine": (("fit", "layer", "query"), 1 - np.clip(kl, 0, 1)),
-        "top1": (
-            ("fit", "layer", "query"),
-            np.where(np.isnan(kl), np.nan, generator.random(kl.shape) > np.clip(kl, 0, 1)),
-        ),
-        "explained_variance": (("fit", "layer"), 1 - (error**2).mean(-1)),
-        "update_norm": (("layer", "query"), norm),
-        "state_norm": (("layer", "query"), state_norm),
-        "entropy": (("query",), generator.gamma(4, 0.8, queries)),
-        "frequency": (("query",), np.log1p(generator.integers(1, 1000, queries))),
-        "loss": (("query",), generator.gamma(3, 1, queries)),
-        "mlp_flat": (
-            ("fit", "layer"),
-            np.asarray([[not (f.startswith("mlp") and i == 1) for i in depth] for f in fits]),
-        ),
-    }
-    variables |= _shares(generator, fits, error, d_model)
+    variables = _fitted(generator, fits, error, norm) | _replaced(generator, kl) | _tokens(generator, queries)
+    variables["mlp_flat"] = (
+        ("fit", "layer"),
+        np.asarray([[not (fit.startswith("mlp") and layer == 1) for layer in depth] for fit in fits]),
+    )
+    variables |= _shares(generator, fits, error)
     variables |= _controls(generator, fits, error, kl, sharpness, draws, control_slope, control_gap)
     variables |= _regimes(generator, fits, error)
     variables |= _sweeps(generator, error)
-    text = np.asarray(tokens if tokens is not None else WORDS, dtype=object)
-    token = text[np.arange(queries) % len(text)]
-    heads = np.asarray(titles if titles is not None else [f"Article {i}" for i in range(documents)], dtype=object)
+    words = np.asarray(WORDS if tokens is None else tokens, dtype=object)
+    heads = np.asarray([f"Article {i}" for i in range(documents)] if titles is None else titles, dtype=object)
     return xr.Dataset(
         {name: value for name, value in variables.items() if name not in drop},
         coords={
@@ -112,8 +76,8 @@ def dataset(
             "window": ("query", document * 2),
             "position": ("query", generator.integers(1, 256, queries)),
             "document": ("query", document),
-            "token": ("query", token.astype(str)),
-            "context": ("query", np.asarray(["".join(text[:5])] * queries, dtype=str)),
+            "token": ("query", words[np.arange(queries) % len(words)].astype(str)),
+            "context": ("query", np.asarray(["".join(words[:5])] * queries, dtype=str)),
             "title": ("query", heads[document % len(heads)].astype(str)),
         },
         attrs={
@@ -142,7 +106,51 @@ def dataset(
 Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
-def _shares(generator: np.random.Generator, fits: Sequence[str], error: np.ndarray, d_model: int) -> Variables:
+def _errors(generator: np.random.Generator, fits: Sequence[str], document: np.ndarray, wave: np.ndarray) -> np.ndarray:
+    """Relative errors (fit, layer, query): of its class, following the layer's wave, hard tokens and hard documents."""
+    shape = (len(wave), len(document))
+    hardness = 0.2 * generator.standard_normal(shape)
+    hardness += 0.1 * generator.standard_normal(document.max() + 1)[document]
+    level = np.asarray([ERROR[fit] for fit in fits])[:, None, None] * (1 + 0.3 * wave)[None, :, None]
+    error = level * np.exp(hardness + 0.08 * generator.standard_normal((len(fits), *shape)))
+    error[[fit == "zero" for fit in fits]] = 1.0
+    return error
+
+
+def _fitted(generator: np.random.Generator, fits: Sequence[str], error: np.ndarray, norm: np.ndarray) -> Variables:
+    dims = ("fit", "target", "layer", "query")
+    both = np.stack([error, error / 4], axis=1)
+    return {
+        "relative_error": (dims, both),
+        "cos_update_fit": (dims, np.sqrt(np.clip(1 - (0.85 * both) ** 2, 0, None))),
+        "cos_update_residual": (dims, np.clip(both, None, 1)),
+        "cos_fit_residual": (dims, np.clip(0.05 * generator.standard_normal(both.shape), -1, 1)),
+        "explained_variance": (("fit", "layer"), 1 - (error**2).mean(-1)),
+        "update_norm": (("layer", "query"), norm),
+        "state_norm": (("layer", "query"), 4 * norm),
+    }
+
+
+def _replaced(generator: np.random.Generator, kl: np.ndarray) -> Variables:
+    dims = ("fit", "layer", "query")
+    return {
+        "kl": (dims, kl),
+        "loss_change": (dims, kl * generator.normal(0.5, 1, kl.shape)),
+        "logit_distance": (dims, np.sqrt(kl) * 40),
+        "logit_cosine": (dims, 1 - np.clip(kl, 0, 1)),
+        "top1": (dims, np.where(np.isnan(kl), np.nan, generator.random(kl.shape) > np.clip(kl, 0, 1))),
+    }
+
+
+def _tokens(generator: np.random.Generator, queries: int) -> Variables:
+    return {
+        "entropy": (("query",), generator.gamma(4, 0.8, queries)),
+        "frequency": (("query",), np.log1p(generator.integers(1, 1000, queries))),
+        "loss": (("query",), generator.gamma(3, 1, queries)),
+    }
+
+
+def _shares(generator: np.random.Generator, fits: Sequence[str], error: np.ndarray) -> Variables:
     n, queries = error.shape[1:]
     k = np.asarray([1, 4, 8])[:, None, None]
     base = np.stack([1 - 0.75 / np.sqrt(k), 1 - 0.7 / np.sqrt(k), 0.4 - 0.36 / np.sqrt(k), 0.85 - 0.7 / np.sqrt(k)])

@@ -46,15 +46,7 @@ _BY_PROJECTION = {  # of a transformer: the matrix axis is kept, and a matrix ha
 
 
 def assemble(config: Config, run: Run) -> xr.Dataset:
-    """Joins the finished units of a run.
-
-    Args:
-        config: The run's configuration.
-        run: Its directory.
-
-    Returns:
-        The Dataset; without transformers where none were trained.
-    """
+    """The finished units of a run as its Dataset; without transformers where none were trained."""
     units = work.units(config)
     data = xr.Dataset(
         coords={

@@ -17,12 +17,10 @@ from torch import Tensor
 from probe import graphs, subjects
 from probe.analyses.communities import coupling, gains, partitions, work
 from probe.analyses.communities.config import Config
-from probe.analyses.communities.work import views_of
 from probe.engine import Unit
 from probe.runs import Run
 from probe.subjects import layers_of, model_of, variable
 
-LARGEST = gains.LARGEST
 SCALARS = {
     "resolution": "resolution, in units of the mean |w|",
     "excess": "stability less that of null graphs, at this resolution",
@@ -35,15 +33,7 @@ SCALARS = {
 
 
 def assemble(config: Config, run: Run) -> xr.Dataset:
-    """Joins the finished units of a run.
-
-    Args:
-        config: the run's configuration.
-        run: its directory.
-
-    Returns:
-        The Dataset; which variables it holds depends on the configuration.
-    """
+    """The finished units of a run as its Dataset; which variables it holds depends on the configuration."""
     units = work.units(config)
     data = xr.Dataset(coords=_coordinates(config))
     _add_graphs(data, run, units["graphs"])
@@ -71,7 +61,7 @@ def _coordinates(config: Config) -> dict[str, object]:
     windows, positions = work.scored_windows(config), work.scored_positions(config)
     return subjects.token_coordinates(model_of(config), windows, positions) | {
         "layer": layers_of(config),
-        "view": views_of(config),
+        "view": work.views_of(config),
     }
 
 
@@ -103,7 +93,7 @@ def _add_graphs(data: xr.Dataset, run: Run, units: Sequence[Unit]) -> None:
 
 def _add_views(data: xr.Dataset, config: Config, run: Run) -> None:
     """Labels, places, covariates, gains and permuted couplings (view, layer, …), and how alike partitions are."""
-    layers, views = layers_of(config), views_of(config)
+    layers, views = layers_of(config), work.views_of(config)
     width = data.sizes["unit"]
     chosen = work.scored_positions(config).shape[1]
     labels = np.stack([[partitions.load_labels(run, view, layer) for layer in layers] for view in views])
@@ -153,7 +143,7 @@ def _add_operators(data: xr.Dataset, config: Config, run: Run) -> None:
     data.coords["matrix"] = ["J", "K"]
     data.coords["amplification"] = list(gains.MEASURES)
     for prefix, name in (("", "community_amplification"), ("z.", "community_z")):
-        values = np.full((2, len(gains.MEASURES), len(parts), LARGEST), np.nan)
+        values = np.full((2, len(gains.MEASURES), len(parts), gains.LARGEST), np.nan)
         for matrix, measure, layer in np.ndindex(*values.shape[:3]):
             found = parts[layer][f"{prefix}{'JK'[matrix]}.{gains.MEASURES[measure]}"].numpy()
             values[matrix, measure, layer, : len(found)] = found

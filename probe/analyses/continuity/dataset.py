@@ -14,7 +14,7 @@ from probe.analyses.continuity import work
 from probe.analyses.continuity.config import Config
 from probe.engine import Unit
 from probe.runs import Run
-from probe.subjects import kind_of, variable
+from probe.subjects import subject_attributes, variable
 
 COMPARED = (
     *("input_continuity", "output_continuity", "gap"),
@@ -25,15 +25,7 @@ LEVEL = 0.99
 
 
 def assemble(config: Config, run: Run) -> xr.Dataset:
-    """Joins the finished units of a run.
-
-    Args:
-        config: the run's configuration.
-        run: its directory.
-
-    Returns:
-        The Dataset: as `probe.weights.continuity` gives it, with a dimension `variant` where controls were measured.
-    """
+    """What `probe.weights.continuity` gives, with a dimension `variant` where controls were measured as well."""
     first = work.layers_of(config)[0]
     described = {
         variant: weights.described(dict(work.bases_of(config, run, variant)), config.subspaces, first)
@@ -100,15 +92,5 @@ def _add_docs(data: xr.Dataset, config: Config, run: Run, units: list[Unit]) -> 
 
 
 def _attributes(config: Config) -> dict[str, object]:
-    own = work.weights_of(config)
-    return {
-        "analysis": "continuity",
-        "model": own.name,
-        "revision": config.revision or "",
-        "description": own.description,
-        "architecture": own.architecture,
-        "kind": kind_of(config, recurrent=own.recurrent),
-        "d_model": own.d_model,
-        "block_length": config.block_length,
-        "outlier_share": config.outlier_share,
-    }
+    own = {"block_length": config.block_length, "outlier_share": config.outlier_share}
+    return subject_attributes(config, "continuity", work.weights_of(config)) | own

@@ -33,15 +33,7 @@ _PRODUCTS = {
 
 
 def assemble(config: Config, run: Run) -> xr.Dataset:
-    """Joins the finished units of a run.
-
-    Args:
-        config: the run's configuration.
-        run: its directory.
-
-    Returns:
-        The Dataset; which variables it holds depends on the configuration.
-    """
+    """The finished units of a run as its Dataset; which variables it holds depends on the configuration."""
     units = work.units(config)
     data = xr.Dataset(coords=_coordinates(config))
     _add_scores(data, config, run, [*units["scores"], *units["controls"]])

@@ -15,6 +15,7 @@ from probe.analyses.dynamics import work
 from probe.analyses.dynamics.config import Config
 from probe.engine import Unit
 from probe.runs import Run
+from probe.subjects import model_of
 from probe.weights.singular import leading_triplets
 
 CHUNK = 4  # matrices scored at once, two a core
@@ -63,7 +64,7 @@ def mean_products_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor
     """
     rows = slice(0, measured_windows(config))
     document = work.windows_of(config).document[rows]
-    of_averages = singles = torch.eye(work.width_of(config), dtype=torch.float64)
+    of_averages = singles = torch.eye(model_of(config).d_model, dtype=torch.float64)
     found: dict[str, list[Tensor]] = {"product_of_averages": [], "average_of_products": []}
     for _, matrices in work.jacobians(config, rows):
         J = matrices[:, 0].double()

@@ -145,7 +145,7 @@ def _symmetrised_ov(config: Config, window: int) -> tuple[Product, list[Tensor]]
     context = replay.record(model_of(config), work.windows_of(config).tokens[rows], work.positions_of(config)[rows, :1])
     context = context.alone() if config.context == "alone" else context
     options = Options(context=config.context, symmetrised_ov=True, memory=work.JACOBIAN_MEMORY)
-    product, fractions = Product(work.width_of(config)), []
+    product, fractions = Product(model_of(config).d_model), []
     for layer in range(model_of(config).n_layers):
         J = recorded_jacobian(context, layer, options)[0].double().cpu()  # one position: one draw
         product.step(J)

@@ -143,9 +143,11 @@ def jacobians(
         yield layer, matrices.cpu()  # `probe.lapack` sends to a GPU what is quicker there
 
 
-def stacked(config: Config, rows: slice, **options: object) -> Float[Tensor, "window chosen layer d d"]:
+def stacked(
+    config: Config, rows: slice, *, variant: str = "model", every_position: bool = False
+) -> Float[Tensor, "window chosen layer d d"]:
     """The Jacobians of all blocks at once: 4 L d² bytes a position."""
-    found = jacobians(config, rows, **options)  # type: ignore[arg-type]
+    found = jacobians(config, rows, variant=variant, every_position=every_position)
     return torch.stack([jacobian for _, jacobian in found], dim=2)
 
 
@@ -262,8 +264,3 @@ def pseudospectra_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor
         "spectral_abscissa": update.spectral_abscissa,
         "numerical_abscissa": update.numerical_abscissa,
     }
-
-
-def width_of(config: Config) -> int:
-    """Width of the stream."""
-    return model_of(config).d_model
