@@ -21,7 +21,7 @@ def at(data: xr.Dataset, variable: str, **labels: object) -> np.ndarray:
     return array.values[index]
 
 
-def judge(table: Reading[Any], rows: Sequence[Row], name: str) -> Claim:
+def claim_named(table: Reading[Any], rows: Sequence[Row], name: str) -> Claim:
     """The claim of the row whose id ends in the name."""
     return next(claim_of(table, row) for row in rows if _ending(row.sentence.id) == name)
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 import probe
 from probe import InputError, analyses, command
-from probe.analysis import Analysis, Stage, configured
+from probe.analysis import Analysis, Stage, configured, control_names, require_at_least
 from probe.claims import Criterion, Evidence, Sentence, decide, line
 from probe.engine import Unit
 from probe.inference import Interval
@@ -129,3 +129,16 @@ def test_an_unfinished_run_is_refused(squares: Analysis[Config], tmp_path: Path)
     (tmp_path / "run" / "claims.json").unlink()
     with pytest.raises(InputError, match=r"holds claims\.json"):
         squares.read(tmp_path / "run")
+
+
+def test_a_control_is_never_the_model_itself():
+    assert control_names("init", 3, None) == ("init-0", "init-1", "init-2")
+    assert control_names("init", 3, 1) == ("init-0", "init-2", "init-3")
+    assert control_names("shuffled", 0, 0) == ()
+
+
+def test_an_option_that_is_too_small_is_named_as_it_is_typed():
+    config = command.TextConfig(window_length=16)
+    require_at_least(config, {"windows": 1, "window_length": 16})
+    with pytest.raises(InputError, match="--window-length must be at least 17: got 16; give a larger number"):
+        require_at_least(config, {"windows": 1, "window_length": 17})

@@ -18,13 +18,13 @@ from probe.analyses.causes.figures import contrasts, figures
 from probe.analyses.causes.thresholds import Thresholds
 from probe.claims import Claim
 from tests.causes import FIRST, OTHER, K, dataset
-from tests.judging import at, by_name, judge, shown
+from tests.judging import at, by_name, claim_named, shown
 
 CLAIMS = ("residual_coherence", "symmetry_breaking", "concentration", "v_nonlinearity")
 
 
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    return judge(Grid(data, replace(Thresholds(), **thresholds), 0), ROWS, row)
+    return claim_named(Grid(data, replace(Thresholds(), **thresholds), 0), ROWS, row)
 
 
 @pytest.fixture(scope="module")

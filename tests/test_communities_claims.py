@@ -25,7 +25,7 @@ from probe.claims import Claim
 from probe.inference import benjamini_hochberg
 from probe.table import Table
 from tests.communities import CHOSEN, DOCUMENTS, HALVES_AMI, LAYERS, WIDTH, coupling_of, dataset
-from tests.judging import at, by_name, judge, shown
+from tests.judging import at, by_name, claim_named, shown
 
 CLAIMS = ("exist", "coupling", "sign", "learned", "robust")
 INITS = tuple(f"init-{seed}" for seed in range(5))
@@ -39,7 +39,7 @@ def table_of(data: xr.Dataset, **thresholds: float) -> Table[Thresholds]:
 
 
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    return judge(table_of(data, **thresholds), ROWS, row)
+    return claim_named(table_of(data, **thresholds), ROWS, row)
 
 
 def plant_rho(data: xr.Dataset, curve: np.ndarray | list[float], *views: str) -> None:

@@ -18,14 +18,14 @@ from probe.analyses.continuity.thresholds import Thresholds
 from probe.claims import Claim
 from probe.weights import haar_cosine
 from tests.continuity import ANGLE, BLOCKS, INNER, NAMES, STREAM, dataset, plant, put, rotating
-from tests.judging import by_name, judge, shown
+from tests.judging import by_name, claim_named, shown
 
 CLAIMS = ("trained", "projections", "adjacency")
 CONTINUOUS = [name for name in NAMES if name in CLAIMED]
 
 
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    return judge(Pairs(data, replace(Thresholds(), **thresholds), 0, 60, 199, 3), ROWS, row)
+    return claim_named(Pairs(data, replace(Thresholds(), **thresholds), 0, 60, 199, 3), ROWS, row)
 
 
 @pytest.fixture(scope="module")

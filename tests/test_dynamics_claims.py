@@ -15,13 +15,13 @@ from probe.analyses.dynamics.thresholds import Thresholds
 from probe.claims import Claim
 from probe.table import Table
 from tests.dynamics import CHOSEN, DOCUMENTS, LAYERS, NULL_WHOLE, WHOLE, WIDTH, dataset
-from tests.judging import at, by_name, judge, shown
+from tests.judging import at, by_name, claim_named, shown
 
 CLAIMS = ("gradient", "late_symmetric", "bottleneck", "learned", "nonnormal_origin", "linear_holds")
 
 
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    return judge(Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=40), ROWS, row)
+    return claim_named(Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=40), ROWS, row)
 
 
 def plant_curve(data: xr.Dataset, score: str, curve: list[float], variants: tuple[str, ...] = ("model",)) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,7 +12,7 @@ from scipy import stats
 from probe.analyses.dynamics.thresholds import Thresholds
 from probe.claims import Criterion, Evidence, Sentence
 from probe.inference import Interval
-from probe.table import AbsentError, Finding, Row, Table, Typical, claim_of, crossed, joined
+from probe.table import AbsentError, Finding, Row, Table, Typical, claim_of, claims_of, crossed, joined
 
 
 def table(values: np.ndarray, documents: np.ndarray) -> Table[Thresholds]:
@@ -80,6 +82,13 @@ def test_one_value_is_resampled_over_documents_alone():
     assert crossed(one, lambda weights: {"x": np.array([typical(weights)])})["x"] == alone
 
 
+def test_controls_are_told_by_their_kind():
+    data = table(np.ones((1, 3)), np.arange(3)).data.expand_dims(variant=["model", "init-0", "initial", "init-12"])
+    one = Table(data, Thresholds(), seed=0, resamples=2)
+    assert one.repeats("init") == ["init-0", "init-12"]
+    assert one.repeats("shuffled") == []
+
+
 def test_a_table_of_what_was_measured_counts_its_documents():
     values = np.random.default_rng(0).normal(size=(2, 30))
     control = np.where(np.arange(30) < 18, values[None], np.nan)
@@ -103,6 +112,12 @@ class TestRows:
     def test_enough_documents(self):
         claim = claim_of(table(np.ones((1, 20)), np.arange(20)), self.row)
         assert (claim.verdict, claim.estimate) == ("supported", 1.0)
+
+    def test_claims_come_in_the_order_of_their_rows(self):
+        other = replace(self.row, sentence=Sentence("a.c", "And so.", "there"))
+        rows = [other, self.row, other]
+        found = claims_of(table(np.ones((1, 20)), np.arange(20)), rows)
+        assert [claim.id for claim in found] == ["a.c", "a.b", "a.c"]
 
     def test_too_few_documents_decide_nothing(self):
         claim = claim_of(table(np.ones((1, 20)), np.arange(20) % 11), self.row)

@@ -15,7 +15,7 @@ from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.table import Table
 from probe.analyses.tokenwise.thresholds import Thresholds
 from probe.claims import Claim
-from tests.judging import at, by_name, judge
+from tests.judging import at, by_name, claim_named
 
 LAYERS, DOCUMENTS, TOKENS, DRAWS = 3, 15, 8, 2
 FITS = ["zero", "mean", "linear", "local", "mlp", "mlp_random"]
@@ -88,7 +88,7 @@ def dataset(documents: int = DOCUMENTS) -> xr.Dataset:
 
 
 def judged(data: xr.Dataset, row: str, **thresholds: float) -> Claim:
-    return judge(Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=40), ROWS, row)
+    return claim_named(Table(data, replace(Thresholds(), **thresholds), seed=0, resamples=40), ROWS, row)
 
 
 SUPPORTED = (
