@@ -12,9 +12,10 @@ from scipy import stats
 
 from probe import plots
 from probe.analyses.causes.cells import ACTIVATIONS, DECAYS, RADIAL, Cell, plain
-from probe.analyses.causes.claims import ROWS, Grid, claims
+from probe.analyses.causes.claims import ROWS, claims
 from probe.analyses.causes.config import Config
 from probe.analyses.causes.figures import contrasts, figures
+from probe.analyses.causes.table import Grid
 from probe.analyses.causes.thresholds import Thresholds
 from probe.claims import Claim
 from tests.causes import FIRST, OTHER, K, dataset
