@@ -8,6 +8,7 @@ from tests.mutants_communities import COMMUNITIES
 from tests.mutants_dynamics import DYNAMICS
 from tests.mutants_graphs import GRAPHS
 from tests.mutants_jacobian import JACOBIAN
+from tests.mutants_plots import PLOTS
 from tests.mutants_spectra import SPECTRA
 from tests.mutants_training import TRAINING
 from tests.mutants_weights import WEIGHTS
@@ -496,7 +497,7 @@ TOKENWISE_CLAIMS = _mutants(
     ),
 )
 
-ROOMS = {**COMMUNITIES, **DYNAMICS, **JACOBIAN, **GRAPHS, **SPECTRA, **WEIGHTS, **TRAINING}
+ROOMS = {**COMMUNITIES, **DYNAMICS, **JACOBIAN, **GRAPHS, **PLOTS, **SPECTRA, **WEIGHTS, **TRAINING}
 
 MUTANTS = [
     *GEOMETRY,

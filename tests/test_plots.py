@@ -6,25 +6,29 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 from scipy.stats import spearmanr
 
-from probe import plots
+from probe import plots, spectra
 from probe.analyses.tokenwise.claims import Thresholds
 from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.figures import MAX_POINTS, figures
 from probe.analyses.tokenwise.interactive import scatter, scatter_fits, scatter_queries
 from probe.plots.charts import block_slider, one_shown, rounded
 from probe.plots.pages import new_grid
+from probe.plots.spectral import random_matrix
 from probe.plots.style import (
     FIT_STYLES,
     Style,
     fits_present,
+    geometric_mean,
     median_over_documents,
     middle_of,
     of_kind,
+    positive_median,
     range_of,
     tick_text,
 )
@@ -260,6 +264,24 @@ def test_intervals_of_draws() -> None:
     np.testing.assert_allclose([middle.low, middle.estimate, middle.high], [[1, 2], [20, 40], [39, 78]])
     np.testing.assert_allclose([reach.low, reach.estimate, reach.high], [[0, 0], [20, 40], [40, 80]])
     assert middle.n_units == reach.n_units == 41
+
+
+def test_geometric_means_and_medians_of_positive_values() -> None:
+    values = xr.DataArray([[1.0, 4.0, 16.0], [1.0, np.nan, 4.0]], dims=("layer", "query"))
+    np.testing.assert_allclose(geometric_mean(values, "query"), [4, 2])
+    data = xr.Dataset(coords={"document": ("query", [0, 1, 2])})
+    found = positive_median(data, values)
+    np.testing.assert_allclose(found.estimate, [4, 2])
+    assert np.all(np.asarray(found.low) > 0)
+
+
+def test_the_null_of_a_score_is_what_a_random_matrix_has() -> None:
+    width = 100
+    drawn = torch.randn(20, width, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for score in ("complex_fraction", "antisymmetric_fraction", "henrici_departure"):
+        mean = float(getattr(spectra, score)(drawn).mean())
+        assert random_matrix(score, width) == pytest.approx(mean, abs=0.02), score
+    assert random_matrix("frobenius_norm", width) is None
 
 
 def test_names_of_a_kind() -> None:
