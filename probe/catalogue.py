@@ -109,7 +109,8 @@ def _show(found: Sequence[Entry]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(caption="a directory, a .gguf file or any hub id works, too", caption_justify="left")
+    works = "a directory, a .gguf file or any hub id works, too; --all lists more aliases"
+    table = Table(caption=works, caption_justify="left")
     for column in ("name", "stands for", "weights", "on this machine"):
         table.add_column(column, overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)

@@ -106,8 +106,8 @@ class TextConfig(ModelConfig):
         InputError: If both a data set and a file are named.
     """
 
-    dataset: str | None = None
-    """wikitext-2 (the default where no --text is named), wikitext-103 or sample."""
+    dataset: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: wikitext-2, without --text)")] = None
+    """wikitext-2, wikitext-103 or sample."""
     text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """A UTF-8 file instead of a data set; a line ' = Title = ' opens a document."""
     split: str = "test"

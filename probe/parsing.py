@@ -22,6 +22,12 @@ from probe.errors import InputError
 
 _WRONG = 2  # the status with which tyro ends after wrong arguments
 
+_PLAINER = {
+    r"invalid literal for int\(\) with base 10: ": "must be a whole number, got ",
+    r"could not convert string to float: ": "must be a number, got ",
+}
+"""What Python says of a number that is none -> what we say."""
+
 _Options = TypeVar("_Options")
 
 
@@ -76,7 +82,7 @@ def _tyro(options: type[_Options], program: str, description: str, argv: Sequenc
         prog=program,
         description=description,
         args=argv,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        config=(tyro.conf.OmitArgPrefixes,),
         registry=_registry(),
     )
 
@@ -99,6 +105,8 @@ def _one_line(box: str) -> str:
     wrong = " ".join(sections[0 if "╭" in box else 1]).removeprefix("Error parsing ")  # the first is a title otherwise
     meant = [line.split()[0] for section in sections for line in section if line.startswith("--")]
     hint = f"perhaps {' or '.join(meant)}; " if meant and wrong.startswith("Unrecognized") else ""
+    for said, meant_by_it in _PLAINER.items():
+        wrong = re.sub(said, meant_by_it, wrong)
     return f"{wrong.rstrip('.')}; {hint}--help lists the options"
 
 

@@ -18,7 +18,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -49,7 +49,7 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Figure:
     """A figure of a report.
 
@@ -71,6 +71,9 @@ class Figure:
     table: Callable[[], pd.DataFrame] | None = None
     alt: str = ""
 
+    def __repr__(self) -> str:
+        return f"Figure({self.name!r}: {self.title})"
+
     def _repr_html_(self) -> str:
         """The picture with its caption, as Jupyter shows it."""
         with plots.page_style():
@@ -81,7 +84,7 @@ class Figure:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run found.
 
@@ -99,7 +102,12 @@ class Result:
     directory: Path
     title: str
     notes: Sequence[str] = ()
-    figures: Sequence[Figure] = field(default=(), repr=False)
+    figures: Sequence[Figure] = ()
+
+    def __repr__(self) -> str:
+        counts = Counter(claim.verdict for claim in self.claims)
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no claims"
+        return f"Result({self.title!r}: {told}; {len(self.figures)} figures; in {self.directory})"
 
     def figure(self, name: str) -> Figure:
         """One figure by its name; in Jupyter it shows itself with its caption.
@@ -177,9 +185,10 @@ def write_comparison(
     by_id = [{claim.id: claim for claim in result.claims} for result in results]
     rows = [(next(claims[name] for claims in by_id if name in claims), [c.get(name) for c in by_id]) for name in ids]
     runs = [result._head() | {"link": link(result.directory / "report.html", path)} for result in results]
-    several = len({result.data.attrs.get("analysis") for result in results}) > 1
-    for run in runs:
-        run["label"] = f"{run['name']}, {run['attrs'].get('analysis')}" if several else run["name"]
+    several = len({result.data.attrs["analysis"] for result in results}) > 1
+    labels = [f"{run['name']}, {run['attrs']['analysis']}" if several else run["name"] for run in runs]
+    for run, label in zip(runs, labels, strict=True):
+        run["label"] = label if labels.count(label) == 1 else f"{label}, in {run['directory']}"
     content = {
         "title": "Runs side by side",
         "runs": runs,

@@ -149,12 +149,13 @@ class Run:
             ) from error
 
     def write_results(self, data: xr.Dataset) -> None:
-        """Write `results.nc` (netCDF by h5netcdf), with the run's record as the attribute `provenance`.
+        """Write `results.nc` (netCDF by h5netcdf), with the attributes `analysis` and `provenance`, the run's record.
 
         Args:
             data: The results. NUL characters in text, which netCDF cannot hold, are written as "␀".
         """
-        data = data.assign_attrs(provenance=json.dumps(self.record, ensure_ascii=False))
+        record = self.record
+        data = data.assign_attrs(analysis=record["analysis"], provenance=json.dumps(record, ensure_ascii=False))
         for name, variable in data.variables.items():
             if variable.dtype.kind in "OU":
                 data[name] = variable.copy(data=np.vectorize(_without_nul, otypes=[object])(variable.values))

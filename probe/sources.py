@@ -155,7 +155,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
         source = Source(name, "hub", name, revision)
     else:
         raise InputError(
-            f"there is no model {name!r}: no alias, file, directory or hub id{_close_to(name)}; {_what_works()}"
+            f"there is no model {name!r}{_close_to(name)}: no alias, file, directory or hub id; {_what_works()}"
         )
     if revision is not None and source.kind != "hub":
         raise InputError(
@@ -195,7 +195,7 @@ def looks_like_hub_id(name: str) -> bool:
 def _close_to(name: str) -> str:
     known = [*PACKAGES, *bundled(), *hub_aliases()]
     close = [] if name in known or "/" in name else difflib.get_close_matches(name, known, n=3)
-    return f" (close aliases: {', '.join(close)})" if close else ""
+    return f" (perhaps {' or '.join(close)})" if close else ""
 
 
 def _what_works() -> str:
@@ -284,6 +284,6 @@ def _require_hub(source: Source) -> None:
     if not hub.reachable():
         asked = source.location if source.revision is None else f"{source.location} at revision {source.revision}"
         raise InputError(
-            f"the model {source.name} must be here or on a hub that answers, and {asked} is not in the local hub cache "
-            f"and the hub does not answer{_close_to(source.name)}; {_what_works()}"
+            f"the model {source.name}{_close_to(source.name)} must be here or on a hub that answers, and {asked} is "
+            f"not in the local hub cache and the hub does not answer; {_what_works()}"
         )

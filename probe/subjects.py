@@ -212,10 +212,9 @@ def variable(
     return dims, values, ({} if units is None else {"units": units}) | {"long_name": long_name}
 
 
-def subject_attributes(config: ModelConfig, analysis: str, model: LanguageModel | ModuleWeights) -> dict[str, Any]:
+def subject_attributes(config: ModelConfig, model: LanguageModel | ModuleWeights) -> dict[str, Any]:
     """What every analysis of a model, or of its weights alone, writes into its Dataset's attributes."""
     return {
-        "analysis": analysis,
         "model": model.name,
         "revision": config.revision or "",
         "description": model.description,
@@ -225,9 +224,9 @@ def subject_attributes(config: ModelConfig, analysis: str, model: LanguageModel 
     }
 
 
-def attributes(config: TextConfig, analysis: str, scored: Windows) -> dict[str, Any]:
+def attributes(config: TextConfig, scored: Windows) -> dict[str, Any]:
     """What every analysis of a model on a text writes into its Dataset's attributes."""
-    return subject_attributes(config, analysis, model_of(config)) | {
+    return subject_attributes(config, model_of(config)) | {
         "text": scored.name,
         "demonstration": int(config.text is None and config.dataset == "sample"),
         "n_scored_windows": scored.n_windows,

@@ -232,7 +232,7 @@ def _read_file(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"a text must be UTF-8, but {path} is not (byte {error.start}): convert it first") from None
     except OSError as error:
-        raise InputError(f"the text file must be readable: {path}: {error.strerror}") from None
+        raise InputError(f"the text file must be readable: {path}: {error.strerror}; name another") from None
 
 
 def _split(content: str) -> list[tuple[str, str]]:

@@ -81,6 +81,7 @@ def dataset(
             "title": ("query", heads[document % len(heads)].astype(str)),
         },
         attrs={
+            "analysis": "tokenwise",
             "model": "planted-6x64",
             "description": "drawn from a seed, no model behind it",
             "architecture": "none",

@@ -80,6 +80,9 @@ def test_it_runs_and_leaves_all_files_of_a_run(installed: Path, tmp_path: Path) 
     assert claim["null"]["estimate"] == pytest.approx(fresh, rel=1e-4)
     assert claim["controls"][0]["estimate"] == pytest.approx(own - fresh, rel=1e-4)
     assert (claim["unit"], claim["n_units"]) == ("documents", 6)
+    assert call(installed, tmp_path, "norms", *options, "--random-init", "1", "--out", "fresh").returncode == 0
+    compared = call(installed, tmp_path, "compare", "run", "fresh", "--out", "both.html")
+    assert (compared.returncode, compared.stdout) == (0, "both.html\n"), compared.stderr
     tiny_module("llama", seed=1).save_pretrained(tmp_path / "model")
     refused = call(installed, tmp_path, "norms", *options, "--out", "run")
     assert (refused.returncode, refused.stdout) == (2, "")

@@ -214,6 +214,14 @@ def test_leaving_out_attention_needs_attention():
         replay.alone(model, 0, torch.zeros(1, model.d_model), attention=False)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_a_cache_under_another_name_is_no_empty_context(architecture, monkeypatch):
+    model = tiny_model(architecture)
+    monkeypatch.setattr("probe.replay.calls.CACHE_ARGUMENTS", ("memory",))
+    with pytest.raises(InputError, match=f"a cache by a known name .* under transformers {transformers.__version__}"):
+        replay.record(model, _tokens(), torch.tensor([[3], [5]]))
+
+
 def test_positions_outside_the_window_are_refused():
     with pytest.raises(InputError, match=r"\[0, 20\)"):
         replay.record(tiny_model("llama"), _tokens(), torch.full((WINDOWS, 1), LENGTH))

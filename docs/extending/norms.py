@@ -36,8 +36,8 @@ def assemble(config, run):  # all units -> the Dataset
 
 
 def claims(data, config):  # the Dataset -> sentences with their verdicts, by intervals over documents
-    growth = [[1, 0], [0, 1], [1, -1]] @ data["log_norm"].isel(depth=[0, -1]).differentiate("depth")[:, 0].values
-    nats = probe.inference.bootstrap(lambda rows: growth[:, rows].mean(1), data["document"].values)  # a block
+    own, fresh = data["log_norm"].isel(depth=[0, -1]).differentiate("depth")[:, 0].values  # nats a block, by window
+    nats = probe.inference.bootstrap(lambda w: [x[w].mean() for x in (own, fresh, own - fresh)], data.document.values)
     evidence = Evidence([Criterion("growth", nats[0], 0.0)], [Criterion("beyond fresh weights", nats[2], 0.0)])
     sentence = Sentence("norms.growth", "States grow from block to block, more than with fresh weights.", "ours")
     return [decide(sentence, evidence, statistic="nats a block", unit="documents", null=line("fresh", nats[1]))]

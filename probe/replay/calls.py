@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from probe.model import LanguageModel, evaluating, first_tensor
 
-CACHE_ARGUMENTS = ("past_key_values", "layer_past", "past_key_value", "cache_params")
+CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past", "past_key_value", "cache_params")
+"""What architectures and versions of transformers call the cache."""
 BIAS_BY_HEAD = "alibi"
 """Argument that, where it has three axes, holds a row for each window and head (Bloom)."""
 
@@ -61,6 +62,19 @@ def recorded_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def cache_argument(module: nn.Module) -> str | None:
+    """What a module's `forward` calls the cache that it takes.
+
+    Args:
+        module: a model or a block.
+
+    Returns:
+        One of `CACHE_ARGUMENTS`, or None if it takes none.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
 def accepts_more(block: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,7 +18,15 @@ from probe.errors import InputError
 from probe.layouts import LAYOUTS
 from probe.model import LanguageModel, first_tensor
 from probe.replay.attention import AttentionPrimal
-from probe.replay.calls import BIAS_BY_HEAD, BlockCall, accepts_more, cut_to_positions, recorded_calls
+from probe.replay.calls import (
+    BIAS_BY_HEAD,
+    CACHE_ARGUMENTS,
+    BlockCall,
+    accepts_more,
+    cache_argument,
+    cut_to_positions,
+    recorded_calls,
+)
 from probe.replay.copies import cast
 from probe.replay.past import PastKeys, PastState, carried_states
 from probe.stream import watch
@@ -315,8 +324,9 @@ def record(
     caching = isinstance(model.module, PreTrainedModel)
     # A stateful model (state-space, hybrid) carries more than keys and values.
     stateful = model.recurrent or getattr(model.module, "_is_stateful", False)
-    cache = DynamicCache() if caching and not stateful else None
-    keep = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+    argument = cache_argument(model.module)
+    cache = DynamicCache() if argument and caching and not stateful else None
+    keep = {} if argument is None or cache is None else {argument: cache, "use_cache": True}
     with watch(model, [*stream, *sites]) as seen, recorded_calls(model) as calls:
         model.final_states(tokens, **keep)
     states, kept = [seen[site] for site in stream], {site: seen[site] for site in sites}
@@ -329,7 +339,14 @@ def record(
             return replace(whole, past=carried_states(model, tokens, positions))
         return replace(whole, past=[PastKeys(layer.keys, layer.values) for layer in cache.layers])
 
-    return at_positions() if model.architecture in LAYOUTS else _proven(whole, at_positions)
+    if model.architecture not in LAYOUTS:
+        return _proven(whole, at_positions)
+    if any(call.cache_name is None for call in calls):
+        raise InputError(
+            f"a replay needs blocks that take a cache by a known name ({', '.join(CACHE_ARGUMENTS)}), and those of "
+            f"{model.name} do not under transformers {transformers.__version__}: install transformers 5.23"
+        )
+    return at_positions()
 
 
 def _proven(whole: Context, at_positions: Callable[[], Context]) -> Context:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from probe.model import LanguageModel
+from probe.replay.calls import cache_argument
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,15 @@ class PastState:
 
 def carried_states(model: LanguageModel, tokens: Tensor, positions: Tensor) -> list[PastState]:
     """Steps a state-space model through the windows and copies each block's state before the chosen positions."""
-    cache = DynamicCache(config=model.module.config)
+    cache, argument = DynamicCache(config=model.module.config), cache_argument(model.module)
+    assert argument is not None
     chosen = {position: (positions == position).nonzero(as_tuple=True) for position in positions.unique().tolist()}
     kept: list[PastState] = []
     for position in range(max(chosen, default=0) + 1):
         before = [(layer.conv_states[0], layer.recurrent_states[0]) for layer in cache.layers]
         if position in chosen and position > 0:
             _keep(kept, chosen[position], before)
-        model.final_states(tokens[:, position : position + 1], cache_params=cache, use_cache=True)
+        model.final_states(tokens[:, position : position + 1], **{argument: cache}, use_cache=True)
         if position == 0:  # shapes are known only now, and nothing was carried into the first position: zeros
             kept = [
                 PastState(*(state.new_zeros(positions.shape + state.shape[1:]) for state in states))

@@ -63,7 +63,6 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
     if units["transformers"]:
         _add_arms(data, config, run, units["transformers"])
     data.attrs |= {
-        "analysis": "causes",
         "model": "toys",
         "description": "trained by probe",
         "text": work.windows_of(config, "fit").name if config.reads_text else "",

@@ -43,7 +43,7 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
         _add_ablation(data, run, units["ablation"])
     if units["drawings"]:
         _add_drawings(data, config, run, units["drawings"])
-    data.attrs |= subjects.attributes(config, "communities", work.scored_windows(config))
+    data.attrs |= subjects.attributes(config, work.scored_windows(config))
     graphed = [work.graph_windows(config, half) for half in partitions.HALVES]
     tokens = len(work.documents_of(run, "half_a"))
     data.attrs |= {

@@ -93,4 +93,4 @@ def _add_docs(data: xr.Dataset, config: Config, run: Run, units: list[Unit]) -> 
 
 def _attributes(config: Config) -> dict[str, object]:
     own = {"block_length": config.block_length, "outlier_share": config.outlier_share}
-    return subject_attributes(config, "continuity", work.weights_of(config)) | own
+    return subject_attributes(config, work.weights_of(config)) | own

@@ -47,7 +47,7 @@ def assemble(config: Config, run: Run) -> xr.Dataset:
         _add_perturbations(data, config, run, units["perturb"])
     if units["pseudospectra"]:
         _add_pseudospectra(data, run, units["pseudospectra"])
-    data.attrs |= subjects.attributes(config, "dynamics", work.windows_of(config))
+    data.attrs |= subjects.attributes(config, work.windows_of(config))
     method = method_of(subjects.model_of(config)) if config.method == "auto" else config.method
     data.attrs |= {"context": config.context, "method": method}
     return data

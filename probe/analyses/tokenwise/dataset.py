@@ -139,7 +139,7 @@ def _terciles(values: xr.DataArray, dim: str) -> xr.DataArray:
 
 def _attributes(config: Config, *, n_fit_tokens: int) -> dict[str, object]:
     fit = work.windows_of(config, "fit")
-    return subjects.attributes(config, "tokenwise", work.windows_of(config, "scored")) | {
+    return subjects.attributes(config, work.windows_of(config, "scored")) | {
         "deciding_fit": config.deciding,
         "n_fit_windows": fit.n_windows,
         "n_fit_tokens": n_fit_tokens,
