@@ -219,7 +219,7 @@ def test_a_cache_under_another_name_is_no_empty_context(architecture, monkeypatc
     model = tiny_model(architecture)
     monkeypatch.setattr("probe.replay.calls.CACHE_ARGUMENTS", ("memory",))
     with pytest.raises(InputError, match=f"a cache by a known name .* under transformers {transformers.__version__}"):
-        replay.record(model, _tokens(), torch.tensor([[3], [5]]))
+        replay.record(model, _tokens(), torch.full((WINDOWS, 1), 5))
 
 
 def test_positions_outside_the_window_are_refused():
