@@ -110,7 +110,12 @@ def rho_controls(data: xr.Dataset, threshold: float = 0.7, ax: Axes | None = Non
             curve(ax, data["layer"], _rho(data, error, draws), style)
     covariates = _covariates(data)
     if covariates:
-        curve(ax, data["layer"], _rho(data, error, kl, covariates), Style("r, given five covariates", BLACK, "D", "-."))
+        curve(
+            ax,
+            data["layer"],
+            _rho(data, error, kl, covariates),
+            Style("r, partial ρ given five covariates", BLACK, "D", "-."),
+        )
     null_line(ax, threshold, f"threshold {threshold:g}", BLACK)
     return finish(ax, "Spearman's ρ (error, KL)", legend=own)
 

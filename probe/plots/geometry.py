@@ -29,6 +29,7 @@ from probe.plots.style import (
     Style,
     class_curves,
     curve,
+    dark,
     deciding_fit,
     finish,
     fits_present,
@@ -50,17 +51,19 @@ def relative_error(
         ax: Where to draw.
 
     Returns:
-        The Axes; the null is the class "zero", 1 over ‖u‖; dotted, the floor: the deciding class on the token alone.
+        The Axes; dotted, the null: 1 over ‖u‖, no update; dash-dotted, the floor: the deciding class on the token alone.
     """
     ax, own = axes_or_new(ax)
     error = data["relative_error"].sel(target=target)
     class_curves(ax, data, "relative_error", lambda name: median_over_documents(data, error.sel(fit=name)), fits)
     ax.set_yscale("log")
+    if target == "update":
+        null_line(ax, 1.0, "no update")
     limits = ax.get_ylim()  # the classes decide them: in the first blocks the floor lies decades below
     decides = deciding_fit(data)
     if decides in fits_present(data, "floor", fits) and target == "update":
         floor = data["floor"].sel(fit=decides).median("query")
-        ax.plot(data["layer"], floor, color=BLACK, lw=1, ls=DOTTED, label="floor: local, one-token input")
+        ax.plot(data["layer"], floor, color=BLACK, lw=1, ls="-.", label="floor: local, one-token input")
     finish(ax, f"relative error ‖r‖ / {'‖u‖' if target == 'update' else '‖h′‖'}", log=True, legend=own)
     ax.set_ylim(limits)
     return ax
@@ -112,10 +115,10 @@ def alignment(
         curve(ax, data["layer"], median_over_documents(data, values), style, spread=values)
     error = data["relative_error"].sel(place).clip(max=1)
     bound = error.copy(data=np.sqrt(1 - error.values**2))
-    for number, cosine in enumerate((bound, error, xr.zeros_like(error))):
+    for style, cosine in zip(PAIR_STYLES.values(), (bound, error, xr.zeros_like(error)), strict=True):
         fixed = shown(cosine).median("query")
-        label = "_" if number else "fixed by the error"
-        ax.plot(data["layer"], fixed, color=BLACK, lw=1, ls=(0, (4, 3)), zorder=3, label=label)
+        label = f"{style.label}, fixed by the error"
+        ax.plot(data["layer"], fixed, color=dark(style.color), lw=1.2, ls=(0, (4, 3)), zorder=3, label=label)
     if target == "update" and place["fit"] in fits_present(data, "cos_permuted"):
         permuted = shown(data["cos_permuted"].sel(fit=place["fit"])).median("query")
         ax.plot(data["layer"], permuted, color=GREY, ls=DOTTED, label="(u, û), targets permuted")

@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from probe.inference import Interval, Ranking, bootstrap
@@ -301,6 +302,19 @@ def band(
         label: Its name in the legend; by default it has none.
     """
     ax.fill_between(x, low, high, color=color, alpha=alpha, lw=0, label=label)
+
+
+def dark(color: str) -> tuple[float, float, float]:
+    """A colour's dark shade, for a line that lies over one of that colour.
+
+    Args:
+        color: The colour.
+
+    Returns:
+        Red, green and blue, half of the colour's.
+    """
+    red, green, blue = to_rgb(color)
+    return red / 2, green / 2, blue / 2
 
 
 def null_line(ax: Axes, value: float, label: str = "_", color: str = GREY) -> None:

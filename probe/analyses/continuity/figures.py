@@ -58,10 +58,10 @@ def _summary(data: xr.Dataset, config: Config) -> Figure:
     return Figure(
         "summary",
         "Which projections carry on, and in which space",
-        "Mean |cos| of neighbouring blocks' leading singular vectors; full colour where the space is the residual "
-        f"stream, pale where it lies inside the block. Bars: 95 % over depth of this one model (circular blocks of "
-        f"{config.block_length} pairs). Black lines, the null: random directions. Under each name the median σ₁/σ₂. "
-        f"{GAP}. {_where(data)}",
+        f"Mean |cos| of neighbouring blocks' leading singular vectors; full colour where the space is the residual "
+        f"stream, pale where it lies inside the block. Whiskers: 95 % over depth of this one model (circular blocks of "
+        f"{config.block_length} pairs), where it has enough pairs for an interval. Black lines, the null: random "
+        f"directions. Under each name the median σ₁/σ₂. {GAP}. {_where(data)}",
         _both_spaces(plots.continuity_summary, data, 1, height=2.7, legend=3),
         table=partial(_summary_table, data),
         alt="Bar charts of mean continuity by projection in input and output space, with controls.",

@@ -64,7 +64,9 @@ def _error(data: xr.Dataset) -> Figure | None:
     def draw() -> matplotlib.figure.Figure:
         panels = [
             titled("a  tokenwise classes", plots.relative_error, data, own),
-            titled("b  baselines, architecture's own", plots.relative_error, data, [*BASELINES, deciding_fit(data)]),
+            titled(
+                "b  baselines, and the block on one token", plots.relative_error, data, [*BASELINES, deciding_fit(data)]
+            ),
             titled("c  over the next state h′ = h + u", plots.relative_error, data, own, target="state"),
         ]
         if "explained_variance" in data:
@@ -75,9 +77,9 @@ def _error(data: xr.Dataset) -> Figure | None:
         "error",
         "Relative error by block and class of maps",
         f"How much of each block's update u a function of the token's own state leaves over, on held-out text (a, b): "
-        "the null line is 1, no update at all (zero); the dotted line, the floor, is the error of the local class on "
-        f"the block run on the token alone. (c): the same residuals over the norm of the next state, which looks small "
-        f"because h itself dominates. (d): pooled over tokens. {LINES}{_not_flat(data)} {_where(data)}",
+        f"the null line, dotted, is 1, no update at all{_floor(data)}. (b) holds the baselines and what the architecture "
+        f"computes of the token alone. (c): the same residuals over the norm of the next state, smaller wherever h "
+        f"itself dominates. (d): pooled over tokens. {LINES}{_not_flat(data)} {_where(data)}",
         draw,
         alt="Line charts of the relative error over the depth of the model, one line for each class of maps.",
     )
@@ -179,7 +181,7 @@ def _rho(data: xr.Dataset, threshold: float) -> Figure | None:
             legend_below(ax, columns=1)
         return figure
 
-    draws = f" (ρ averaged over {data.sizes['draw']} draws)" if controlled else ""
+    draws = f" (ρ averaged over {data.sizes['draw']} draws)" if controlled and data.sizes["draw"] > 1 else ""
     return Figure(
         "rho",
         "How well the error predicts the output, by block",
@@ -347,6 +349,13 @@ def _where(data: xr.Dataset) -> str:
     )
     tokens = f"{data.sizes['query']:,} tokens of {captions.documents(data)} documents"
     return f"{captions.model_on_text(data)}: {tokens}{fitted}."
+
+
+def _floor(data: xr.Dataset) -> str:
+    """What the dash-dotted line is, if it is there."""
+    if deciding_fit(data) not in fits_present(data, "floor"):
+        return ""
+    return "; the dash-dotted line, the floor, is the error of the local class on the block run on the token alone"
 
 
 def _not_flat(data: xr.Dataset) -> str:
