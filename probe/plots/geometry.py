@@ -51,7 +51,7 @@ def relative_error(
         ax: Where to draw.
 
     Returns:
-        The Axes; dotted, the null: 1 over ‖u‖, no update; dash-dotted, the floor: the deciding class on the token alone.
+        The Axes; dotted, the null: 1 over ‖u‖, no update; dash-dotted, the floor: the deciding class on one token.
     """
     ax, own = axes_or_new(ax)
     error = data["relative_error"].sel(target=target)

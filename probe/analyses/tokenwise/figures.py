@@ -77,7 +77,7 @@ def _error(data: xr.Dataset) -> Figure | None:
         "error",
         "Relative error by block and class of maps",
         f"How much of each block's update u a function of the token's own state leaves over, on held-out text (a, b): "
-        f"the null line, dotted, is 1, no update at all{_floor(data)}. (b) holds the baselines and what the architecture "
+        f"the null line, dotted, is 1, no update at all{_floor(data)}. (b): baselines, and what the architecture "
         f"computes of the token alone. (c): the same residuals over the norm of the next state, smaller wherever h "
         f"itself dominates. (d): pooled over tokens. {LINES}{_not_flat(data)} {_where(data)}",
         draw,
