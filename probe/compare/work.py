@@ -85,7 +85,7 @@ def _figure(data: xr.Dataset, result: Result, kinds: Sequence[str]) -> Figure:
         "Do the directions of the analyses coincide?",
         f"Angles by block between the leading direction of each projection in the stream (v₁ of readers, u₁ of "
         f"writers), the {k} leading directions of the mean K = J − I (what it reads beside readers, where it writes "
-        f"beside writers), and the {k} dominant directions of the tokenwise part û of the update. For two subspaces the "
+        f"beside writers), and the {k} dominant directions of the tokenwise part û of the update. Of two subspaces the "
         f"smallest angle, pale the others. Grey, the null: the middle 95 % and the median of random directions and "
         f"subspaces in {data.attrs['d_model']} dimensions. {result.data.attrs['model']}; from {', '.join(kinds)}.",
         draw,
