@@ -26,7 +26,7 @@ from probe.analyses.communities.table import (
 )
 from probe.analyses.communities.thresholds import Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
-from probe.inference import Interval, Ranking, bootstrap_interval, fisher_mean, spearman
+from probe.inference import Interval, Ranking, bootstrap_interval, fisher_mean, permutation_p_value, spearman
 from probe.table import AbsentError, Finding, Floats, Row, Table, Weights, claims_of, number
 
 __all__ = [
@@ -172,7 +172,7 @@ def sign(table: Runs) -> Finding:
 def _shifted_p(rho: Floats, kind: Floats) -> float:
     """How often a circular shift of the layers correlates as negatively; of L layers at least 1/L."""
     shifted = np.array([float(spearman(np.roll(rho, shift), kind)) for shift in range(1, len(rho))])
-    return float((1 + (shifted <= float(spearman(rho, kind))).sum()) / (1 + len(shifted)))
+    return permutation_p_value(float(spearman(rho, kind)), shifted, alternative="less")
 
 
 def _both_signs(table: Runs, layers: Layers, rho: Floats) -> Condition:

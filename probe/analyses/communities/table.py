@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 
 from probe.analyses.communities.thresholds import Thresholds
 from probe.claims import Condition
-from probe.inference import Interval, Ranking, benjamini_hochberg, fisher_mean, partial_spearman
+from probe.inference import Interval, Ranking, benjamini_hochberg, fisher_mean, partial_spearman, permutation_p_value
 from probe.table import AbsentError, Floats, Table, Weights, crossed
 
 Runs: TypeAlias = Table[Thresholds]
@@ -75,9 +75,9 @@ def adjusted_p(data: xr.Dataset) -> Float[np.ndarray, " layer"]:
     """Two-sided permutation p of each layer's coupling, adjusted over layers (Benjamini and Hochberg)."""
     every = np.ones(data.sizes["layer"], dtype=bool)
     coupling = Coupling(data, "model", every)
-    rho = np.abs(coupling(np.ones(data.sizes["query"])))
-    reached = (np.abs(coupling.permuted) >= rho[:, None]).sum(axis=1)
-    return benjamini_hochberg((1 + reached) / (1 + coupling.permuted.shape[1]))
+    rho = coupling(np.ones(data.sizes["query"]))
+    by_layer = zip(rho, coupling.permuted, strict=True)
+    return benjamini_hochberg(np.array([permutation_p_value(*one, alternative="two-sided") for one in by_layer]))
 
 
 def pooled_layers(table: Runs) -> tuple[Layers, Condition]:
@@ -135,10 +135,10 @@ def agreement(data: xr.Dataset) -> xr.DataArray:
     own = Coupling(data, "model", layers)
     everywhere = np.ones(data.sizes["query"])
     observed, permuted = own(everywhere), np.square(own.permuted).mean(axis=0)
-    default_p = (1 + (permuted >= np.square(observed).mean()).sum()) / (1 + len(permuted))
+    default_p = permutation_p_value(float(np.square(observed).mean()), permuted)
     mean = xr.DataArray(fisher_mean(rho.values, axis=0), squares.coords, squares.dims)
     same_sign = np.sign(mean) == np.sign(fisher_mean(observed))
-    agreed: xr.DataArray = same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))
+    agreed: xr.DataArray = same_sign & ((p < COUPLING_P) == (default_p < COUPLING_P))
     return agreed
 
 
