@@ -173,6 +173,7 @@ class TestResults:
         run.write_results(data)
         read = run.read_results()
         assert json.loads(read.attrs.pop("provenance")) == run.record
+        assert read.attrs.pop("analysis") == run.record["analysis"]
         expected = data.assign(token=("query", ["ä", "a␀b"]))
         xr.testing.assert_identical(read, expected.assign_coords(fit=read.fit))
         assert read.fit.values.tolist() == ["linear", "local"]
