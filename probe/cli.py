@@ -52,6 +52,11 @@ Options:
                         eval "$(probe --completion bash)"              in ~/.bashrc
                         probe --completion zsh > ~/.zfunc/_probe       once; ~/.zfunc must be in $fpath
                         probe --completion fish | source               in ~/.config/fish/config.fish
+
+Examples:
+  {program} continuity --model bundled/transformer   a run in seconds, on a model that ships
+  {program} tokenwise --dataset sample --dry-run     what a run of the default model would take
+  {program} models                                   the names of models, and which are on this machine
 """
 
 
