@@ -18,7 +18,7 @@ ANALYSES = ["causes", "communities", "continuity", "dynamics", "tokenwise"]
 def test_help_gives_each_command_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    lines = dict(re.findall(r"^  ([a-z]+) +(\S.*)$", shown, re.MULTILINE))
+    lines = dict(re.findall(r"^  ([a-z]+) +(\S.*)$", shown.split("Options:")[0], re.MULTILINE))
     assert list(lines) == [*ANALYSES, "study", "compare", "models"]
     assert lines["continuity"].startswith("Do the leading singular vectors of neighbouring blocks' weights")
     for part in ("usage: probe COMMAND", "--version", '--completion bash)"', "COMMAND --help"):
