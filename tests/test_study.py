@@ -22,7 +22,7 @@ from markupsafe import escape
 
 from probe import InputError, analyses, study
 from probe.analysis import Analysis
-from probe.claims import SIGNS, Claim
+from probe.claims import SIGNS, Claim, Verdict
 from probe.report import Result, interval_text
 from probe.runs import Run, changes
 from probe.study import definition, ledger, work
@@ -333,6 +333,32 @@ class TestLedger:
                 state = "untrained" if "fresh" in model else "pretrained"
                 expected.append(claim | {"model": f"{folder}/{model}", "state": state, "run": name})
         assert told["entries"] == expected
+
+    @pytest.mark.parametrize(
+        ("trained", "fresh", "named"),
+        [
+            ("supported", "supported", True),
+            ("supported", "mechanical", False),
+            ("not supported", "supported", False),
+        ],
+    )
+    def test_what_holds_without_training_is_named(
+        self, folder: Path, done: Path, trained: Verdict, fresh: Verdict, named: bool
+    ) -> None:
+        read = definition.read(toml(folder))
+        claim = analyses.read(done / members_of(toml(folder))[0]).claims[0]
+        verdicts: list[tuple[str, definition.State, Verdict]] = [
+            ("a_b", "trained here", trained),
+            ("a_b, fresh weights (seed 0)", "untrained", fresh),
+            ("c, fresh weights (seed 0)", "untrained", "supported"),
+        ]
+        entries = [Entry(replace(claim, verdict=verdict), model, state, None) for model, state, verdict in verdicts]
+        found = Ledger(read, [], entries, [])
+        assert found.to_dict()["without_training"] == ({claim.id: ["a_b"]} if named else {})
+        text = ledger.to_markdown(found)
+        assert (f"{ledger.WITHOUT_TRAINING}: `{claim.id}` (a\\_b)." in text) == named
+        page = ledger.write(found, folder / f"page-{trained}-{fresh}", reports=done).read_text(encoding="utf-8")
+        assert (f"{ledger.WITHOUT_TRAINING}: <a" in page) == named
 
     def test_it_says_on_what_and_how_long(self, folder: Path, done: Path) -> None:
         for run in json.loads((done / "ledger.json").read_text(encoding="utf-8"))["runs"]:

@@ -25,6 +25,7 @@ from probe.runs import Run, write_file
 from probe.study.definition import State, Study
 
 TOGETHER = "all pretrained models"
+WITHOUT_TRAINING = "Supported on fresh weights of the same model, too, so not what training made"
 COLUMNS = (
     *("study", "claim", "model", "state", "verdict", "estimate", "ci_low", "ci_high", "threshold", "unit", "n_units"),
     *("null", "controls", "reason", "statement", "source", "statistic", "analysis", "run", "report"),
@@ -132,6 +133,17 @@ class Ledger:
         together = [(entry.model, entry.state) for entry in self.entries if entry.run is None]
         return list(dict.fromkeys([*together, *((run.model, run.state) for run in self.runs)]))
 
+    @property
+    def without_training(self) -> dict[str, list[str]]:
+        """The claims that are supported on a model and on its untrained twin alike, with those models."""
+        supported = {(e.claim.id, e.model) for e in self.entries if e.claim.verdict == "supported"}
+        found: dict[str, list[str]] = {}
+        for entry in self.entries:
+            trained = entry.model.partition(", ")[0]  # as a model's name ends in words
+            if entry.state == "untrained" and {(entry.claim.id, entry.model), (entry.claim.id, trained)} <= supported:
+                found.setdefault(entry.claim.id, []).append(trained)
+        return found
+
     def of_claim(self, name: str) -> list[Entry]:
         """The entries of one claim.
 
@@ -151,6 +163,7 @@ class Ledger:
             "arxiv": self.study.arxiv,
             "claims": list(self.study.claims),
             "missing": list(self.missing),
+            "without_training": self.without_training,
             "runs": [asdict(run) | {"took": run.took, "machine": run.machine} for run in self.runs],
             "entries": [entry.to_dict() for entry in self.entries],
         }
@@ -227,6 +240,7 @@ def write(found: Ledger, folder: Path, *, reports: Path) -> Path:
         "title": f"Ledger of claims: {found.study.title}",
         "ledger": found,
         "columns": found.columns,
+        "without_training": (WITHOUT_TRAINING, found.without_training),
         "rows": [(name, found.of_claim(name)) for name in found.study.claims],
         "links": {name: report.link(path, page) for name, path in paths.items() if path.is_file()},
     }
@@ -267,6 +281,8 @@ def to_markdown(found: Ledger) -> str:
     models = [model for model, _ in found.columns]
     rows = [[f"`{name}`", *_cells(found.of_claim(name), models)] for name in found.study.claims]
     lines = _table(["claim", *map(_escaped, models)], rows)
+    if without := [f"`{name}` ({_escaped(', '.join(models))})" for name, models in found.without_training.items()]:
+        lines += ["", f"{WITHOUT_TRAINING}: {', '.join(without)}."]
     for name in found.study.claims:
         if entries := found.of_claim(name):
             claim = entries[0].claim
