@@ -67,6 +67,10 @@ def test_the_threshold_is_the_null_of_the_mean(planted: dict[str, Claim]) -> Non
     assert claim.null["estimate"] == claim.threshold
 
 
+def test_a_claim_that_is_not_computed_counts_the_blocks_of_pairs_all_the_same() -> None:
+    assert judged(dataset(seeds=0), "trained").n_units == (BLOCKS - 1) // 3
+
+
 class TestTrained:
     def test_random_directions_are_not_supported(self) -> None:
         data = dataset()
