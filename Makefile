@@ -42,7 +42,7 @@ study: $(INSTALLED) ## the long statistical studies
 	$(PYTHON) -m pytest -m study
 
 mutations: $(INSTALLED) ## plants an error in each formula: some test must turn red
-	$(PYTHON) -m tests.mutations
+	$(PYTHON) -m tests.mutants
 
 bench: $(INSTALLED) ## speed and memory against what one would use instead
 	$(PYTHON) -m pytest benchmarks -q -s

@@ -25,7 +25,7 @@ from benchmarks import peak
 from probe import replay
 from probe.jacobian import Options, method_of, recorded_jacobian
 from probe.model import LanguageModel, load_model
-from tests.tiny import ARCHITECTURES, CONFIGURATIONS
+from tests.plant.tiny import ARCHITECTURES, CONFIGURATIONS
 
 LAYER, LENGTH, POSITIONS, ROWS, ROUNDS = 5, 128, 8, 32, 5
 

@@ -18,7 +18,8 @@ import threadpoolctl
 import torch
 from torch import Tensor
 
-from probe import lapack, spectra
+from probe import spectra
+from probe.spectra import lapack
 
 WIDTH, MATRICES, ROUNDS = 576, 12, 3
 OPERATIONS: dict[str, Callable[..., Any]] = {

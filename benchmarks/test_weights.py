@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from probe import load_model, loading, sources, weights
-from probe.model import LanguageModel
+from probe import load_model, weights
+from probe.model import LanguageModel, loading, sources
 
 WIDE = (4096, 3072)
 MEMORY = """

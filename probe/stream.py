@@ -23,8 +23,7 @@ from tqdm.auto import tqdm
 
 from probe import display
 from probe.errors import InputError
-from probe.hooks import Site, hooked
-from probe.model import LanguageModel
+from probe.model import LanguageModel, Site, hooked
 
 _INDEX = "stream.json"
 

@@ -19,7 +19,7 @@ from probe.model import load_model
 from probe.report import Figure, Result
 from probe.spectra.decomposition import SCORES
 from probe.text import Windows
-from tests.tiny import LAYERS, WIDTH, tiny_model, tiny_tokenizer
+from tests.plant.tiny import LAYERS, WIDTH, tiny_model, tiny_tokenizer
 
 EVIL = "<script>alert('&')</script>"
 CLAIM = Claim(

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from probe import analyses, command, parsing
+from probe import analyses
+from probe.analysis import command, parsing
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

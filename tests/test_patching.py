@@ -9,7 +9,7 @@ import torch
 
 from probe import patching, replay
 from probe.errors import InputError
-from tests.tiny import VOCABULARY, tiny_model
+from tests.plant.tiny import VOCABULARY, tiny_model
 
 WINDOWS, LENGTH, LAYER = 2, 12, 1
 POSITIONS = torch.tensor([[2, 7, 10], [3, 4, 11]])

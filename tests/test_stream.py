@@ -14,7 +14,7 @@ from probe import stream as stream_module
 from probe.errors import InputError
 from probe.model import load_model
 from probe.stream import ResidualStream, capture, watch
-from tests.tiny import ARCHITECTURES, LAYERS, RECURRENT, WIDTH, tiny_model, tiny_module, tiny_tokens
+from tests.plant.tiny import ARCHITECTURES, LAYERS, RECURRENT, WIDTH, tiny_model, tiny_module, tiny_tokens
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import InputError
 
 if TYPE_CHECKING:
-    from probe.analysis import Analysis
+    from probe.analysis.contract import Analysis
     from probe.report import Result
 
 GROUP = "probe.analyses"

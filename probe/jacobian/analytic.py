@@ -28,9 +28,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.jacobian.detached import detached_ratio
-from probe.jacobian.forms import Form, form_of
 from probe.jacobian.norms import NormDerivative, norm_derivative
 from probe.model import HuggingFaceModel
+from probe.model.architectures import STANDARD, Form, form_of
 from probe.replay import AttentionPrimal, Context
 
 
@@ -69,7 +69,7 @@ class StandardBlock:
         """The block `layer` of a model.
 
         Args:
-            model: the model, of an architecture in `FORMS`.
+            model: the model, of an architecture in `STANDARD`.
             layer: which block.
             copy: its working copy.
             dtype: of the arithmetic.
@@ -78,7 +78,7 @@ class StandardBlock:
             The block.
         """
         matrices = {name: matrix.detach().to(dtype) for name, matrix in model.projections(layer).items()}
-        form, heads = form_of(model.architecture, copy), int(model.config.num_attention_heads)
+        form, heads = form_of(STANDARD[model.architecture], copy), int(model.config.num_attention_heads)
         if form.query_scale is not None:
             matrices["q"] = matrices["q"] * attrgetter(form.query_scale)(copy)
         d_head = matrices["q"].shape[0] // heads

@@ -13,11 +13,11 @@ from probe import replay
 from probe.errors import InputError
 from probe.jacobian import analytic, rows
 from probe.jacobian.detached import detach
-from probe.jacobian.forms import FORMS
 from probe.jacobian.norms import gain_of
 from probe.jacobian.options import MEMORY, Options, heads_of, method_of
 from probe.jacobian.parts import part_of_block
 from probe.model import HuggingFaceModel, LanguageModel
+from probe.model.architectures import STANDARD
 
 Positions = Sequence[int] | Int[Tensor, "*window chosen"]
 
@@ -241,7 +241,7 @@ def mlp_unit_gain(
     model = recorded.model
     if not isinstance(model, HuggingFaceModel) or method_of(model) != "analytic":
         raise InputError(
-            f"the units of an MLP can be told apart in standard blocks ({', '.join(FORMS)}), and {model.name} is "
+            f"the units of an MLP can be told apart in standard blocks ({', '.join(STANDARD)}), and {model.name} is "
             f"{model.architecture}: look at residual units instead"
         )
     copy = replay.working_copy(model.blocks[layer], dtype, replay.LINEARISED)
@@ -263,7 +263,7 @@ def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
     block: Any = model.blocks[layer]
     if model.recurrent and hasattr(block, "norm"):
         return [gain_of(block.norm, block.norm.weight, 0.0)]
-    form = FORMS.get(model.architecture)
+    form = STANDARD.get(model.architecture)
     if form is None:
         return []
     norms = [block.get_submodule(path) for path in dict.fromkeys((form.attention_norm, form.mlp_norm)) if path]
@@ -285,7 +285,7 @@ def working_copy_of(recorded: replay.Context, layer: int, options: Options, atte
     model, detached = recorded.model, options.context == "detached"
     attention = replay.DETACHED if detached else attention
     copy = replay.working_copy(model.blocks[layer], options.dtype, None if model.recurrent else attention)
-    return detach(copy, FORMS[model.architecture], gated="gate" in model.projections(layer)) if detached else copy
+    return detach(copy, STANDARD[model.architecture], gated="gate" in model.projections(layer)) if detached else copy
 
 
 def _by_rows(recorded: replay.Context, layer: int, options: Options, method: str) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from probe.jacobian.forms import Form
 from probe.jacobian.norms import gain_of, standardised
+from probe.model.architectures import Form
 
 
 class DetachedNorm(nn.Module):

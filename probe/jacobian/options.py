@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from probe.errors import InputError
-from probe.huggingface import HuggingFaceModel
-from probe.jacobian.forms import FORMS, accounts_for, form_of
 from probe.jacobian.parts import require_part
-from probe.model import LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel
+from probe.model.architectures import STANDARD, accounts_for, form_of
 from probe.replay import Context
 
 logger = logging.getLogger("probe.jacobian")
@@ -77,8 +76,8 @@ class Options:
             )
         if (self.method == "analytic" or self.context == "detached") and not is_standard(model):
             raise InputError(
-                f'method="analytic" and context="detached" need a standard block of {", ".join(FORMS)}; {model.name} '
-                f'is {model.architecture}: use method="auto" and another context'
+                f'method="analytic" and context="detached" need a standard block of {", ".join(STANDARD)}; '
+                f'{model.name} is {model.architecture}: use method="auto" and another context'
             )
         if self.symmetrised_ov and (self.method not in ("auto", "analytic") or not is_standard(model)):
             raise InputError(
@@ -133,7 +132,7 @@ def heads_of(model: LanguageModel) -> int:
 
 
 def is_standard(model: LanguageModel) -> bool:
-    """Whether a model's block is one whose Jacobian is composed of its matrices: a row of `FORMS`, its own modules.
+    """Whether a model's block is one whose Jacobian is composed of its matrices: a row of `STANDARD`, its own modules.
 
     Args:
         model: the model.
@@ -142,10 +141,10 @@ def is_standard(model: LanguageModel) -> bool:
         False also for blocks whose parts were replaced, as a TransformerBridge does, or that have a part which the row
         does not name.
     """
-    if not (isinstance(model, HuggingFaceModel) and model.architecture in FORMS and _runs_transformers(model)):
+    if not (isinstance(model, HuggingFaceModel) and model.architecture in STANDARD and _runs_transformers(model)):
         return False
     matrices = [projection.module for projection in model.layout.projections.values()]
-    return all(accounts_for(form_of(model.architecture, block), block, matrices) for block in model.blocks)
+    return all(accounts_for(form_of(STANDARD[model.architecture], block), block, matrices) for block in model.blocks)
 
 
 def _runs_transformers(model: LanguageModel) -> bool:
@@ -156,7 +155,7 @@ def _runs_transformers(model: LanguageModel) -> bool:
 def method_of(model: LanguageModel) -> str:
     """The method that `method="auto"` takes for a model.
 
-    "analytic" where the block is standard (`probe.jacobian.forms.FORMS`); "frozen" where it is another one of
+    "analytic" where the block is standard (`probe.model.architectures.STANDARD`); "frozen" where it is another one of
     transformers' own, state-space blocks among them (with a fall back to "jacrev" where its attention turns out not to
     be exchangeable); "jacrev" for all other code.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,3 +56,24 @@ def block_slider(layers: Sequence[int], changes: Iterable[tuple[dict[str, Any], 
         for layer, (traces, title) in zip(layers, changes, strict=True)
     ]
     return [{"active": 0, "steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}]
+
+
+def hover_text(text: str, limit: int = 80) -> str:
+    """User text for a plotly label: shows invisible characters, and holds nothing that plotly reads as a tag.
+
+    Args:
+        text: A token, its context or a title.
+        limit: Longest result in characters, before escaping; the end of the text is kept.
+
+    Returns:
+        The text with line ends as ↵, control and format characters as codes, and `&`, `<`, `>` escaped.
+    """
+    cut = text if len(text) <= limit else f"…{text[1 - limit :]}"
+    return html.escape("".join(map(_visible, cut)), quote=False)
+
+
+def _visible(character: str) -> str:
+    if character == "\n":
+        return "↵"
+    invisible = unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+    return f"\\u{ord(character):04x}" if invisible else character

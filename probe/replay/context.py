@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from probe.errors import InputError
-from probe.layouts import LAYOUTS
 from probe.model import LanguageModel, first_tensor
+from probe.model.architectures import ARCHITECTURES
 from probe.replay.attention import AttentionPrimal
 from probe.replay.calls import (
     BIAS_BY_HEAD,
@@ -307,8 +307,8 @@ def record(
     Returns:
         The recorded context. Memory: the states of all layers, (L + 1) · W · T · d numbers, and keys and values.
         State-space models are stepped through token by token once, to find the states carried into the positions.
-        Blocks of an architecture without a row in `probe.layouts.LAYOUTS` are run again once: where they do not give
-        at the positions alone what they gave, the context runs whole sequences, T times the cost.
+        Blocks of an architecture without a row in `probe.model.architectures` are run again once: where they do not
+        give at the positions alone what they gave, the context runs whole sequences, T times the cost.
 
     Raises:
         InputError: if a position lies outside its window, or the blocks cannot be run again by their recorded calls.
@@ -339,7 +339,7 @@ def record(
             return replace(whole, past=carried_states(model, tokens, positions))
         return replace(whole, past=[PastKeys(layer.keys, layer.values) for layer in cache.layers])
 
-    if model.architecture not in LAYOUTS:
+    if model.architecture not in ARCHITECTURES:
         return _proven(whole, at_positions)
     if any(call.cache_name is None for call in calls):
         raise InputError(

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.linalg import matrix_norm
 
 from probe.errors import InputError
-from probe.lapack import SchurForm
 from probe.spectra.factors import Factors, Matrices, factors
+from probe.spectra.lapack import SchurForm
 from probe.spectra.normality import strictly_upper
 
 

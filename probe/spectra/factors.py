@@ -10,9 +10,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.linalg import matrix_norm
 
-from probe import lapack
 from probe.errors import InputError
-from probe.lapack import SchurForm
+from probe.spectra import lapack
+from probe.spectra.lapack import SchurForm
 
 
 class Factors:

@@ -7,7 +7,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.linalg import matrix_norm
 
-from probe import lapack
+from probe.spectra import lapack
 from probe.spectra.factors import Matrices, factors
 
 # |Im λ| below this multiple of the largest |λ| is rounding, not rotation.

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import matrix_norm, vector_norm
 
-from probe import lapack
 from probe.errors import InputError
+from probe.spectra import lapack
 from probe.spectra.ranks import entropy_rank, participation
 
 # Singular values below this multiple of the largest say nothing about a network computed in float32.

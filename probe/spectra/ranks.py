@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe import lapack
+from probe.spectra import lapack
 from probe.spectra.factors import Matrices, factors
 
 # Below this ratio of the extreme singular values the polar factor is not determined well enough to speak of its angles.

@@ -20,8 +20,8 @@ from scipy.linalg import rsf2csf
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from probe import lapack
 from probe.errors import InputError
+from probe.spectra import lapack
 from probe.spectra.factors import Factors, Matrices, factors
 
 # Rows that a solve works off one by one before the rest is updated by a product.

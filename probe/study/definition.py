@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from probe import analyses
-from probe.command import Config, ModelConfig, model_in_words
+from probe.analysis.config import Config, ModelConfig
 from probe.errors import InputError
+from probe.runs.provenance import model_in_words
 
 State: TypeAlias = Literal["pretrained", "trained here", "untrained"]
 

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from probe import analyses, command, report
+from probe import analyses, display
 from probe.claims import SIGNS, Claim, Verdict
 from probe.errors import InputError
 from probe.report import Result
+from probe.report import page as report
 from probe.runs import Run, write_file
 from probe.study.definition import State, Study
 
@@ -74,7 +75,7 @@ class RunEntry:
     def took(self) -> str:
         """Its working time in words."""
         if self.seconds is not None:
-            return command.duration(self.seconds)
+            return display.duration(self.seconds)
         return f"not recorded: begun {_minute(self.begun)}, last unit {_minute(self.last_unit)}"
 
     @property

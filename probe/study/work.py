@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from probe import analyses, command
-from probe.engine import Plan
+from probe import analyses, display
 from probe.errors import InputError
 from probe.report import Result
 from probe.runs import Run, changes
-from probe.study import Options, definition, ledger
+from probe.runs.engine import Plan
+from probe.study import definition, ledger
 from probe.study.definition import Member, Study
 
 FINISHED = ("results.nc", "claims.json", "report.html")
@@ -37,32 +37,49 @@ class Waiting:
     seconds: float
 
 
-def work(options: Options) -> None:
-    """Runs what is missing and writes the ledger, or says what that would be.
+def work(
+    file: Path,
+    *,
+    text: Path | None = None,
+    dataset: str | None = None,
+    out: Path | None = None,
+    only: str = "*",
+    also: Path | None = None,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Run what is missing of a study and write the ledger, or say what that would be.
 
     Args:
-        options: The command's options.
+        file: The study's TOML.
+        text: A UTF-8 file that replaces the data set of every run that reads a text.
+        dataset: A data set that does so.
+        out: Where runs and ledger go; by default runs/study/NAME.
+        only: Comma list of patterns of the names of runs.
+        also: Another folder to write the ledger to.
+        dry_run: Print what is done and what is missing, and stop.
+        quiet: Show no progress.
 
     Raises:
         InputError: If anything about study, options or run directories is wrong, before any run begins; or if, with all
             runs done, a claim came out of none.
     """
-    study = definition.read(options.study, text=options.text, dataset=options.dataset)
-    out = options.out or Path("runs", "study", study.name)
+    study = definition.read(file, text=text, dataset=dataset)
+    out = out or Path("runs", "study", study.name)
     for member in study.members:
         _check_directory(member, out / member.name)
-    waiting = _waiting(_chosen(study, options.only), out)
-    if options.dry_run:
+    waiting = _waiting(_chosen(study, only), out)
+    if dry_run:
         _print_plan(study, out, waiting)
         return
     for place, one in enumerate(waiting, start=1):
-        if not options.quiet:
-            about = command.duration(one.seconds)
-            command.say(f"[{place}/{len(waiting)}] {one.member.name}: about {about}, in {out / one.member.name}")
-        _run(one.member, out / one.member.name, quiet=options.quiet)
-        _write_ledger(study, out, options.ledger)
-    page = _write_ledger(study, out, options.ledger)
-    command.write_path(page)
+        if not quiet:
+            about = display.duration(one.seconds)
+            display.say(f"[{place}/{len(waiting)}] {one.member.name}: about {about}, in {out / one.member.name}")
+        _run(one.member, out / one.member.name, quiet=quiet)
+        _write_ledger(study, out, also)
+    page = _write_ledger(study, out, also)
+    display.write_path(page)
 
 
 def _run(member: Member, directory: Path, *, quiet: bool) -> None:
@@ -148,12 +165,12 @@ def _print_plan(study: Study, out: Path, waiting: Sequence[Waiting]) -> None:
     table.add_column("run", "in all")
     table.add_column("weights")
     table.add_column("units", justify="right")
-    table.add_column("time, about", command.duration(sum(one.seconds for one in waiting)), justify="right")
+    table.add_column("time, about", display.duration(sum(one.seconds for one in waiting)), justify="right")
     for member in study.members:
         one = by_name.get(member.name)
         if one is not None:
             units = f"{one.units} of {sum(stage.units for stage in one.plan.stages)}"
-            table.add_row(member.name, member.state, units, command.duration(one.seconds))
+            table.add_row(member.name, member.state, units, display.duration(one.seconds))
         else:
             table.add_row(member.name, member.state, "done" if is_done(out / member.name) else "not chosen", "–")
-    command.show(table, sys.stdout)
+    display.show(table, sys.stdout)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from probe.errors import InputError
-from probe.loading import seeded
+from probe.model.loading import seeded
 from probe.text import Part, Windows, load_windows
 from probe.training.data import Bytes, NextByte
 from probe.training.loop import Plan, Stack, snapshot_steps, train

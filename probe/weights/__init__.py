@@ -16,6 +16,7 @@ checkpoint that is read one matrix at a time:
 
 from __future__ import annotations
 
+from probe.spectra.singular import Triplets, leading_triplets, product_triplets
 from probe.weights.bases import SIDES, Bases, continuity, described, prepared, stream_sides
 from probe.weights.checkpoint import open_weights, weight_hash, weights_of
 from probe.weights.curves import (
@@ -38,9 +39,9 @@ from probe.weights.nulls import (
     permuted_order,
     simulated_cosines,
 )
-from probe.weights.reading import READERS, WRITERS, Heads, ModuleWeights, Weights, fresh_twin, of_model, shuffled_twin
+from probe.weights.reading import READERS, WRITERS, Heads, ModuleWeights, Weights, of_model
 from probe.weights.similarity import docs_similarity
-from probe.weights.singular import Triplets, leading_triplets, product_triplets
+from probe.weights.twins import fresh_twin, shuffled_twin
 
 __all__ = [
     "COMPOSITES",

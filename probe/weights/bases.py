@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probe.errors import InputError
 from probe.model import LanguageModel
+from probe.spectra.singular import Method, Triplets, leading_triplets
 from probe.weights.checkpoint import weights_of
 from probe.weights.curves import (
     adjacent_cosines,
@@ -26,7 +27,6 @@ from probe.weights.curves import (
 from probe.weights.heads import COMPOSITES, matrix_of, names_of
 from probe.weights.nulls import haar_cosine
 from probe.weights.reading import READERS, WRITERS, Matrix, Weights
-from probe.weights.singular import Method, Triplets, leading_triplets
 
 SUBSPACES = (1, 2, 4, 8)
 SIDES = {"input": "right", "output": "left"}

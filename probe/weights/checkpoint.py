@@ -14,12 +14,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from probe.adapters import layout_of
 from probe.errors import InputError
-from probe.loading import Control, readable
 from probe.model import LanguageModel
-from probe.sources import Source, require, require_gguf, resolve
-from probe.weights.reading import ModuleWeights, Weights, fresh_twin, of_model, shuffled_twin, skeleton
+from probe.model.adapters import layout_of
+from probe.model.loading import Control, readable
+from probe.model.sources import Source, require, require_gguf, resolve
+from probe.weights.reading import ModuleWeights, Weights, of_model, skeleton
+from probe.weights.twins import fresh_twin, shuffled_twin
 
 _PATTERNS = ("*.json", "*.safetensors")
 

@@ -2,7 +2,7 @@
 
 A checkpoint is read through a *skeleton*: the model's modules without values (on torch's meta device), made from its
 configuration. For one matrix a block of it is copied, the sub-module that holds the matrix is filled from the file, and
-the architecture's layout (`probe.layouts`) cuts the matrix out, as it does in a loaded model: joint matrices are taken
+the architecture's layout cuts the matrix out, as it does in a loaded model: joint matrices are taken
 apart and a Conv1D is transposed by the same code. Memory: the largest sub-module, not the model.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,10 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.huggingface import HuggingFaceModel, LaidOut
-from probe.layouts import Layout
-from probe.loading import Control, seeded
-from probe.model import LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel
+from probe.model.architectures import Layout, norm_of
+from probe.model.huggingface import LaidOut
 
 Matrix = Float[Tensor, "out in"]
 
@@ -142,7 +141,7 @@ class ModuleWeights(LaidOut):
         block = self._filled(layer, projection.module)
         weight = projection.weight(block, self.heads.query if self.heads else 1).detach()
         if self.permuted is not None:
-            order = torch.randperm(weight.numel(), generator=_generator(self.permuted, layer, name))
+            order = torch.randperm(weight.numel(), generator=generator_of(self.permuted, layer, name))
             weight = weight.flatten()[order.to(weight.device)].view_as(weight)
         return weight if weight.dtype == torch.float64 else weight.float()
 
@@ -178,30 +177,6 @@ READERS = ("q", "k", "v", "gate", "up", "in")
 """Projections that read the residual stream: their right singular vectors lie in it."""
 WRITERS = ("o", "down", "out")
 """Projections that write to it: their left singular vectors lie in it."""
-
-
-def norm_of(architecture: str, recurrent: bool, name: str) -> tuple[str, float] | None:
-    """Where the norm between the stream and a projection is.
-
-    Args:
-        architecture: the configuration's `model_type`.
-        recurrent: a block is one mixer behind one norm.
-        name: a projection.
-
-    Returns:
-        Its path inside the block, and what it adds to its weight; None where there is none or it is not known.
-    """
-    from probe.jacobian.forms import FORMS
-
-    if recurrent:
-        return ("norm", 0.0) if name == "in" else None
-    form = FORMS.get(architecture)
-    if form is None:
-        return None
-    paths = dict.fromkeys("qkv", form.attention_norm) | dict.fromkeys(("gate", "up"), form.mlp_norm)
-    paths |= {"o": form.attention_out_norm, "down": form.mlp_out_norm}
-    path = paths.get(name)
-    return None if path is None else (path, form.gain_offset)
 
 
 @dataclass(frozen=True)
@@ -319,82 +294,7 @@ def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_c
 # Nulls, as sources of weights
 
 
-@dataclass(frozen=True)
-class Initialiser:
-    """Values drawn as the model's own class initialises them, the same at every reading.
-
-    Attributes:
-        seed: of the draws; every sub-layer of every block has its own stream of it.
-    """
-
-    seed: int
-
-    def fill(self, block: nn.Module, path: str, place: str, skeleton: nn.Module) -> None:
-        """Initialise the sub-layer that holds a sub-module: some classes do it for a whole mixer.
-
-        Args:
-            block: a copied block; its sub-layer gets values.
-            path: of the sub-module inside the block.
-            place: the block's path in the skeleton, which with the sub-layer names the stream of random numbers.
-            skeleton: the whole model, which knows how its modules are initialised.
-        """
-        whole: Any = skeleton
-        name = path.split(".", 1)[0]
-        part = block.get_submodule(name).to_empty(device="cpu")
-
-        def initialise(module: nn.Module) -> None:
-            reset: Any = getattr(module, "reset_parameters", None)
-            if reset is not None:  # what the class leaves as torch made it
-                reset()
-            whole._init_weights(module)
-
-        with seeded(_generator(self.seed, place, name).initial_seed()), torch.no_grad():
-            part.apply(initialise)  # what is inside comes first, as in transformers
-
-
-def fresh_twin(weights: Weights, seed: int) -> ModuleWeights:
-    """The same architecture, freshly initialised, one sub-layer at a time.
-
-    The draws have the distribution of `load_model(..., random_init=seed)` (up to a factor on a matrix that some classes
-    apply afterwards, which moves no singular vector), but are not the same draws.
-
-    Args:
-        weights: of a Hugging Face model.
-        seed: of the draw.
-
-    Returns:
-        The twin.
-    """
-    own = _of_module(weights)
-    module = own.module if own.filler is not None else skeleton(own.module.config, like=type(own.module))
-    description = Control(random_init=seed).described(own.description)
-    return replace(own, module=module, filler=Initialiser(seed), permuted=None, description=description)
-
-
-def shuffled_twin(weights: Weights, seed: int) -> ModuleWeights:
-    """The same model with the entries of every matrix permuted, gains kept.
-
-    Args:
-        weights: of a Hugging Face model.
-        seed: of the permutations; every matrix has its own.
-
-    Returns:
-        The twin.
-    """
-    description = Control(shuffled_weights=seed).described(weights.description)
-    return replace(_of_module(weights), permuted=seed, description=description)
-
-
-def _of_module(weights: Weights) -> ModuleWeights:
-    if not isinstance(weights, ModuleWeights):
-        raise InputError(
-            f"a control needs a model whose modules are known, and {weights.name} is no Hugging Face module; leave "
-            "fresh and shuffled controls out"
-        )
-    return weights
-
-
-def _generator(*names: object) -> torch.Generator:
+def generator_of(*names: object) -> torch.Generator:
     """A stream of random numbers of its own for every place that it is named by."""
     digest = hashlib.sha256(" ".join(map(str, names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))

@@ -10,9 +10,8 @@ the scale of the start; continuity, coherence of gradients and rotation of frame
 
 from __future__ import annotations
 
-from probe.analyses.causes.config import Config
-from probe.analyses.causes.thresholds import Thresholds
-from probe.analysis import Analysis
+from probe.analyses.causes.config import Config, Thresholds
+from probe.analysis.contract import Analysis
 
 __all__ = ["Config", "Thresholds", "analysis", "plan", "run"]
 

@@ -17,12 +17,11 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from probe.analyses.causes.cells import ACTIVATIONS, BREAKING, DECAYS, RADIAL, SCALES, Cell, plain
-from probe.analyses.causes.config import Config
+from probe.analyses.causes.config import Config, Thresholds
 from probe.analyses.causes.table import LAST, TIMES, Grid, Seeds
-from probe.analyses.causes.thresholds import Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, line
+from probe.claims.evidence import AbsentError, Finding, Row, claims_of, number
 from probe.inference import Interval, partial_spearman, seed_interval
-from probe.table import AbsentError, Finding, Row, claims_of, number
 
 __all__ = ["ROWS", "Thresholds", "claims"]
 

@@ -1,4 +1,4 @@
-"""The figures of a run on causes: panels put together, with captions that say what was trained.
+"""The figures of a run on causes: drawn put together, with captions that say what was trained.
 
 A figure is left out where the run holds none of its cells.
 """
@@ -17,15 +17,16 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from scipy import stats
 
-from probe import plots
+from probe.analyses.causes import panels
 from probe.analyses.causes.cells import ACTIVATIONS, GRID, NORMS, Cell, plain
 from probe.analyses.causes.config import Config
+from probe.analyses.causes.panels import ACTIVATION_STYLES, NORM_STYLES
 from probe.analyses.causes.table import Grid
 from probe.inference import benjamini_hochberg, seed_interval
 from probe.plots.pages import outer_labels, panel_rows, titled
 from probe.plots.style import Style
-from probe.plots.training import ACTIVATION_STYLES, NORM_STYLES
-from probe.report import Figure, interval_text
+from probe.report import Figure
+from probe.report.page import interval_text
 
 LINES = "Lines are means over seeds, bands their 95 % t intervals."
 KINDS = ("W", "ΔW")
@@ -78,12 +79,12 @@ def _continuity(data: xr.Dataset) -> Figure | None:
     families = _families(data)
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled(f"{title}, {kind}", plots.through_training, data, "cosine", cells, weights=kind)
+        drawn = [
+            titled(f"{title}, {kind}", panels.through_training, data, "cosine", cells, weights=kind)
             for title, cells in families.items()
             for kind in KINDS
         ]
-        return outer_labels(panel_rows(panels, 2, height=2.1, share_y="all", legend=3))
+        return outer_labels(panel_rows(drawn, 2, height=2.1, share_y="all", legend=3))
 
     return _if(
         families,
@@ -141,11 +142,11 @@ def _coherence(data: xr.Dataset) -> Figure | None:
     families = {title: cells for title, cells in _families(data).items() if "linear" not in title}
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled(title, plots.through_training, data, "gradient_coherence", cells, space="output")
+        drawn = [
+            titled(title, panels.through_training, data, "gradient_coherence", cells, space="output")
             for title, cells in families.items()
         ]
-        return outer_labels(panel_rows(panels, len(families), share_y="all", legend=3))
+        return outer_labels(panel_rows(drawn, len(families), share_y="all", legend=3))
 
     return _if(
         families,
@@ -159,14 +160,14 @@ def _coherence(data: xr.Dataset) -> Figure | None:
 
 
 def _scatter(data: xr.Dataset) -> Figure | None:
-    panels = [partial(plots.coherence_against_continuity, data, kind) for kind in KINDS]
+    drawn = [partial(panels.coherence_against_continuity, data, kind) for kind in KINDS]
     return _if(
         data.sizes["cell"] > 1,
         "cells",
         "Coherence at the start against continuity at the end, over all cells",
         f"A point for each of {data.sizes['cell']} cells, mean over seeds; open without a residual connection. Dotted: "
         f"random directions. {_where(data)}",
-        partial(panel_rows, panels, 2, height=3.0, share_y="all", legend=3),
+        partial(panel_rows, drawn, 2, height=3.0, share_y="all", legend=3),
         alt="Scatter plots of gradient coherence at step 0 and continuity at the end.",
     )
 
@@ -175,12 +176,12 @@ def _grid(data: xr.Dataset) -> Figure | None:
     there = [name for name in GRID if Cell(name, decay=1.0).name in data["cell"].values]
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled(f"{_short(name)}, {kind}", plots.decay_against_start, data, name, kind)
+        drawn = [
+            titled(f"{_short(name)}, {kind}", panels.decay_against_start, data, name, kind)
             for kind in KINDS
             for name in there
         ]
-        figure = outer_labels(panel_rows(panels, len(there), height=2.3, share_y="all"))
+        figure = outer_labels(panel_rows(drawn, len(there), height=2.3, share_y="all"))
         scale = ScalarMappable(Normalize(0, 1), cmap="viridis")
         figure.colorbar(scale, ax=figure.axes, label="continuity |cos v₁|", shrink=0.7, aspect=30)
         return figure
@@ -209,12 +210,12 @@ def _concentration(data: xr.Dataset) -> Figure | None:
     there = {title: cells for title, cells in norms.items() if set(cells) & set(data["cell"].values.tolist())}
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled(f"{title}, {kind}", plots.matches, data, cells, kind)
+        drawn = [
+            titled(f"{title}, {kind}", panels.matches, data, cells, kind)
             for kind in KINDS
             for title, cells in there.items()
         ]
-        return outer_labels(panel_rows(panels, len(there), height=2.3, share_y="row", legend=3))
+        return outer_labels(panel_rows(drawn, len(there), height=2.3, share_y="row", legend=3))
 
     return _if(
         there,
@@ -232,8 +233,8 @@ def _learning(data: xr.Dataset) -> Figure | None:
     families = _families(data)
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [titled(title, plots.learning, data, cells) for title, cells in families.items()]
-        return outer_labels(panel_rows(panels, 2, height=2.4, legend=3))
+        drawn = [titled(title, panels.learning, data, cells) for title, cells in families.items()]
+        return outer_labels(panel_rows(drawn, 2, height=2.4, legend=3))
 
     return _if(
         families,
@@ -252,8 +253,8 @@ def _drift(data: xr.Dataset) -> Figure | None:
 
     def draw() -> matplotlib.figure.Figure:
         words = {"layer_angle": "a  from layer to layer", "step_angle": "b  from snapshot to snapshot"}
-        panels = [titled(title, plots.through_training, data, variable, cells) for variable, title in words.items()]
-        return outer_labels(panel_rows(panels, 2, legend=3))
+        drawn = [titled(title, panels.through_training, data, variable, cells) for variable, title in words.items()]
+        return outer_labels(panel_rows(drawn, 2, legend=3))
 
     return _if(
         cells,
@@ -272,8 +273,8 @@ def _arms(data: xr.Dataset) -> Figure | None:
 
     def draw() -> matplotlib.figure.Figure:
         vectors = {"input": "v₁", "output": "u₁"}
-        panels = [titled(f"{name}, {vectors[space]}", plots.arm_continuity, data, name, space) for name, space in shown]
-        return outer_labels(panel_rows(panels, 4, height=2.2, share_y="all", legend=4))
+        drawn = [titled(f"{name}, {vectors[space]}", panels.arm_continuity, data, name, space) for name, space in shown]
+        return outer_labels(panel_rows(drawn, 4, height=2.2, share_y="all", legend=4))
 
     return _if(
         "arm" in data.coords,
@@ -300,7 +301,7 @@ def _arm_learning(data: xr.Dataset) -> Figure | None:
         "Learning curves of the small transformers",
         "Held-out loss in bits a byte. The null (dotted) knows the frequencies of single bytes. "
         f"{LINES} {_arms_where(data)}",
-        partial(panel_rows, [partial(plots.arm_learning, data)], height=3.0, legend=3),
+        partial(panel_rows, [partial(panels.arm_learning, data)], height=3.0, legend=3),
         table=table,
         alt="Line chart of held-out bits a byte over training steps by arm.",
     )

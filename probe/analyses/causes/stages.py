@@ -8,11 +8,11 @@ from probe.analyses.causes import cells, work
 from probe.analyses.causes.cells import Cell
 from probe.analyses.causes.claims import claims
 from probe.analyses.causes.config import Config
-from probe.analyses.causes.dataset import assemble
 from probe.analyses.causes.figures import figures
-from probe.analysis import Stage, staged
-from probe.engine import Plan, StagePlan
-from probe.subjects import LIBRARIES
+from probe.analyses.causes.schema import assemble
+from probe.analysis.contract import Stage, staged
+from probe.analysis.subject import LIBRARIES
+from probe.runs.engine import Plan, StagePlan
 from probe.training import NextByte, Optimiser, Regression, Stack
 
 __all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]

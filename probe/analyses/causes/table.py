@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from probe.analyses.causes.cells import Cell
-from probe.analyses.causes.thresholds import Thresholds
+from probe.analyses.causes.config import Thresholds
 from probe.claims import Condition
-from probe.table import Floats, Reading, Sample
+from probe.claims.evidence import Floats, Reading, Sample
 
 LAST = 0.2  # share of the steps over which continuity is averaged
 TIMES = ("step 0", "mean of training")

@@ -18,8 +18,8 @@ from torch.nn import functional
 from probe.analyses.causes import cells
 from probe.analyses.causes.cells import Cell
 from probe.analyses.causes.config import Config
-from probe.engine import Unit, unit_bar
 from probe.runs import Run
+from probe.runs.engine import Unit, unit_bar
 from probe.text import Part, Windows, load_windows
 from probe.training import (
     ARMS,

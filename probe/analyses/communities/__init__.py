@@ -10,9 +10,8 @@ under every other choice of algorithm, resolution, neighbours and edges.
 
 from __future__ import annotations
 
-from probe.analyses.communities.config import Config
-from probe.analyses.communities.thresholds import Thresholds
-from probe.analysis import Analysis
+from probe.analyses.communities.config import Config, Thresholds
+from probe.analysis.contract import Analysis
 
 __all__ = ["Config", "Thresholds", "analysis", "plan", "run"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from probe.analyses.communities.config import Config
+from probe.analyses.communities.config import Config, Thresholds
 from probe.analyses.communities.table import (
     COUPLING_P,
     Coupling,
@@ -24,10 +24,9 @@ from probe.analyses.communities.table import (
     signed_root,
     stable_layers,
 )
-from probe.analyses.communities.thresholds import Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
+from probe.claims.evidence import AbsentError, Finding, Floats, Row, Table, Weights, claims_of, number
 from probe.inference import Interval, Ranking, bootstrap_interval, fisher_mean, permutation_p_value, spearman
-from probe.table import AbsentError, Finding, Floats, Row, Table, Weights, claims_of, number
 
 __all__ = [
     "ROWS",

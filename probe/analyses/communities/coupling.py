@@ -24,10 +24,10 @@ from probe.analyses.communities.config import Config
 from probe.analyses.communities.gains import square_gains
 from probe.analyses.communities.partitions import FAST, HALVES, load_covariates, load_graph, resolution_of
 from probe.analyses.communities.work import states_of
-from probe.engine import Unit
 from probe.graphs import Graph
 from probe.inference import Ranking, partial_spearman, permutation_null
 from probe.runs import Run
+from probe.runs.engine import Unit
 
 GRID_SEEDS, GRID_PERMUTATIONS = 3, 100
 EDGES: tuple[Literal["signed", "partial"], ...] = ("signed", "partial")

@@ -1,4 +1,4 @@
-"""The figures of a communities run: panels put together, with captions that say what was measured on what.
+"""The figures of a communities run: drawn put together, with captions that say what was measured on what.
 
 A figure is left out where the run holds none of its variables.
 """
@@ -14,17 +14,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from probe import plots
+from probe.analyses.communities import panels
 from probe.analyses.communities.config import Config
 from probe.analyses.communities.interactive import network
-from probe.analyses.communities.summary import summarised
-from probe.analyses.communities.table import COUPLING_P, Coupling, Runs, pooled, pooled_layers
-from probe.plots import captions, partitions, style
-from probe.plots.communities import COLORS, CONTROLS, PERMUTED, signed
+from probe.analyses.communities.panels import partitions
+from probe.analyses.communities.panels.communities import COLORS, CONTROLS, PERMUTED, signed
+from probe.analyses.communities.table import COUPLING_P, Coupling, Runs, pooled, pooled_layers, summarised
+from probe.analysis.subject import spread
+from probe.claims.evidence import Table
+from probe.plots import captions, style
 from probe.plots.pages import legend_below, outer_labels, panel_rows, titled
-from probe.report import Figure, interval_text
-from probe.subjects import spread
-from probe.table import Table
+from probe.report import Figure
+from probe.report.page import interval_text
 
 BANDS = "the grey band holds 95 % of the values under places permuted within degree deciles, the null"
 FLOWS = 6  # layers between which units are followed
@@ -73,7 +74,7 @@ def _graphs(data: xr.Dataset, summary: Summary) -> Figure | None:
         "means nothing across layers. Large: units that K = J − I amplifies much, on the other half of the text. A "
         "drawing pulls communities together, and is no test: noise has communities too, which the null graphs of "
         f"the figure on quality show. {_where(data)}",
-        partial(panel_rows, [partial(plots.community_graph, data, layer) for layer in layers], 3, height=2.7),
+        partial(panel_rows, [partial(panels.community_graph, data, layer) for layer in layers], 3, height=2.7),
         interactive=lambda: network(summary()),
         alt="Drawings of graphs of units, coloured by community and sized by gain.",
     )
@@ -81,11 +82,11 @@ def _graphs(data: xr.Dataset, summary: Summary) -> Figure | None:
 
 def _coupling(data: xr.Dataset, summary: Summary) -> Figure:
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled("a  coupling of place and gain", plots.rho_by_depth, summary()),
-            titled("b  kind of operator", plots.operator_by_depth, data),
+        drawn = [
+            titled("a  coupling of place and gain", panels.rho_by_depth, summary()),
+            titled("b  kind of operator", panels.operator_by_depth, data),
         ]
-        figure = panel_rows(panels, 2, height=3.9)
+        figure = panel_rows(drawn, 2, height=3.9)
         for ax in figure.axes:
             legend_below(ax, columns=1)
         return figure
@@ -122,8 +123,8 @@ def _scatter(data: xr.Dataset, summary: Summary) -> Figure:
     layers = spread(data["layer"].values.tolist(), SCATTERS)
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [partial(plots.place_against_gain, summary(), layer) for layer in layers]
-        return outer_labels(panel_rows(panels, SCATTERS, height=2.8))
+        drawn = [partial(panels.place_against_gain, summary(), layer) for layer in layers]
+        return outer_labels(panel_rows(drawn, SCATTERS, height=2.8))
 
     return Figure(
         "place-gain",
@@ -140,7 +141,7 @@ def _controls(data: xr.Dataset, config: Config) -> Figure:
     table = cache(lambda: control_table(Table(data, config.thresholds, config.seed, style.RESAMPLES)))
 
     def draw() -> matplotlib.figure.Figure:
-        return panel_rows([partial(plots.pooled_controls, table())])
+        return panel_rows([partial(panels.pooled_controls, table())])
 
     def text() -> pd.DataFrame:
         shown = table()
@@ -200,7 +201,7 @@ def _choices(data: xr.Dataset, summary: Summary) -> Figure | None:
     layers = ", ".join(map(str, data["ablated"].values.tolist()))
 
     def draw() -> matplotlib.figure.Figure:
-        return panel_rows([partial(plots.choice_map, summary())], height=4.0)
+        return panel_rows([partial(panels.choice_map, summary())], height=4.0)
 
     return Figure(
         "choices",
@@ -234,11 +235,11 @@ def _choice_table(agrees: xr.DataArray, mean: xr.DataArray) -> pd.DataFrame:
 
 def _communities(data: xr.Dataset) -> Figure:
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled("a  quality", plots.quality_by_depth, data),
-            titled("b  stability by resolution", plots.resolution_profile, data),
+        drawn = [
+            titled("a  quality", panels.quality_by_depth, data),
+            titled("b  stability by resolution", panels.resolution_profile, data),
         ]
-        figure = panel_rows(panels, 2, height=3.2)
+        figure = panel_rows(drawn, 2, height=3.2)
         legend_below(figure.axes[0])
         return figure
 
@@ -257,11 +258,11 @@ def _communities(data: xr.Dataset) -> Figure:
 
 def _agreement(data: xr.Dataset) -> Figure:
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled("a  within a layer", plots.agreement_by_depth, data),
-            titled("b  between layers", plots.layer_agreement, data),
+        drawn = [
+            titled("a  within a layer", panels.agreement_by_depth, data),
+            titled("b  between layers", panels.layer_agreement, data),
         ]
-        figure = panel_rows(panels, 2, height=3.6)
+        figure = panel_rows(drawn, 2, height=3.6)
         legend_below(figure.axes[0], columns=1)
         return figure
 
@@ -287,7 +288,7 @@ def _flow(data: xr.Dataset) -> Figure | None:
         f"Bars are the {len(COLORS)} largest communities of a layer from below, the rest in grey; bands, in the "
         "colour they come from, are the units that two communities share. Under the null of unrelated communities "
         f"every bar sends to every other in proportion to its size. {_where(data)}",
-        partial(panel_rows, [partial(plots.community_flow, data, layers)], height=3.4),
+        partial(panel_rows, [partial(panels.community_flow, data, layers)], height=3.4),
         alt="Alluvial chart of units between the communities of a few blocks.",
     )
 
@@ -304,7 +305,7 @@ def _amplification(data: xr.Dataset) -> Figure | None:
         "communities of each layer, in standard deviations of the null, random sets of as many units. gain² = self "
         "gain² + leak², and gain holds no interaction inside the community; divergence is the signed rate; the "
         f"numerical abscissa the fastest growth. Of the root-mean-square operator over all tokens. {_where(data)}",
-        partial(panel_rows, [partial(plots.amplification_map, data, measure) for measure in measures], 2, height=2.3),
+        partial(panel_rows, [partial(panels.amplification_map, data, measure) for measure in measures], 2, height=2.3),
         table=partial(_amplification_table, data),
         alt="Heat maps over layers and communities of z-scores of five measures of amplification.",
     )

@@ -11,15 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import graphs, replay, spectra
-from probe.amplification import Amplification, PooledOperator, partition_amplification, z_scores
 from probe.analyses.communities.config import Config
 from probe.analyses.communities.partitions import algorithm_of, load_graph, resolution_of
 from probe.analyses.communities.work import Half, bases_of, basis_of, scored_positions, scored_windows
 from probe.analyses.dynamics.kept import Kept
-from probe.engine import Unit
+from probe.analysis.subject import fingerprint, model_of, variant_of
 from probe.jacobian import Options, mlp_unit_gain, recorded_jacobian
 from probe.runs import Run
-from probe.subjects import fingerprint, model_of, variant_of
+from probe.runs.engine import Unit
+from probe.spectra.amplification import Amplification, PooledOperator, partition_amplification, z_scores
 
 MEASURES = tuple(field.name for field in fields(Amplification))
 LARGEST = 24  # communities whose amplification is kept: the largest ones

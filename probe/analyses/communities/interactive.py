@@ -8,10 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from probe.plots.charts import LAYOUT, TITLE, block_slider, one_shown, rounded
-from probe.plots.communities import community_colors, drawn_links, gain_scale, signed, unit_gain
+from probe.analyses.communities.panels.communities import community_colors, drawn_links, gain_scale, signed, unit_gain
+from probe.plots.charts import LAYOUT, TITLE, block_slider, hover_text, one_shown, rounded
 from probe.plots.style import GREY, RED, Floats
-from probe.report import hover_text
 
 HOVER = (
     "<b>unit %{customdata[0]}</b>, community %{customdata[1]}<br>gain %{customdata[2]}, participation "

@@ -10,12 +10,12 @@ from torch import Tensor
 from probe import graphs
 from probe.analyses.communities.config import Config
 from probe.analyses.communities.work import Half, basis_of, documents_of, states_of
-from probe.engine import Unit
-from probe.graphs import Algorithm, Graph
+from probe.analysis.subject import model_of, variant_of
+from probe.graphs import Algorithm, Graph, layout
 from probe.inference import resampled_rows
 from probe.jacobian import norm_gains
 from probe.runs import Run
-from probe.subjects import model_of, variant_of
+from probe.runs.engine import Unit
 
 OUTLIER = 20.0  # times the median standard deviation
 HALVES: tuple[Half, Half] = ("half_a", "half_b")
@@ -217,3 +217,34 @@ def _covariates(config: Config, view: str, layer: int, states: Float[Tensor, "to
     if view.startswith("basis-"):  # how long a unit step along each direction of the basis is behind the norm
         stacked = (stacked.square() @ basis_of(config, view, exact.shape[1]).double().square()).sqrt()
     return found | {"norm_gain": stacked}
+
+
+LINKS = 1200  # drawn: the strongest ones
+TOKENS = 3  # named for each unit
+
+
+def drawings_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
+    """Places, strongest links and largest tokens of a layer's units.
+
+    Args:
+        config: the run's configuration.
+        unit: which layer.
+        run: where graph and states are.
+
+    Returns:
+        `place` (unit, 2); `link` (link, 2) and `link_weight` (link,), padded with −1 and 0; `largest` (unit, token),
+        which of the tokens of the first half.
+    """
+    layer = unit.arguments["layer"]
+    graph, labels, _ = load_graph(run, "model", layer)
+    states = states_of(config, run, "model", layer)
+    strongest = np.argsort(-np.abs(graph.weights), kind="stable")[:LINKS]
+    link, weight = np.full((LINKS, 2), -1), np.zeros(LINKS)
+    link[: len(strongest)], weight[: len(strongest)] = graph.edges[strongest], graph.weights[strongest]
+    away = (states - states.mean(0)).abs()
+    return {
+        "place": torch.from_numpy(layout(graph, labels, seed=config.seed)),
+        "link": torch.from_numpy(link),
+        "link_weight": torch.from_numpy(weight),
+        "largest": away.topk(min(TOKENS, len(away)), dim=0).indices.T,
+    }

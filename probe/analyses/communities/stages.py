@@ -6,17 +6,19 @@ import time
 
 import numpy as np
 
-from probe import engine, graphs, subjects
-from probe.analyses.communities import coupling, drawings, gains, partitions, work
+from probe import graphs
+from probe.analyses.communities import coupling, gains, partitions, work
 from probe.analyses.communities.claims import claims
 from probe.analyses.communities.config import Config
-from probe.analyses.communities.dataset import assemble
 from probe.analyses.communities.figures import figures
-from probe.analysis import Stage, require_at_least, staged
-from probe.engine import Plan
+from probe.analyses.communities.schema import assemble
+from probe.analysis import subject as subjects
+from probe.analysis.contract import Stage, require_at_least, staged
+from probe.analysis.subject import notes
 from probe.errors import InputError
 from probe.jacobian import Options
-from probe.subjects import notes
+from probe.runs import engine
+from probe.runs.engine import Plan
 
 __all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
 
@@ -28,7 +30,7 @@ STAGES = {
     "jacobians": (gains.jacobians_unit, "gains on the other half"),
     "coupling": (coupling.coupling_unit, "permuted places"),
     "ablation": (coupling.ablation_unit, "other choices"),
-    "drawings": (drawings.drawings_unit, "drawings"),
+    "drawings": (partitions.drawings_unit, "drawings"),
 }
 """Function and description of each stage, in their order."""
 

@@ -14,15 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe import subjects
 from probe.analyses.communities.config import Config
-from probe.engine import Unit
+from probe.analysis import subject as subjects
+from probe.analysis.subject import layers_of, model_of, variant_of
 from probe.errors import InputError
 from probe.geometry import haar_frame
-from probe.hooks import Site, hooked
-from probe.model import HuggingFaceModel, LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel, Site, hooked
 from probe.runs import Run
-from probe.subjects import layers_of, model_of, variant_of
+from probe.runs.engine import Unit
 from probe.text import Windows
 
 Half: TypeAlias = Literal["half_a", "half_b"]

@@ -9,9 +9,8 @@ orders of the blocks, gains folded in and outlier coordinates left out. No text 
 
 from __future__ import annotations
 
-from probe.analyses.continuity.config import Config
-from probe.analyses.continuity.thresholds import Thresholds
-from probe.analysis import Analysis
+from probe.analyses.continuity.config import Config, Thresholds
+from probe.analysis.contract import Analysis
 
 __all__ = ["Config", "Thresholds", "analysis", "plan", "run"]
 

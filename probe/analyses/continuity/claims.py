@@ -14,12 +14,11 @@ import xarray as xr
 from jaxtyping import Float
 
 from probe import weights
-from probe.analyses.continuity.config import Config
+from probe.analyses.continuity.config import Config, Thresholds
 from probe.analyses.continuity.table import VECTOR, Pairs, Rows
-from probe.analyses.continuity.thresholds import Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
+from probe.claims.evidence import AbsentError, Finding, Floats, Row, claims_of, number
 from probe.inference import Interval, seed_interval, spearman
-from probe.table import AbsentError, Finding, Floats, Row, claims_of, number
 
 __all__ = ["ROWS", "Pairs", "Thresholds", "claims"]
 

@@ -1,4 +1,4 @@
-"""The figures of a continuity run: panels put together, with captions that say what was measured on what."""
+"""The figures of a continuity run: drawn put together, with captions that say what was measured on what."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from scipy import stats
 
-from probe import plots, weights
+from probe import weights
+from probe.analyses.continuity import panels
 from probe.analyses.continuity.config import Config
 from probe.analyses.continuity.interactive import trajectories
+from probe.analyses.continuity.panels import shown_spaces
 from probe.inference import benjamini_hochberg
 from probe.plots import captions
 from probe.plots.pages import Panel, new_grid, outer_labels, panel_rows, titled
 from probe.plots.style import of_kind
-from probe.plots.weights import shown_spaces
 from probe.report import Figure
 
 SIDES = ("input", "output")
@@ -62,7 +63,7 @@ def _summary(data: xr.Dataset, config: Config) -> Figure:
         f"stream, pale where it lies inside the block. Whiskers: 95 % over depth of this one model (circular blocks of "
         f"{config.block_length} pairs), where it has enough pairs for an interval. Black lines, the null: random "
         f"directions. Under each name the median σ₁/σ₂. {GAP}. {_where(data)}",
-        _both_spaces(plots.continuity_summary, data, 1, height=2.7, legend=3),
+        _both_spaces(panels.continuity_summary, data, 1, height=2.7, legend=3),
         table=partial(_summary_table, data),
         alt="Bar charts of mean continuity by projection in input and output space, with controls.",
     )
@@ -88,8 +89,8 @@ def _summary_table(data: xr.Dataset) -> pd.DataFrame:
 def _depth(data: xr.Dataset) -> Figure:
     def draw() -> matplotlib.figure.Figure:
         names = data["projection"].values.tolist()
-        panels = [titled(name, plots.continuity_by_depth, data, name) for name in names]
-        return outer_labels(panel_rows(panels, 3, height=2.1, legend=5))
+        drawn = [titled(name, panels.continuity_by_depth, data, name) for name in names]
+        return outer_labels(panel_rows(drawn, 3, height=2.1, legend=5))
 
     return Figure(
         "depth",
@@ -113,15 +114,15 @@ def _lags(data: xr.Dataset) -> Figure | None:
         "Mean |cos| of leading vectors of blocks l and l + m. A path decays with the lag m; one shared direction does "
         "not. The nulls: dotted, random directions; thin lines, the same vectors with the blocks in random order, "
         f"which keep what is shared and lose what is adjacent. Long lags rest on few pairs. {_where(data)}",
-        _both_spaces(plots.lag_curves, data, height=3.4, legend=6),
+        _both_spaces(panels.lag_curves, data, height=3.4, legend=6),
         alt="Line charts of mean cosine against the lag between blocks.",
     )
 
 
 def _maps(data: xr.Dataset) -> Figure:
     def draw() -> matplotlib.figure.Figure:
-        panels = [partial(plots.cosine_map, data, name, side, bar=False) for name, side in shown_spaces(data)]
-        figure = panel_rows(panels, 4, height=1.9)
+        drawn = [partial(panels.cosine_map, data, name, side, bar=False) for name, side in shown_spaces(data)]
+        figure = panel_rows(drawn, 4, height=1.9)
         image = figure.axes[0].images[0]
         figure.colorbar(image, ax=figure.axes, label="|cos|", location="bottom", shrink=0.5, aspect=40)
         return figure
@@ -145,7 +146,7 @@ def _trajectories(data: xr.Dataset) -> Figure | None:
         chosen = shown_spaces(data)
         figure, places = new_grid(len(chosen), 3, height=2.3, projection="3d")
         for ax, (name, side) in zip(places, chosen, strict=True):
-            plots.trajectory_path(data, name, side, ax)
+            panels.trajectory_path(data, name, side, ax)
         depth = data["block"].values
         scale = ScalarMappable(Normalize(depth[0], depth[-1]), "viridis")
         figure.colorbar(scale, ax=places, label="block", location="bottom", shrink=0.5, aspect=40)
@@ -174,7 +175,7 @@ def _controls(data: xr.Dataset, config: Config) -> Figure | None:
         "Mean |cos| of neighbours where the space is the residual stream: with the norms' gains folded in, without the "
         f"{share} of coordinates that hold most of the leading vectors, with every matrix's entries shuffled, and at "
         f"fresh initialisation (a mark a seed). Dotted, the null: random directions. {_where(data)}",
-        _both_spaces(plots.continuity_controls, data),
+        _both_spaces(panels.continuity_controls, data),
         alt="Dot chart of mean continuity by projection under controls.",
     )
 
@@ -189,7 +190,7 @@ def _subspaces(data: xr.Dataset) -> Figure | None:
         "Mean squared cosine of the principal angles of neighbouring blocks' leading k-subspaces, mean over pairs: "
         "where it rises with k, directions change their rank; where it falls, continuity sits in the first. Dotted, "
         f"the null: k/d. {_where(data)}",
-        _both_spaces(plots.subspace_continuity, data),
+        _both_spaces(panels.subspace_continuity, data),
         alt="Line charts of subspace overlap against the dimension of the subspace.",
     )
 
@@ -198,13 +199,13 @@ def _gaps(data: xr.Dataset) -> Figure:
     names = data["projection"].values.tolist()
     stored = [name for name in names if name not in weights.COMPOSITES]
     composites = [name for name in names if name in weights.COMPOSITES]
-    panels = [partial(plots.gap_by_depth, data, group) for group in (stored, composites) if group]
+    drawn = [partial(panels.gap_by_depth, data, group) for group in (stored, composites) if group]
     return Figure(
         "gaps",
         "The gap behind every leading vector",
         f"σ₁/σ₂ of every block. {GAP}; dotted: 1.05, below which it is taken for arbitrary. No further null: fresh "
         f"initialisations lie below it, at a median of {_fresh_gap(data)}. {_where(data)}",
-        partial(panel_rows, panels, 2, height=3.0, legend=5),
+        partial(panel_rows, drawn, 2, height=3.0, legend=5),
         alt="Line charts of the ratio of the first two singular values over depth.",
     )
 
@@ -215,7 +216,7 @@ def _participation(data: xr.Dataset) -> Figure:
         "On how many coordinates the directions live",
         "Participation ratio 1/Σv⁴ of the leading vector over the width. Near 1/d it is one coordinate, and continuity "
         f"would be trivial; dotted, the null: a third, a random direction. {_where(data)}",
-        _both_spaces(plots.participation_by_depth, data),
+        _both_spaces(panels.participation_by_depth, data),
         alt="Line charts of the participation ratio of leading vectors over depth.",
     )
 
@@ -226,8 +227,8 @@ def _heads(data: xr.Dataset) -> Figure | None:
 
     def draw() -> matplotlib.figure.Figure:
         names = data["composite"].values.tolist()
-        panels = [titled(f"{name}, head by head", plots.head_continuity, data, name) for name in names]
-        return panel_rows(panels, 2, height=2.8, share_y="row", legend=3)
+        drawn = [titled(f"{name}, head by head", panels.head_continuity, data, name) for name in names]
+        return panel_rows(drawn, 2, height=2.8, share_y="row", legend=3)
 
     return Figure(
         "heads",
@@ -250,7 +251,7 @@ def _docs(data: xr.Dataset) -> Figure | None:
         "Location of a Gumbel distribution fitted to the largest |cos| of each column with the columns of the next "
         "block's matrix, both ways (Min & Wang). Columns are as long as the output space; no null line is drawn, as it "
         f"depends on the number of columns. {_where(data)}",
-        partial(panel_rows, [partial(plots.docs_by_depth, data)], height=3.0, legend=5),
+        partial(panel_rows, [partial(panels.docs_by_depth, data)], height=3.0, legend=5),
         alt="Line chart of the DOCS similarity of neighbouring blocks over depth.",
     )
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from probe import engine, weights
+from probe import weights
 from probe.analyses.continuity import work
 from probe.analyses.continuity.claims import claims
 from probe.analyses.continuity.config import Config
-from probe.analyses.continuity.dataset import assemble
 from probe.analyses.continuity.figures import figures
-from probe.analysis import Stage, require_at_least, staged
-from probe.engine import Plan, StagePlan
+from probe.analyses.continuity.schema import assemble
+from probe.analysis.contract import Stage, require_at_least, staged
+from probe.analysis.subject import LIBRARIES
 from probe.errors import InputError
 from probe.model import device_named
-from probe.subjects import LIBRARIES
-from probe.weights.singular import DENSE
+from probe.runs import engine
+from probe.runs.engine import Plan, StagePlan
+from probe.spectra.singular import DENSE
 
 __all__ = ["assemble", "claims", "figures", "fingerprint", "plan", "stages", "title"]
 

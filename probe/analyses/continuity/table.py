@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from probe import weights
-from probe.analyses.continuity.thresholds import Thresholds
+from probe.analyses.continuity.config import Thresholds
 from probe.claims import Condition
+from probe.claims.evidence import AbsentError, Reading, Sample
 from probe.inference import Interval, circular_block_bootstrap
-from probe.table import AbsentError, Reading, Sample
 
 CLAIMED = dict.fromkeys(("q", "k", "gate", "up", "in"), "input") | dict.fromkeys(("o", "down", "out"), "output")
 """The projections that are said to be continuous, and the space: the residual stream's side."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from probe import weights
 from probe.analyses.continuity.config import Config
-from probe.engine import Unit
 from probe.errors import InputError
 from probe.runs import Run
+from probe.runs.engine import Unit
 from probe.weights import ModuleWeights, Triplets
 
 OWN = ("model", "folded")

@@ -9,9 +9,8 @@ the claims of the paper come out as a Dataset, a list of claims and a report.
 
 from __future__ import annotations
 
-from probe.analyses.dynamics.config import Config
-from probe.analyses.dynamics.thresholds import Thresholds
-from probe.analysis import Analysis
+from probe.analyses.dynamics.config import Config, Thresholds
+from probe.analysis.contract import Analysis
 
 __all__ = ["Config", "Thresholds", "analysis", "plan", "run"]
 

@@ -3,7 +3,7 @@
 Every statistic is recomputed on resampled documents, a claim about depth with its whole curve: the median over
 positions by layer, then the statistic of the curve. A contrast rests on the tokens at which the control was measured,
 and the documents of these are counted. Where a control is drawn from seeds, its value is the mean over seeds, and
-`probe.table.crossed` joins the errors over documents and over seeds. "Ends out" leaves out the first and the last of
+`crossed` joins the errors over documents and over seeds. "Ends out" leaves out the first and the last of
 the measured blocks, which are often outliers; both are shown by themselves.
 
 Cost: a few seconds a claim at 30 layers, 48 positions and 1,000 resamples.
@@ -19,11 +19,22 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from probe.analyses.dynamics.config import Config
-from probe.analyses.dynamics.thresholds import Thresholds
+from probe.analyses.dynamics.config import Config, Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
+from probe.claims.evidence import (
+    AbsentError,
+    Finding,
+    Floats,
+    Row,
+    Table,
+    Typical,
+    Weights,
+    claims_of,
+    crossed,
+    each,
+    number,
+)
 from probe.inference import Interval, Ranking, spearman
-from probe.table import AbsentError, Finding, Floats, Row, Table, Typical, Weights, claims_of, crossed, each, number
 
 __all__ = ["ROWS", "Thresholds", "claims"]
 

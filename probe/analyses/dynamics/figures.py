@@ -1,4 +1,4 @@
-"""The figures of a dynamics run: panels put together, with captions that say what was measured on what.
+"""The figures of a dynamics run: drawn put together, with captions that say what was measured on what.
 
 A figure is left out where the run holds none of its variables.
 """
@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from probe import plots
+from probe.analyses.dynamics import panels
 from probe.analyses.dynamics.config import Config
 from probe.analyses.dynamics.interactive import clouds
+from probe.analyses.dynamics.panels.depth import NULL_STYLES
+from probe.analyses.dynamics.panels.spectral import LABELS, VARIANT_STYLES, random_matrix
+from probe.analysis.subject import spread
 from probe.plots import captions
-from probe.plots.depth import NULL_STYLES
 from probe.plots.pages import legend_below, outer_labels, panel_rows, shared_legend, titled
-from probe.plots.spectral import LABELS, VARIANT_STYLES, random_matrix
 from probe.plots.style import geometric_mean, null_line, of_kind
 from probe.report import Figure
-from probe.subjects import spread
 
 LINES = "Lines are medians over positions, bands their 95 % intervals, documents resampled; for fresh initialisations "
 LINES += "the mean and the range over the seeds."
@@ -74,7 +74,7 @@ def _depth(data: xr.Dataset, matrix: Literal["J", "K"], name: str, title: str, s
         title,
         f"{words[matrix]}.{null} First and last block are often outliers and do not enter claims over depth. {LINES} "
         f"{_where(data)}",
-        partial(panel_rows, [partial(plots.score_by_depth, data, score, matrix) for score in scores], 2, legend=3),
+        partial(panel_rows, [partial(panels.score_by_depth, data, score, matrix) for score in scores], 2, legend=3),
         table=partial(_ends_table, data, matrix, scores),
         alt=f"Line charts over depth of {', '.join(LABELS[score] for score in scores)} of {matrix}.",
     )
@@ -109,7 +109,7 @@ def _clouds(data: xr.Dataset) -> Figure | None:
         f"All eigenvalues of K at {data.sizes['cloud']} positions of as many windows, for {len(chosen)} blocks; the "
         "chart below has every block. Real numbers lie on the horizontal line; the null for a random matrix is a "
         f"disc that is uniformly filled, {complex_share:.1%} of it off the line. {_where(data)}",
-        partial(panel_rows, [partial(plots.eigenvalue_cloud, data, layer) for layer in chosen], 3, height=2.4),
+        partial(panel_rows, [partial(panels.eigenvalue_cloud, data, layer) for layer in chosen], 3, height=2.4),
         interactive=partial(clouds, data),
         alt="Scatter plots of eigenvalues in the complex plane for nine blocks.",
     )
@@ -119,11 +119,11 @@ def _bottleneck(data: xr.Dataset, config: Config) -> Figure:
     shown = ("norm_matched", "shuffled_depth")
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled("a  participation ratio", plots.bottleneck, data, shown),
-            titled("b  effective rank", plots.effective_rank_of_product, data, shown),
+        drawn = [
+            titled("a  participation ratio", panels.bottleneck, data, shown),
+            titled("b  effective rank", panels.effective_rank_of_product, data, shown),
         ]
-        figure = panel_rows(panels, 2, height=3.0)
+        figure = panel_rows(drawn, 2, height=3.0)
         bound = config.thresholds.threshold_bottleneck
         null_line(figure.axes[0], bound, f"the claim's threshold, {bound:g}")
         shared_legend(figure, columns=3)
@@ -145,7 +145,7 @@ def _interventions(data: xr.Dataset) -> Figure | None:
     if "null_participation_ratio" not in data:
         return None
 
-    panel = partial(plots.bottleneck, data, ("norm_matched", *INTERVENTIONS), variants=False)
+    panel = partial(panels.bottleneck, data, ("norm_matched", *INTERVENTIONS), variants=False)
     measured = data["null_participation_ratio"].notnull().any(("draw", "depth")).sum("query")
     few, many = int(measured.min()), int(measured.max())
     return Figure(
@@ -166,12 +166,12 @@ def _directions(data: xr.Dataset) -> Figure | None:
         return None
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled("a  Lyapunov exponents", plots.lyapunov, data),
-            titled("b  top input directions", plots.subspace_overlap, data),
-            titled("c  growth", plots.singular_growth, data),
+        drawn = [
+            titled("a  Lyapunov exponents", panels.lyapunov, data),
+            titled("b  top input directions", panels.subspace_overlap, data),
+            titled("c  growth", panels.singular_growth, data),
         ]
-        figure = panel_rows(panels, 3, height=2.9)
+        figure = panel_rows(drawn, 3, height=2.9)
         for ax, columns in zip(figure.axes, (2, 2, 1), strict=True):
             legend_below(ax, columns)
         return figure
@@ -194,12 +194,12 @@ def _perturbation(data: xr.Dataset) -> Figure | None:
 
     def draw() -> matplotlib.figure.Figure:
         words = {"1": "1 block on", "4": "4 blocks on", "all": "at the end"}
-        panels = [
-            titled(words[horizon] if measure == "error" else "", plots.perturbation, data, measure, horizon)
+        drawn = [
+            titled(words[horizon] if measure == "error" else "", panels.perturbation, data, measure, horizon)
             for measure in ("error", "cosine")
             for horizon in horizons
         ]
-        return outer_labels(panel_rows(panels, len(horizons), height=2.5, legend=3))
+        return outer_labels(panel_rows(drawn, len(horizons), height=2.5, legend=3))
 
     return Figure(
         "perturbation",
@@ -231,7 +231,7 @@ def _range(data: xr.Dataset) -> Figure | None:
         "ε, in units of the window's median ‖u‖, at which the linear prediction is 10 % off, by the block before which "
         "the step is made and the number of blocks to the comparison; geometric mean over the directions. "
         f"Lines are medians over positions, bands their 95 % intervals, documents resampled. {_where(data)}",
-        partial(panel_rows, [partial(plots.linear_range, data)], height=2.8, legend=3),
+        partial(panel_rows, [partial(panels.linear_range, data)], height=2.8, legend=3),
         table=table,
         alt="Line chart of the size of the step at 10 % error over depth, for several horizons.",
     )
@@ -256,7 +256,7 @@ def _pseudospectra(data: xr.Dataset) -> Figure | None:
         "the eigenvalues of all matrices within ε of K. The null, a normal matrix, has circles of radius ε. The Kreiss "
         "constant (half-plane form on K − αI, a lower bound) is 1 for it; numerical less spectral abscissa is "
         f"transient growth. {_where(data)}",
-        partial(panel_rows, [partial(plots.pseudospectrum, data, layer) for layer in layers], 2, height=2.8),
+        partial(panel_rows, [partial(panels.pseudospectrum, data, layer) for layer in layers], 2, height=2.8),
         table=table,
         alt="Contour plots of pseudospectra of the update's Jacobian for a few blocks.",
     )
@@ -273,7 +273,7 @@ def _coupling(data: xr.Dataset) -> Figure | None:
         "How far K of block i is from diagonal in the 10 leading singular vectors of block j (Aubry et al. 2024); the "
         "diagonal, 0 by definition, is left out. 0 would be perfect coupling, and the null, unrelated blocks, gives "
         f"about 1. Medians over {measured} positions. {_where(data)}",
-        partial(panel_rows, [partial(plots.coupling, data)], height=4.0),
+        partial(panel_rows, [partial(panels.coupling, data)], height=4.0),
         alt="Heat map over pairs of blocks of the distance from coupling.",
     )
 
@@ -282,8 +282,8 @@ def _means(data: xr.Dataset) -> Figure | None:
     if "mean_henrici_departure" not in data:
         return None
 
-    panels = [partial(plots.mean_score_by_depth, data, score) for score in DEPTH_SCORES[:3]]
-    panels.append(partial(plots.mean_products, data))
+    drawn = [partial(panels.mean_score_by_depth, data, score) for score in DEPTH_SCORES[:3]]
+    drawn.append(partial(panels.mean_products, data))
     apart = float(np.median(data["mean_spread"].values))
     return Figure(
         "means",
@@ -292,7 +292,7 @@ def _means(data: xr.Dataset) -> Figure | None:
         "(black, delete-one jackknife over documents) beside the median of the scores. Single matrices lie "
         f"{apart:.2g} times ‖K̄‖ away from the mean (median over blocks). Last panel: the product of averages is not "
         f"the average of products. No null line: two ways to average are compared. {LINES} {_where(data)}",
-        partial(panel_rows, panels, 2, legend=3),
+        partial(panel_rows, drawn, 2, legend=3),
         alt="Scores of the mean Jacobian and medians of scores over depth; participation ratios of mean products.",
     )
 
@@ -307,7 +307,7 @@ def _eigenvectors(data: xr.Dataset) -> Figure | None:
         f"At one position of {data.sizes['eigenvector_window']} windows, a thin line each, and their median. The null "
         "of the condition number is 1, a normal matrix; that of the polar rotation 0, no rotation. Absent where J is "
         f"too near singular for its polar factor to be known. {_where(data)}",
-        partial(panel_rows, [partial(plots.eigenvector_condition, data), partial(plots.polar_rotation, data)], 2),
+        partial(panel_rows, [partial(panels.eigenvector_condition, data), partial(panels.polar_rotation, data)], 2),
         alt="Condition number of the eigenvectors of K and polar rotation of J over depth.",
     )
 

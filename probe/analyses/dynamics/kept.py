@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.analyses.dynamics.work import MATRICES
-from probe.command import parse_layers
+from probe.analysis.config import parse_layers
 from probe.errors import InputError
 from probe.runs import Run
 

@@ -13,10 +13,10 @@ from torch.linalg import matrix_norm
 
 from probe.analyses.dynamics import work
 from probe.analyses.dynamics.config import Config
-from probe.engine import Unit
+from probe.analysis.subject import model_of
 from probe.runs import Run
-from probe.subjects import model_of
-from probe.weights.singular import leading_triplets
+from probe.runs.engine import Unit
+from probe.spectra.singular import leading_triplets
 
 CHUNK = 4  # matrices scored at once, two a core
 LEADING = 8  # singular vectors of the mean that are kept

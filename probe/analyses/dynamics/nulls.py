@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import matrix_norm
 
-from probe import lapack, replay, spectra
+from probe import replay, spectra
 from probe.analyses.dynamics import work
 from probe.analyses.dynamics.config import Config
-from probe.engine import Unit
+from probe.analysis.subject import layers_of, model_of
 from probe.jacobian import Options, recorded_jacobian
 from probe.runs import Run
-from probe.subjects import layers_of, model_of
+from probe.runs.engine import Unit
+from probe.spectra import lapack
 
 NULLS = {
     "norm_matched": "updates replaced by Gaussian ones of the same ‖K‖",

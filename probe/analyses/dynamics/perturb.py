@@ -9,12 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from probe import lapack, replay
+from probe import replay
 from probe.analyses.dynamics import work
 from probe.analyses.dynamics.config import Config
-from probe.engine import Unit
+from probe.analysis.subject import model_of, spread
 from probe.runs import Run
-from probe.subjects import model_of, spread
+from probe.runs.engine import Unit
+from probe.spectra import lapack
 
 EPSILONS = tuple(10 ** (power / 2) for power in range(-6, 1))
 """Sizes of the step over the window's median ‖u_l‖: half a decade apart, from 1e-3 to 1."""

@@ -6,17 +6,19 @@ import time
 
 import torch
 
-from probe import engine, lapack, subjects
 from probe.analyses.dynamics import means, nulls, perturb, work
 from probe.analyses.dynamics.claims import claims
 from probe.analyses.dynamics.config import Config
-from probe.analyses.dynamics.dataset import assemble
 from probe.analyses.dynamics.figures import figures
-from probe.analysis import Stage, require_at_least, staged
-from probe.engine import Plan
+from probe.analyses.dynamics.schema import assemble
+from probe.analysis import subject as subjects
+from probe.analysis.contract import Stage, require_at_least, staged
+from probe.analysis.subject import notes
 from probe.errors import InputError
 from probe.jacobian import Options
-from probe.subjects import notes
+from probe.runs import engine
+from probe.runs.engine import Plan
+from probe.spectra import lapack
 
 __all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
 

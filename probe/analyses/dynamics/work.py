@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe import spectra, subjects
+from probe import spectra
 from probe.analyses.dynamics.config import Config
-from probe.engine import Unit
+from probe.analysis import subject as subjects
+from probe.analysis.subject import layers_of, model_of, spread, variant_of
 from probe.jacobian import iter_block_jacobians
 from probe.runs import Run
-from probe.subjects import layers_of, model_of, spread, variant_of
+from probe.runs.engine import Unit
 from probe.text import Windows
 
 MATRICES = ("J", "K")
@@ -140,7 +141,7 @@ def jacobians(
         memory=JACOBIAN_MEMORY,
     )
     for layer, matrices in found:
-        yield layer, matrices.cpu()  # `probe.lapack` sends to a GPU what is quicker there
+        yield layer, matrices.cpu()  # `probe.spectra.lapack` sends to a GPU what is quicker there
 
 
 def stacked(

@@ -9,9 +9,8 @@ the claims of the paper with their controls come out as a Dataset, a list of cla
 
 from __future__ import annotations
 
-from probe.analyses.tokenwise.config import FITS, Config
-from probe.analyses.tokenwise.thresholds import Thresholds
-from probe.analysis import Analysis
+from probe.analyses.tokenwise.config import FITS, Config, Thresholds
+from probe.analysis.contract import Analysis
 
 __all__ = ["FITS", "Config", "Thresholds", "analysis", "plan", "run"]
 

@@ -11,17 +11,28 @@ Cost: seconds a claim at 30 layers, 2,048 tokens and 1,000 resamples; about half
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
 
-from probe.analyses.tokenwise.config import Config
-from probe.analyses.tokenwise.table import Table
-from probe.analyses.tokenwise.thresholds import Thresholds
+from probe.analyses.tokenwise.config import Config, Thresholds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, line
+from probe.claims import evidence as table
+from probe.claims.evidence import AbsentError, Finding, Floats, Row, Typical, Weights, claims_of, each, number
 from probe.inference import Ranking, fisher_mean, partial_spearman, spearman
-from probe.table import AbsentError, Finding, Floats, Row, Typical, Weights, claims_of, each, number
+
+
+@dataclass(frozen=True)
+class Table(table.Table[Thresholds]):
+    """A run's Dataset with what the claims on layer updates share."""
+
+    @property
+    def fit(self) -> str:
+        """The class of maps that decides."""
+        return str(self.data.attrs.get("deciding_fit", "local"))
+
 
 __all__ = ["Kind", "Thresholds", "claims", "universal"]
 

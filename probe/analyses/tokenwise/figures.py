@@ -1,4 +1,4 @@
-"""The figures of a layer-update run: panels put together, with captions that say what was measured on what.
+"""The figures of a layer-update run: drawn put together, with captions that say what was measured on what.
 
 A figure is left out where the run holds none of its variables.
 """
@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from probe import plots
+from probe.analyses.tokenwise import panels
 from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.interactive import scatter, scatter_fits, scatter_queries
+from probe.analyses.tokenwise.panels.regimes import CUTS, MEASURES
+from probe.analyses.tokenwise.panels.styles import BASELINES, FIT_STYLES, deciding_fit, fits_present
+from probe.analysis.subject import spread
 from probe.plots import captions
 from probe.plots.pages import legend_below, outer_labels, panel_rows, titled
-from probe.plots.regimes import CUTS, MEASURES
-from probe.plots.style import BASELINES, FIT_STYLES, deciding_fit, fits_present
-from probe.report import Figure, interval_text
-from probe.subjects import spread
+from probe.report import Figure
+from probe.report.page import interval_text
 
 MAX_POINTS = 200_000  # of the interactive chart, over layers and classes: about 3 MB of the page
 LINES = (
@@ -62,16 +63,19 @@ def _error(data: xr.Dataset) -> Figure | None:
     own = [name for name in FIT_STYLES if name not in BASELINES]
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled("a  tokenwise classes", plots.relative_error, data, own),
+        drawn = [
+            titled("a  tokenwise classes", panels.relative_error, data, own),
             titled(
-                "b  baselines, and the block on one token", plots.relative_error, data, [*BASELINES, deciding_fit(data)]
+                "b  baselines, and the block on one token",
+                panels.relative_error,
+                data,
+                [*BASELINES, deciding_fit(data)],
             ),
-            titled("c  over the next state h′ = h + u", plots.relative_error, data, own, target="state"),
+            titled("c  over the next state h′ = h + u", panels.relative_error, data, own, target="state"),
         ]
         if "explained_variance" in data:
-            panels.append(titled("d  explained variance of u", plots.explained_variance, data, own))
-        return panel_rows(panels, 2, legend=3)
+            drawn.append(titled("d  explained variance of u", panels.explained_variance, data, own))
+        return panel_rows(drawn, 2, legend=3)
 
     return Figure(
         "error",
@@ -91,12 +95,12 @@ def _alignment(data: xr.Dataset) -> Figure | None:
 
     def draw() -> matplotlib.figure.Figure:
         names = {"update": "update u", "state": "next state h′ (fixed by the error)"}
-        panels = [
-            titled(name, plots.alignment, data, target=target, angle=angle)
+        drawn = [
+            titled(name, panels.alignment, data, target=target, angle=angle)
             for target, name in names.items()
             for angle in (False, True)
         ]
-        return panel_rows(panels, 2, legend=3)
+        return panel_rows(drawn, 2, legend=3)
 
     return Figure(
         "alignment",
@@ -119,12 +123,12 @@ def _projection(data: xr.Dataset) -> Figure | None:
     ks = data["k"].values.tolist()
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled(f"k = {k}, {said}", plots.projection, data, k, centring=centring)
+        drawn = [
+            titled(f"k = {k}, {said}", panels.projection, data, k, centring=centring)
             for centring, said in rows.items()
             for k in ks
         ]
-        return outer_labels(panel_rows(panels, len(ks), share_y="all", height=2.4, legend=3))
+        return outer_labels(panel_rows(drawn, len(ks), share_y="all", height=2.4, legend=3))
 
     width = data.attrs.get("d_model")
     null = f"k/d with d = {width}" if width is not None else "k/d (d was not recorded)"
@@ -146,8 +150,8 @@ def _error_against_kl(data: xr.Dataset) -> Figure | None:
 
     def draw() -> matplotlib.figure.Figure:
         layers = spread(data["layer"].values.tolist(), 6)
-        panels = [partial(plots.error_against_kl, data, layer) for layer in layers]
-        return outer_labels(panel_rows(panels, 3, height=2.5))
+        drawn = [partial(panels.error_against_kl, data, layer) for layer in layers]
+        return outer_labels(panel_rows(drawn, 3, height=2.5))
 
     drawn, held = len(scatter_queries(data, MAX_POINTS)), data.sizes["query"]
     thinned = "" if drawn == held else f" (it shows {drawn:,} of the {held:,} tokens; ρ is over all)"
@@ -171,10 +175,10 @@ def _rho(data: xr.Dataset, threshold: float) -> Figure | None:
     controlled = "kl_control" in data and deciding_fit(data) in fits_present(data, "kl")
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [titled("a  classes of maps", plots.rho_by_layer, data, threshold=threshold)]
+        drawn = [titled("a  classes of maps", panels.rho_by_layer, data, threshold=threshold)]
         if controlled:
-            panels.append(titled("b  replaced residuals", plots.rho_controls, data, threshold))
-        figure = panel_rows(panels, 2, height=3.6)
+            drawn.append(titled("b  replaced residuals", panels.rho_controls, data, threshold))
+        figure = panel_rows(drawn, 2, height=3.6)
         low = min(ax.get_ylim()[0] for ax in figure.axes)
         for ax in figure.axes:
             ax.set_ylim(low, 1.02)
@@ -204,7 +208,7 @@ def _ratio(data: xr.Dataset) -> Figure | None:
         f"KL when r is left out over KL when r is replaced in size by r′ (‖r′‖ = ‖r‖), {_label(deciding_fit(data))} "
         f"class, mean of log KL(r′) over {data.sizes['draw']} draws. The null line is 1: no more than its size. "
         f"{LINES} {_where(data)}",
-        partial(panel_rows, [partial(plots.kl_ratio, data)], height=3.0, legend=2),
+        partial(panel_rows, [partial(panels.kl_ratio, data)], height=3.0, legend=2),
         alt="Ratio of the KL of the residual to that of a replaced residual of equal norm, by depth.",
     )
 
@@ -214,10 +218,10 @@ def _output(data: xr.Dataset) -> Figure | None:
         return None
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [titled("a  divergence", plots.kl_by_layer, data)]
+        drawn = [titled("a  divergence", panels.kl_by_layer, data)]
         if fits_present(data, "top1"):
-            panels.append(titled("b  same most likely token", plots.top1_agreement, data))
-        return panel_rows(panels, 2, height=3.2, legend=3)
+            drawn.append(titled("b  same most likely token", panels.top1_agreement, data))
+        return panel_rows(drawn, 2, height=3.2, legend=3)
 
     return Figure(
         "output",
@@ -244,7 +248,7 @@ def _modes(data: xr.Dataset) -> Figure | None:
         f"KL for the {_label(fit)} class: read at the one replaced position for all scored tokens{later}{at_once}, "
         "where the errors of earlier tokens mix in. Claims are read from one position. The null is 0, nothing "
         f"replaced. {LINES} {_where(data)}",
-        partial(panel_rows, [partial(plots.replacement_modes, data)], height=3.0, legend=2),
+        partial(panel_rows, [partial(panels.replacement_modes, data)], height=3.0, legend=2),
         alt="KL divergence over depth when one position, or all positions, are replaced.",
     )
 
@@ -255,13 +259,13 @@ def _sweep(data: xr.Dataset) -> Figure | None:
     stable = "instability" in data
 
     def draw() -> matplotlib.figure.Figure:
-        panels = [
-            titled("a  over rank", plots.sweep, data, "rank"),
-            titled("b  over neighbours", plots.sweep, data, "neighbours"),
+        drawn = [
+            titled("a  over rank", panels.sweep, data, "rank"),
+            titled("b  over neighbours", panels.sweep, data, "neighbours"),
         ]
         if stable:
-            panels.append(titled("c  two banks", plots.instability, data))
-        figure = panel_rows(panels, 3, height=2.9)
+            drawn.append(titled("c  two banks", panels.instability, data))
+        figure = panel_rows(drawn, 3, height=2.9)
         figure.axes[1].set_ylabel("")
         return figure
 
@@ -281,14 +285,14 @@ def _sweep(data: xr.Dataset) -> Figure | None:
 def _residual(data: xr.Dataset) -> Figure | None:
     if deciding_fit(data) not in fits_present(data, "residual_attention_cosine"):
         return None
-    panels = [partial(plots.residual_overlap, data, measure) for measure in ("cosine", "share")]
+    drawn = [partial(panels.residual_overlap, data, measure) for measure in ("cosine", "share")]
     return Figure(
         "residual",
         "What the residual is: its overlap with attention",
         f"The {_label(deciding_fit(data))} class's residual against what the block's attention writes, and against "
         "the part of it that comes from other positions: cosine, and share of ‖r‖² along that direction. The null line "
         f"is 0, a direction of its own. {LINES} {_where(data)}",
-        partial(panel_rows, panels, 2, height=2.9, legend=4),
+        partial(panel_rows, drawn, 2, height=2.9, legend=4),
         alt="Cosine and share of the residual along the attention write, by depth.",
     )
 
@@ -301,16 +305,16 @@ def _regimes(data: xr.Dataset) -> Figure | None:
 
     @cache
     def tables() -> dict[str, pd.DataFrame]:
-        return {cut: plots.regime_table(data, cut, fits) for cut in cuts}
+        return {cut: panels.regime_table(data, cut, fits) for cut in cuts}
 
     def draw() -> matplotlib.figure.Figure:
         held = [name for name in MEASURES if any(name in set(table["measure"]) for table in tables().values())]
-        panels = [
-            titled(MEASURES[measure] if cut == cuts[0] else "", plots.regimes, table, measure)
+        drawn = [
+            titled(MEASURES[measure] if cut == cuts[0] else "", panels.regimes, table, measure)
             for cut, table in tables().items()
             for measure in held
         ]
-        figure = panel_rows(panels, len(held), height=2.3, legend=4)
+        figure = panel_rows(drawn, len(held), height=2.3, legend=4)
         for cut, ax in zip(cuts, figure.axes[:: len(held)], strict=True):
             ax.set_ylabel({"regime": "thirds of tokens", "regime_layer": "thirds of blocks"}[cut])
         return figure

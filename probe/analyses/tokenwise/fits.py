@@ -13,9 +13,9 @@ from torch import Tensor
 from probe import geometry, maps, replay
 from probe.analyses.tokenwise import work
 from probe.analyses.tokenwise.config import Config
-from probe.engine import Unit, gather
+from probe.analysis.subject import model_of
 from probe.runs import Run
-from probe.subjects import model_of
+from probe.runs.engine import Unit, gather
 
 SUBSPACE_SIZES = (1, 4, 8)
 CENTRINGS = ("centred", "uncentred", "no_outliers")

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 import xarray as xr
 from jaxtyping import Int
 
+from probe.analyses.tokenwise.panels.styles import FIT_STYLES, deciding_fit, fits_present
 from probe.inference import spearman
-from probe.plots.charts import LAYOUT, TITLE, block_slider, rounded
-from probe.plots.style import FIT_STYLES, KL_FLOOR, Floats, deciding_fit, fits_present, tick_text
-from probe.report import hover_text
+from probe.plots.charts import LAYOUT, TITLE, block_slider, hover_text, rounded
+from probe.plots.style import KL_FLOOR, Floats, tick_text
 
 SYMBOLS = {"linear": "square", "mlp": "cross", "mlp_random": "x", "mean": "star"}
 HOVER = (

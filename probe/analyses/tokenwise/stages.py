@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from probe import engine, subjects
 from probe.analyses.tokenwise import fits, work
 from probe.analyses.tokenwise.claims import claims, universal
 from probe.analyses.tokenwise.config import FITS, Config
-from probe.analyses.tokenwise.dataset import assemble
 from probe.analyses.tokenwise.figures import figures
-from probe.analysis import Stage, require_at_least, staged
+from probe.analyses.tokenwise.schema import assemble
+from probe.analysis import subject as subjects
+from probe.analysis.contract import Stage, require_at_least, staged
+from probe.analysis.subject import notes
 from probe.claims import Claim
-from probe.engine import Plan
 from probe.errors import InputError
 from probe.maps import MLPMap
 from probe.report import Result
-from probe.subjects import notes
+from probe.runs import engine
+from probe.runs.engine import Plan
 
 __all__ = ["across", "assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
 

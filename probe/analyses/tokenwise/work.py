@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from probe import patching, replay, stream, subjects
+from probe import patching, replay, stream
 from probe.analyses.tokenwise.config import Config
-from probe.engine import Unit
+from probe.analysis import subject as subjects
+from probe.analysis.subject import layers_of, model_of
 from probe.model import LanguageModel
 from probe.runs import Run
-from probe.subjects import layers_of, model_of
+from probe.runs.engine import Unit
 from probe.text import Part, Windows
 
 BATCH = 8

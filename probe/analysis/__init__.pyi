@@ -1,0 +1,9 @@
+from .config import Config as Config
+from .config import ModelConfig as ModelConfig
+from .config import RunOptions as RunOptions
+from .config import TextConfig as TextConfig
+from .contract import Analysis as Analysis
+from .contract import Stage as Stage
+from .contract import control_names as control_names
+from .contract import require_at_least as require_at_least
+from .contract import staged as staged

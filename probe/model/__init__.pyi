@@ -1,0 +1,9 @@
+from .hooks import Site as Site
+from .hooks import evaluating as evaluating
+from .hooks import first_tensor as first_tensor
+from .hooks import hooked as hooked
+from .hooks import with_first_tensor as with_first_tensor
+from .huggingface import HuggingFaceModel as HuggingFaceModel
+from .load import device_named as device_named
+from .load import load_model as load_model
+from .protocol import LanguageModel as LanguageModel

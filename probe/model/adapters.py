@@ -1,0 +1,162 @@
+"""The one place that calls TransformerLens: its adapters as further layouts, its models as input.
+
+These are internals of TransformerLens; `pyproject.toml` pins the version that they were checked with. Importing it
+takes seconds, so nothing here imports it before it is needed. (`sources` reads its alias table, a data file.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from probe.errors import InputError
+from probe.model.architectures import ARCHITECTURES, Layout, Matrix, Place, Projection, require_causal_stream
+
+
+def is_bridge(model: object) -> bool:
+    """Say whether a loaded model is a `TransformerBridge`.
+
+    Args:
+        model: a loaded model.
+
+    Returns:
+        True for an object of a TransformerLens class around a Hugging Face module. Its parts are replaced in place and
+        it attends by TransformerLens's own code: what is measured then is that.
+    """
+    ours = any(kind.__module__.startswith("transformer_lens.") for kind in type(model).__mro__)
+    return ours and hasattr(model, "original_model")
+
+
+@dataclass(frozen=True)
+class AdapterProjection:
+    """One of the matrices that an adapter cuts out of a joint one, a `layouts.Matrix`.
+
+    Attributes:
+        module: path of the module that holds the joint matrix, inside the block.
+        part: which of the pieces.
+        split: the adapter's function from that module to linear modules.
+    """
+
+    module: str
+    part: int
+    split: Callable[[nn.Module], tuple[nn.Linear, ...]]
+
+    def weight(self, block: nn.Module, heads: int) -> Tensor:
+        """Give the matrix as (out, in).
+
+        Args:
+            block: the block that holds it.
+            heads: not used: the adapter knows.
+
+        Returns:
+            A copy of that part.
+        """
+        return self.split(block.get_submodule(self.module))[self.part].weight.detach()
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """The layout of a Hugging Face causal LM: that of our table, or that of its TransformerLens adapter.
+
+    Args:
+        module: the causal LM, with or without values.
+
+    Returns:
+        Its layout.
+
+    Raises:
+        InputError: the model is not causal, has no stream of constant width, or nobody knows its layout.
+    """
+    config: Any = module.config
+    text_config = config.get_text_config(decoder=True)
+    require_causal_stream(text_config)
+    return ARCHITECTURES.get(text_config.model_type) or layout(module)
+
+
+def layout(module: nn.Module) -> Layout:
+    """Translate the TransformerLens adapter of a model's class into a layout, the module itself untouched.
+
+    Args:
+        module: a Hugging Face causal LM.
+
+    Returns:
+        The layout. What an adapter does not name (a site, a matrix) is left out.
+
+    Raises:
+        InputError: TransformerLens has no adapter for the class, or its blocks are not one list.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+
+    name = type(module).__name__
+    dtype = next(module.parameters()).dtype
+    try:
+        config = build_bridge_config_from_hf(module.config, name, name, dtype)
+        parts = ArchitectureAdapterFactory.select_architecture_adapter(config).component_mapping
+        block, norm, head, embedding = (parts[key] for key in ("blocks", "ln_final", "unembed", "embed"))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"a model must be of an architecture with a known layout, and {name} has none here nor in TransformerLens "
+            f"({error}); use a causal LM of another family"
+        ) from error
+    inner = block.submodules
+    parallel = type(block).__name__.startswith("Parallel")
+    return Layout(
+        blocks=block.name,
+        embedding=embedding.name,
+        final_norm=norm.name,
+        head=head.name,
+        parallel=parallel,
+        recurrent="attn" not in inner,
+        places=_places(block),
+        projections=_projections(inner),
+    )
+
+
+def _places(block: Any) -> dict[str, Place]:
+    names = ("hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_mixer_out")
+    found = {name: _place(block, block.hook_aliases[name]) for name in names if name in block.hook_aliases}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def _place(block: Any, alias: Any) -> Place | None:
+    """An alias is a path of components that ends in the side, for example "ln1_post.hook_out"."""
+    *components, side = str(alias).split(".")
+    path: list[str] = []
+    for component in components:
+        block = block.submodules.get(component)
+        if block is None:
+            return None
+        # A component without a name groups modules that sit directly in the block.
+        path += [block.name] if block.name else []
+    return Place(".".join(path), "input" if side == "hook_in" else "output") if path else None
+
+
+_JOINT = {("q", "k", "v"): "split_qkv_matrix", ("gate", "up"): "split_gate_up_matrix"}
+_RENAMED = {"in": "up", "out": "down"}
+
+
+def _projections(inner: dict[str, Any]) -> dict[str, Matrix]:
+    found: dict[str, Matrix] = {}
+    for kind in ("attn", "mlp", "mixer"):
+        part = inner.get(kind)
+        if part is None:
+            continue
+        prefix = "" if part.name is None else f"{part.name}."
+        for name, linear in part.submodules.items():
+            if kind == "mixer":
+                name = name.removesuffix("_proj")
+            elif kind == "mlp":
+                name = _RENAMED.get(name, name)
+            found[name] = Projection(prefix + str(linear.name))
+        for names, function in _JOINT.items():
+            split = getattr(part, function, None)
+            if split is not None:
+                found |= {name: AdapterProjection(part.name, index, split) for index, name in enumerate(names)}
+    if "up" not in found:
+        # The gate of a mixture of experts chooses experts; it is no projection of an MLP.
+        found.pop("gate", None)
+    order = ("q", "k", "v", "o", "gate", "up", "down", "in", "x", "dt", "out")
+    return {name: found[name] for name in order if name in found}

@@ -1,0 +1,73 @@
+"""GPT-2 and what came of it: LayerNorm and an MLP that is not gated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from probe.model.architectures.form import Form
+from probe.model.architectures.layout import SEPARATE, Layout, Place, joint, separate
+
+ROWS: Mapping[str, Layout] = MappingProxyType({
+    "gpt2": Layout(
+        blocks="transformer.h",
+        embedding="transformer.wte",
+        final_norm="transformer.ln_f",
+        places={
+            "hook_attn_out": Place("attn"),
+            "hook_resid_mid": Place("ln_2", "input"),
+            "hook_mlp_out": Place("mlp"),
+        },
+        projections={**joint("attn.c_attn"), **separate(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj")},
+        form=Form("mlp.act", attention_norm="ln_1", mlp_norm="ln_2"),
+    ),
+    "gpt_neox": Layout(
+        blocks="gpt_neox.layers",
+        embedding="gpt_neox.embed_in",
+        final_norm="gpt_neox.final_layer_norm",
+        parallel="use_parallel_residual",
+        places={
+            "hook_attn_out": Place("attention"),
+            "hook_resid_mid": Place("post_attention_layernorm", "input"),
+            "hook_mlp_out": Place("mlp"),
+        },
+        projections={
+            **joint("attention.query_key_value", by_head=True),
+            **separate(o="attention.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
+        },
+        form=Form("mlp.act", attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+    ),
+    "opt": Layout(
+        blocks="model.decoder.layers",
+        embedding="model.decoder.embed_tokens",
+        final_norm="model.decoder.final_layer_norm",
+        places={
+            "hook_attn_out": Place("self_attn"),
+            "hook_resid_mid": Place("final_layer_norm", "input", flat=True),
+            "hook_mlp_out": Place("fc2", flat=True),
+        },
+        projections={**SEPARATE, **separate(o="self_attn.out_proj", up="fc1", down="fc2")},
+        form=Form(
+            "activation_fn",
+            attention_norm="self_attn_layer_norm",
+            mlp_norm="final_layer_norm",
+            query_scale="self_attn.scaling",
+        ),
+    ),
+    "phi": Layout(
+        blocks="model.layers",
+        embedding="model.embed_tokens",
+        final_norm="model.final_layernorm",
+        parallel=True,
+        places={"hook_attn_out": Place("self_attn"), "hook_mlp_out": Place("mlp")},
+        projections={**SEPARATE, **separate(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2")},
+        # In Phi's parallel block attention and MLP share their norm.
+        form=Form(
+            "mlp.activation_fn",
+            attention_norm="input_layernorm",
+            mlp_norm="input_layernorm",
+            query_norm="self_attn.q_layernorm",
+            key_norm="self_attn.k_layernorm",
+        ),
+    ),
+})

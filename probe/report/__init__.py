@@ -1,0 +1,5 @@
+"""Results: figures, claims and data of a run, and the pages that show them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

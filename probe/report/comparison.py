@@ -1,0 +1,110 @@
+"""Several runs side by side on one page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from probe import plots
+from probe.claims import Claim
+from probe.report.page import link, page
+from probe.report.result import DPI, Figure, Result, data_uri, flat, image_of, record_of
+from probe.runs import write_file
+
+
+def write_comparison(
+    results: Sequence[Result], path: Path | str, across: Sequence[Claim] = (), figures: Sequence[Figure] = ()
+) -> Path:
+    """Write one page with several runs side by side: claims, settings that differ, figures of one name; links to each.
+
+    Args:
+        results: Runs, of one analysis or of several.
+        path: The page's file.
+        across: Claims that are decided by all runs together.
+        figures: Figures that are drawn from all runs together.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    path = Path(path)
+    ids = dict.fromkeys(claim.id for result in results for claim in result.claims)
+    by_id = [{claim.id: claim for claim in result.claims} for result in results]
+    rows = [(next(claims[name] for claims in by_id if name in claims), [c.get(name) for c in by_id]) for name in ids]
+    runs = [result._head() | {"link": link(result.directory / "report.html", path)} for result in results]
+    several = len({result.data.attrs["analysis"] for result in results}) > 1
+    labels = [f"{run['name']}, {run['attrs']['analysis']}" if several else run["name"] for run in runs]
+    for run, label in zip(runs, labels, strict=True):
+        run["label"] = label if labels.count(label) == 1 else f"{label}, in {run['directory']}"
+    content = {
+        "title": "Runs side by side",
+        "runs": runs,
+        "rows": rows,
+        "across": across,
+        "same": [] if several else _same_weights(runs),
+        "settings": _differing([dict(flat(record_of(result)["config"])) for result in results]),
+        "joint": [_embedded(figure) for figure in figures],
+        "figures": _side_by_side(results, [run["label"] for run in runs]),
+    }
+    write_file(path, page("comparison.html", content, interactive=False))
+    return path
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Settings that two runs have and that are not equal in all that have them."""
+    names = dict.fromkeys(name for one in settings for name in one)
+    values = {name: [one.get(name, _ABSENT) for one in settings] for name in names}
+    return [
+        (name, ["" if value is _ABSENT else value for value in row])
+        for name, row in values.items()
+        if len({repr(value) for value in row if value is not _ABSENT}) > 1
+    ]
+
+
+_ABSENT = object()
+
+
+def _side_by_side(results: Sequence[Result], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Figures that two runs have under one name, each with the pictures of all."""
+    names = Counter(figure.name for result in results for figure in result.figures)
+    found = []
+    for name in (name for name, count in names.items() if count > 1):
+        having = [
+            (label, figure, result.directory / "figures" / f"{name}.png")
+            for label, result in zip(labels, results, strict=True)
+            for figure in result.figures
+            if figure.name == name
+        ]
+        pictures = [
+            _embedded(figure, file.read_bytes() if file.is_file() else None) | {"label": label}
+            for label, figure, file in having
+        ]
+        found.append({"name": name, "title": having[0][1].title, "pictures": pictures})
+    return found
+
+
+def _embedded(figure: Figure, picture: bytes | None = None) -> dict[str, Any]:
+    """A figure's picture, drawn where there is none, with its words."""
+    if picture is None:
+        with plots.page_style():
+            picture = image_of(figure.draw(), "png", DPI)
+    return {
+        "name": figure.name,
+        "title": figure.title,
+        "caption": figure.caption,
+        "alt": figure.alt or figure.title,
+        "source": data_uri("png", picture),
+    }
+
+
+def _same_weights(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Names of runs whose weights have one hash: some published checkpoints hold the weights of another."""
+    by_hash: dict[str, list[str]] = {}
+    for run in runs:
+        if run["weights"]:
+            by_hash.setdefault(run["weights"], []).append(run["name"])
+    return [names for names in by_hash.values() if len(names) > 1]

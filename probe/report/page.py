@@ -1,0 +1,150 @@
+"""Templates to self-contained HTML pages.
+
+The page holds all it needs: figures as data URIs (PNG or SVG, whichever is smaller), plotly.js once, the numbers of
+the interactive charts as JSON. Its Content-Security-Policy forbids the network and runs no script but the page's own,
+by hash. Whatever comes from outside (titles, tokens, names, options) is escaped: by the templates in HTML, by
+`script_json` inside script elements, and by `hover_text` where plotly would read tags.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from probe.claims import SIGNS, Claim
+
+
+def interval_text(estimate: float | None, low: float | None, high: float | None) -> str:
+    """An estimate with its interval, with as many decimals as give the interval's width two digits.
+
+    Args:
+        estimate: A number; None and NaN are written as a dash.
+        low: Lower end; without two finite ends the estimate stands alone.
+        high: Upper end.
+
+    Returns:
+        For example "0.617 [0.601, 0.632]".
+    """
+    if estimate is None or low is None or high is None or not 0 < high - low < math.inf:
+        return _number(estimate)
+    decimals = max(0, 1 - math.floor(math.log10(high - low)))
+    first, second, third = (f"{value:.{decimals}f}".replace("-", "−") for value in (estimate, low, high))
+    return f"{first} [{second}, {third}]"
+
+
+def script_json(text: str) -> Markup:
+    """JSON made safe to stand inside a script element: nothing in it can close the element or open a comment.
+
+    Args:
+        text: JSON.
+
+    Returns:
+        The same JSON with `<`, `>`, `&` and the two line separators of Unicode written as escapes.
+    """
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def page(template: str, content: Mapping[str, Any], *, interactive: bool) -> str:
+    """A template as a whole page, with style, scripts and a policy that lets no other script run.
+
+    Args:
+        template: Its file name.
+        content: What it shows; escaped wherever it is not marked as safe.
+        interactive: Whether plotly.js goes in.
+
+    Returns:
+        HTML.
+    """
+    scripts = [_resource("page.js")]
+    if interactive:
+        scripts.insert(0, get_plotlyjs())
+    # a browser reads line ends as \n, and the hash is of what it reads
+    scripts = [script.replace("\r\n", "\n").replace("\r", "\n") for script in scripts]
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    policy = "; ".join([
+        "default-src 'none'",
+        "script-src " + " ".join(f"'sha256-{value}'" for value in hashes),
+        "style-src 'unsafe-inline'",
+        "img-src data: blob:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ])
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            content,
+            policy=policy,
+            style=Markup(_resource("page.css")),
+            scripts=[Markup(script) for script in scripts],
+        )
+    )
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Give the templates of this room, which escape what is not marked as safe."""
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("probe.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["number"] = _number
+    found.filters["interval"] = _interval
+    found.filters["plain"] = _plain
+    found.globals["signs"] = SIGNS
+    return found
+
+
+def _resource(name: str) -> str:
+    return (resources.files("probe.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _number(value: object) -> str:
+    """A number to three digits; a dash where there is none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    return f"{value:.3g}".replace("-", "−") if isinstance(value, float) else str(value)
+
+
+def _interval(entry: Claim | Mapping[str, Any]) -> str:
+    """Estimate and interval of a claim, or of a null line or control in it."""
+    values = asdict(entry) if isinstance(entry, Claim) else entry
+    return interval_text(*(values.get(name) for name in ("estimate", "ci_low", "ci_high")))
+
+
+def _plain(value: object) -> str:
+    """A configuration value in words."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def link(target: Path, page: Path) -> str:
+    """Relative address of a file, as a page beside it would write it.
+
+    Args:
+        target: The file.
+        page: The page's file.
+
+    Returns:
+        The address, quoted.
+    """
+    return quote(Path(os.path.relpath(target.resolve(), page.resolve().parent)).as_posix())

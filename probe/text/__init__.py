@@ -1,0 +1,5 @@
+"""Texts: where they come from, and the token windows that are drawn from them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from probe.runs import provenance, directory as runs
+from probe.analyses import tokenwise
+from probe.claims import Claim
+from probe.errors import InputError
+from probe.runs import Run, open_run, write_file
+from tests.plant.small_disk import CANNOT_MOUNT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    threshold: float = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: str = "EleutherAI/pythia-1b"
+    windows: int = 4
+    text: Path | None = Path("a.txt")
+    ranks: tuple[int, ...] = (4, 8)
+    seed: int = 3
+    thresholds: Inner = field(default_factory=Inner)
+
+
+# Not forks: the OpenMP threads of this process do not live on in one, whose first large operation then waits for them.
+PROCESSES = multiprocessing.get_context("spawn")
+TIME_LIMIT = 120  # seconds that another process may take
+FINGERPRINT = {"weights": "0123", "text": "4567", "attention": "sdpa"}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with open_run("toy", Config(), FINGERPRINT, out=tmp_path / "run") as opened:
+        yield opened
+
+
+def reopen(run: Run, config: Config = Config(), fingerprint: dict[str, str] = FINGERPRINT, **options: Any) -> Run:
+    run.close()
+    return open_run("toy", config, fingerprint, out=run.directory, **options)
+
+
+def claim(**values: Any) -> Claim:
+    return Claim(
+        **{
+            "id": "toy.claim",
+            "statement": "It holds.",
+            "source": "ours",
+            "statistic": "mean",
+            "estimate": 1.5,
+            "ci_low": 1.0,
+            "ci_high": 2.0,
+            "threshold": 0.0,
+            "unit": "documents",
+            "n_units": 12,
+            "null": {},
+            "controls": [],
+            "verdict": "supported",
+            "reason": "because",
+        }
+        | values
+    )
+
+
+def hold(directory: Path, held: Any) -> None:
+    run = open_run("toy", Config(), {}, out=directory)
+    held.set()
+    time.sleep(60)
+    run.close()
+
+
+class TestUnits:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+    def test_what_was_saved_is_read_bit_for_bit(self, run: Run, dtype: torch.dtype) -> None:
+        values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+        run.save("states", "layer=3,batch=0", {"a": values, "b": values.mT, "empty": values[:0], "one": values[0, 0]})
+        read = run.load("states", "layer=3,batch=0")
+        assert sorted(read) == ["a", "b", "empty", "one"]
+        for name, expected in {"a": values, "b": values.mT, "empty": values[:0], "one": values[0, 0]}.items():
+            assert read[name].dtype == dtype
+            assert torch.equal(read[name], expected)
+
+    def test_numpy_views_and_shared_storage_are_saved(self, run: Run) -> None:
+        base = torch.arange(12.0)
+        run.save("s", "k", {"whole": base, "same": base, "part": base[3:5], "numpy": np.arange(4)[::2]})
+        read = run.load("s", "k")
+        assert torch.equal(read["same"], base)
+        assert read["part"].tolist() == [3, 4]
+        assert read["numpy"].tolist() == [0, 2]
+
+    def test_only_the_arrays_asked_for_are_read(self, run: Run) -> None:
+        run.save("s", "k", {"a": torch.zeros(2), "b": torch.ones(2)})
+        assert list(run.load("s", "k", names=["b"])) == ["b"]
+
+    def test_has_tells_finished_units(self, run: Run) -> None:
+        assert not run.has("s", "k")
+        run.save("s", "k", {"a": torch.zeros(1)})
+        assert run.has("s", "k")
+        assert not run.has("s", "other")
+        assert not run.has("other", "k")
+        assert (run.directory / "units" / "s" / "k.safetensors").is_file()
+
+    def test_a_runs_time_is_that_of_its_units_over_all_sessions(self, run: Run) -> None:
+        run.save("s", "first", {"a": torch.zeros(1)}, seconds=1.25)
+        again = reopen(run)
+        again.save("t", "second", {"a": torch.zeros(1)}, seconds=0.5)
+        assert again.seconds == 1.75
+        again.save("t", "untimed", {"a": torch.zeros(1)})
+        assert again.seconds is None
+        again.close()
+
+    def test_the_record_names_the_machine(self, run: Run) -> None:
+        provenance = run.record["provenance"]
+        assert provenance["cores"] == len(os.sched_getaffinity(0))
+        assert provenance["memory"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert provenance["cpu"]
+        assert provenance["threads"] == torch.get_num_threads()
+
+    @pytest.mark.parametrize("key", ["a/b", "..", "", ".hidden", "a b", "a\n"])
+    def test_keys_are_file_names(self, run: Run, key: str) -> None:
+        with pytest.raises(ValueError, match="file names"):
+            run.save("s", key, {"a": torch.zeros(1)})
+
+    def test_a_missing_or_damaged_unit_is_an_input_error(self, run: Run) -> None:
+        with pytest.raises(InputError, match="unit s/k must be finished"):
+            run.load("s", "k")
+        run.save("s", "k", {"a": torch.zeros(100)})
+        path = run.directory / "units" / "s" / "k.safetensors"
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(InputError, match="delete it and run again"):
+            run.load("s", "k")
+
+    def test_a_run_pickles_as_its_path_and_leaves_the_lock_behind(self, run: Run) -> None:
+        run.save("s", "k", {"a": torch.ones(1)})
+        copy = pickle.loads(pickle.dumps(run))
+        assert copy == run
+        assert copy.load("s", "k")["a"] == 1
+        copy.close()
+        with pytest.raises(InputError, match="another"):
+            open_run("toy", Config(), FINGERPRINT, out=run.directory)
+
+
+class TestResults:
+    def test_a_dataset_round_trips(self, run: Run) -> None:
+        data = xr.Dataset(
+            {
+                "error": (("layer", "query"), np.float32([[1, np.nan], [3, 4]]), {"units": "1", "long_name": "error"}),
+                "flat": ("layer", [True, False]),
+                "token": ("query", ["ä", "a\0b"]),
+            },
+            coords={"layer": [0, 5], "fit": ["linear", "local"]},
+            attrs={"model": "m", "demonstration": 0},
+        )
+        run.write_results(data)
+        read = run.read_results()
+        assert json.loads(read.attrs.pop("provenance")) == run.record
+        assert read.attrs.pop("analysis") == run.record["analysis"]
+        expected = data.assign(token=("query", ["ä", "a␀b"]))
+        xr.testing.assert_identical(read, expected.assign_coords(fit=read.fit))
+        assert read.fit.values.tolist() == ["linear", "local"]
+        assert read.error.dtype == np.float32
+        assert read.flat.dtype == bool
+        assert data.token.values.tolist() == ["ä", "a\0b"], "the caller's data is untouched"
+        with xr.open_dataset(run.directory / "results.nc") as opened:
+            assert opened.sizes == {"layer": 2, "query": 2, "fit": 2}
+
+    def test_no_results_yet(self, run: Run) -> None:
+        with pytest.raises(InputError, match="to its end"):
+            run.read_results()
+
+    def test_claims_are_a_list_of_objects(self, run: Run) -> None:
+        run.write_claims([claim(), claim(id="toy.other", estimate=float("nan"), null={"estimate": np.float64(0.5)})])
+        text = (run.directory / "claims.json").read_text()
+        assert "NaN" not in text
+        first, second = json.loads(text)
+        assert first["verdict"] == "supported"
+        assert second["estimate"] is None
+        assert second["null"] == {"estimate": 0.5}
+
+
+class TestRecord:
+    def test_config_json_holds_everything(self, run: Run) -> None:
+        record = json.loads((run.directory / "config.json").read_text())
+        assert record["analysis"] == "toy"
+        assert record["config"] == {
+            "model": "EleutherAI/pythia-1b",
+            "windows": 4,
+            "text": "a.txt",
+            "ranks": [4, 8],
+            "seed": 3,
+            "thresholds": {"threshold": 0.9},
+        }
+        assert record["fingerprint"] == FINGERPRINT
+        assert record["versions"]["torch"].startswith("2.")
+        assert record["provenance"]["seed"] == 3
+        assert record["provenance"]["python"] == ".".join(map(str, sys.version_info[:3]))
+        assert record["provenance"]["date"].endswith("+00:00")
+        assert {"command", "platform", "commit", "threads"} <= record["provenance"].keys()
+
+    def test_a_run_from_python_is_recorded_as_the_call_that_repeats_it(self, tmp_path: Path) -> None:
+        config = Config(windows=9, text=Path("it's.txt"), ranks=(2,), thresholds=Inner(threshold=0.5))
+        with open_run("toy", config, {}, out=tmp_path / "run") as opened:
+            command = opened.record["provenance"]["command"]
+        assert command == (
+            "from pathlib import Path\n"
+            "from tests.runs.test_directory import Config, Inner, run\n"
+            "\n"
+            """run(Config(windows=9, text=Path("it's.txt"), ranks=(2,), thresholds=Inner(threshold=0.5)), """
+            f"out=Path({str(tmp_path / 'run')!r}))"
+        )
+        lines = [line for line in command.splitlines() if "tests.runs.test_directory" not in line]
+        called: list[Any] = []
+        exec(
+            "\n".join(lines),
+            {"Config": Config, "Inner": Inner, "run": lambda *given, **named: called.append((given, named))},
+        )
+        assert called == [((config,), {"out": tmp_path / "run"})]
+
+    def test_the_call_imports_from_where_users_do(self) -> None:
+        config = tokenwise.Config(text=Path("a.txt"), thresholds=tokenwise.Thresholds(threshold_mlp_helps=0.1))
+        assert provenance.call(config, None) == (
+            "from pathlib import Path\n"
+            "from probe.analyses.tokenwise import Config, Thresholds, run\n"
+            "\n"
+            "run(Config(text=Path('a.txt'), thresholds=Thresholds(threshold_mlp_helps=0.1)))"
+        )
+
+    def test_what_was_typed_is_recorded_instead(self, tmp_path: Path) -> None:
+        with open_run("toy", Config(), {}, out=tmp_path, typed="probe toy --out x") as opened:
+            assert opened.record["provenance"]["command"] == "probe toy --out x"
+
+    def test_a_script_of_its_own_is_recorded_as_it_was_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "orig_argv", ["python", "study.py", "--fast"])
+        monkeypatch.setattr(Config, "__module__", "__main__")
+        assert provenance.call(Config(), None) == "python study.py --fast"
+
+    def test_a_configuration_of_other_things_is_a_defect(self, tmp_path: Path) -> None:
+        @dataclass(frozen=True)
+        class Odd:
+            module: object
+
+        with pytest.raises(TypeError, match="a configuration holds numbers, text"):
+            open_run("toy", Odd(object()), {}, out=tmp_path / "run")
+
+    def test_the_default_directory_is_named_by_model_and_key(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        names = []
+        for config, fingerprint in [
+            (Config(), FINGERPRINT),
+            (Config(), FINGERPRINT),
+            (Config(windows=5), FINGERPRINT),
+            (Config(), FINGERPRINT | {"weights": "9999"}),
+            (Config(model="/some/where/my model.gguf"), FINGERPRINT),
+        ]:
+            with open_run("toy", config, fingerprint) as opened:
+                names.append(opened.directory)
+        assert names[0] == names[1]
+        assert len(set(names)) == 4
+        assert names[0].parent == Path("runs/toy")
+        assert names[0].name.startswith("pythia-1b-")
+        assert len(names[0].name) == len("pythia-1b-") + 8
+        assert names[4].name.startswith("my-model.gguf-")
+
+
+class TestReopening:
+    def test_finished_units_and_record_are_kept(self, run: Run) -> None:
+        record = run.record
+        run.save("s", "k", {"a": torch.ones(1)})
+        with reopen(run) as again:
+            assert again.has("s", "k")
+            assert again.record == record
+
+    def test_another_configuration_is_refused_with_the_fields_that_differ(self, run: Run) -> None:
+        config = Config(windows=8, ranks=(4,), thresholds=Inner(threshold=0.5))
+        with pytest.raises(InputError) as error:
+            reopen(run, config)
+        message = str(error.value)
+        assert "ranks was [4, 8], is [4]; thresholds.threshold was 0.9, is 0.5; windows was 4, is 8" in message
+        assert "--fresh" in message
+        assert "--out" in message
+        assert "seed" not in message
+        assert "\n" not in message
+
+    def test_another_fingerprint_is_refused(self, run: Run) -> None:
+        with pytest.raises(InputError, match=r'fingerprint\.weights was "0123", is "9"'):
+            reopen(run, fingerprint=FINGERPRINT | {"weights": "9"})
+
+    def test_another_analysis_is_refused(self, run: Run) -> None:
+        run.close()
+        with pytest.raises(InputError, match='analysis was "toy", is "other"'):
+            open_run("other", Config(), FINGERPRINT, out=run.directory)
+
+    def test_another_library_version_is_refused(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = provenance._version
+        monkeypatch.setattr(provenance, "_version", lambda name: "99" if name == "torch" else real(name))
+        with pytest.raises(InputError, match=r'versions.torch was "2.*", is "99"'):
+            reopen(run)
+
+    def test_after_a_refusal_the_directory_is_free(self, run: Run) -> None:
+        with pytest.raises(InputError):
+            reopen(run, Config(windows=8))
+        reopen(run).close()
+
+    def test_fresh_moves_the_old_run_aside(self, run: Run) -> None:
+        run.save("s", "k", {"a": torch.ones(1)})
+        with reopen(run, Config(windows=8), fresh=True) as again:
+            assert not again.has("s", "k")
+            assert again.record["config"]["windows"] == 8
+            (aside,) = [entry for entry in run.directory.parent.iterdir() if entry != run.directory]
+            assert aside.name.startswith("run.2")
+            assert Run(aside).load("s", "k")["a"] == 1
+        with reopen(run, Config(windows=8), fresh=True):
+            assert len(list(run.directory.parent.iterdir())) == 3
+
+    def test_fresh_on_nothing_just_begins(self, tmp_path: Path) -> None:
+        open_run("toy", Config(), {}, out=tmp_path / "new", fresh=True).close()
+        assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
+
+    def test_temporary_files_of_a_killed_process_are_removed(self, run: Run) -> None:
+        run.save("s", "k", {"a": torch.ones(1)})
+        partials = [run.directory / ".results.nc.1.partial", run.directory / "units" / "s" / ".k.safetensors.1.partial"]
+        for partial in partials:
+            partial.write_bytes(b"half")
+        with reopen(run):
+            assert not any(partial.exists() for partial in partials)
+            assert run.has("s", "k")
+
+    def test_a_process_killed_before_its_first_file_leaves_a_directory_that_opens(self, tmp_path: Path) -> None:
+        (tmp_path / ".lock").touch()
+        (tmp_path / ".config.json.77.partial").touch()
+        open_run("toy", Config(), {}, out=tmp_path).close()
+        assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "config.json"}
+
+
+class TestLock:
+    def test_a_second_opening_is_refused_until_the_first_is_closed(self, run: Run) -> None:
+        with pytest.raises(InputError, match="only one process may work in a run directory"):
+            open_run("toy", Config(), FINGERPRINT, out=run.directory)
+        reopen(run).close()
+
+    def test_fresh_does_not_move_a_run_that_is_being_worked_on(self, run: Run) -> None:
+        with pytest.raises(InputError, match="only one process"):
+            open_run("toy", Config(), FINGERPRINT, out=run.directory, fresh=True)
+        assert [entry.name for entry in run.directory.parent.iterdir()] == ["run"]
+
+    def test_the_lock_dies_with_its_process(self, tmp_path: Path) -> None:
+        held = PROCESSES.Event()
+        holder = PROCESSES.Process(target=hold, args=(tmp_path, held), daemon=True)
+        holder.start()
+        assert held.wait(TIME_LIMIT)
+        with pytest.raises(InputError, match="only one process"):
+            open_run("toy", Config(), {}, out=tmp_path)
+        holder.kill()
+        holder.join(TIME_LIMIT)
+        assert holder.exitcode == -signal.SIGKILL
+        open_run("toy", Config(), {}, out=tmp_path).close()
+
+
+class TestDisk:
+    def test_a_directory_of_other_things_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").write_text("years of work")
+        for fresh in (False, True):
+            with pytest.raises(InputError, match="holds other files: pass another --out"):
+                open_run("toy", Config(), {}, out=tmp_path, fresh=fresh)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_a_file_in_place_of_the_directory(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(InputError, match="is a file: pass another --out"):
+            open_run("toy", Config(), {}, out=tmp_path / "file")
+
+    @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that not even root can write")
+    def test_an_unwritable_folder(self) -> None:
+        with pytest.raises(InputError, match=r"the run directory must be writable.*pass another --out"):
+            open_run("toy", Config(), {}, out="/proc/run")
+
+    @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+    def test_a_full_disk_keeps_what_is_finished(self, run: Run, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+        run.save("s", "first", {"a": torch.ones(1)})
+        run.save("s", "second", {"a": torch.ones(1)})
+
+        def full(*arguments: Any, **options: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        if call == "write":
+            monkeypatch.setattr(Path, "open", full)
+        else:
+            monkeypatch.setattr(runs.os, call, full)
+        with pytest.raises(InputError, match="No space left on device; free some space and run the same command again"):
+            run.save("s", "second", {"a": torch.zeros(1)})
+        monkeypatch.undo()
+        assert run.load("s", "first")["a"] == 1
+        assert run.load("s", "second")["a"] == 1, "the old file stands until the new one is whole"
+        assert not list(run.directory.rglob("*.partial"))
+
+    def test_a_really_full_disk(self, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "tests.plant.small_disk", str(tmp_path)]
+        child = subprocess.run(command, timeout=TIME_LIMIT, capture_output=True, text=True, check=False)
+        if child.returncode == CANNOT_MOUNT:
+            pytest.skip("mounting a small file system is not allowed here")
+        assert child.returncode == 0, child.stderr
+
+    def test_write_file_replaces_a_file_whole(self, tmp_path: Path) -> None:
+        path = tmp_path / "deep" / "page.html"
+        write_file(path, "ä" * 10)
+        write_file(path, b"new")
+        assert path.read_bytes() == b"new"
+        assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
+
+
+def test_a_worker_in_another_process_can_save(run: Run) -> None:
+    with PROCESSES.Pool(1) as pool:
+        pool.apply_async(run.save, ("s", "k", {"a": np.arange(100_000)})).get(TIME_LIMIT)
+    assert run.load("s", "k")["a"].equal(torch.arange(100_000))
+
+
+def test_replacing_a_field_with_the_same_value_is_the_same_run(run: Run) -> None:
+    reopen(run, replace(Config(), windows=4)).close()
