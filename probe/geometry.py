@@ -143,7 +143,7 @@ def dominant_subspace(
         Orthonormal columns by falling singular value, (..., d, k).
 
     Raises:
-        InputError: The rank is not in 1 … min(n, d).
+        InputError: If the rank is not in 1 … min(n, d).
     """
     most = min(x.shape[-2:])
     if not 1 <= rank <= most:
@@ -272,7 +272,7 @@ def haar_frame(
         The frame, (d, k).
 
     Raises:
-        InputError: There are more columns than the width has.
+        InputError: If there are more columns than the width has.
     """
     if not 1 <= k <= d:
         raise InputError(f"a frame of width d = {d} has 1 … d orthonormal columns, got k = {k}: ask for fewer")

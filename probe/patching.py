@@ -35,8 +35,8 @@ def kl_divergence(
     """Kullback-Leibler divergence KL(p ‖ q) = Σ p (log p − log q), in nats, from float32 log-probabilities.
 
     Args:
-        log_p: log-probabilities of the reference distribution.
-        log_q: log-probabilities of the other distribution.
+        log_p: Log-probabilities of the reference distribution.
+        log_q: Log-probabilities of the other distribution.
 
     Returns:
         The divergence; rounding below zero is clamped to zero.
@@ -56,18 +56,18 @@ def compare_outputs(
     """What the output does when the stream that enters the final norm changes from `original` to `replaced`.
 
     Args:
-        model: the model whose final norm and head turn states into logits.
-        original: states entering the final norm.
-        replaced: the same rows in several variants.
-        next_tokens: the token that follows each row in the text; negative where none does.
-        measures: which of `OUTCOMES` to read.
-        rows_at_once: rows whose logits are held at a time; memory is about 5 · rows · vocabulary · 4 bytes.
+        model: The model whose final norm and head turn states into logits.
+        original: States entering the final norm.
+        replaced: The same rows in several variants.
+        next_tokens: The token that follows each row in the text; negative where none does.
+        measures: Which of `OUTCOMES` to read.
+        rows_at_once: Rows whose logits are held at a time; memory is about 5 · rows · vocabulary · 4 bytes.
 
     Returns:
         Each measure, (variant, row), on the CPU.
 
     Raises:
-        InputError: there is no such measure.
+        InputError: If there is no such measure.
     """
     if unknown := [name for name in measures if name not in OUTCOMES]:
         raise InputError(f"measures must be of {', '.join(OUTCOMES)}, got {unknown[0]!r}: choose among them")
@@ -116,10 +116,10 @@ def one_position(
     """Replaces the output of block `layer` at one position at a time and reads the outcome at that position.
 
     Args:
-        context: the recorded windows with their chosen positions.
-        layer: the block whose output is replaced.
-        states: what to put in its place, for each chosen position, in several variants.
-        measures: which of `OUTCOMES` to read.
+        context: The recorded windows with their chosen positions.
+        layer: The block whose output is replaced.
+        states: What to put in its place, for each chosen position, in several variants.
+        measures: Which of `OUTCOMES` to read.
 
     Returns:
         Each measure, (variant, window, chosen).
@@ -134,9 +134,9 @@ def one_position_later(
     """Like `one_position`, but the KL divergence is summed over the position and all later ones of its window.
 
     Args:
-        context: the recorded windows with their chosen positions.
-        layer: the block whose output is replaced.
-        states: what to put in its place.
+        context: The recorded windows with their chosen positions.
+        layer: The block whose output is replaced.
+        states: What to put in its place.
 
     Returns:
         Σ_{s ≥ t} KL_s in nats, for each variant and chosen position.
@@ -168,11 +168,11 @@ def all_positions(
     """Replaces the output of block `layer` at all counted positions at once and reads the outcome at the chosen ones.
 
     Args:
-        context: the recorded windows with their chosen positions.
-        layer: the block whose output is replaced.
-        states: what to put in its place, for every position, in several variants.
-        counted: which positions are replaced; the others keep the original state.
-        measures: which of `OUTCOMES` to read.
+        context: The recorded windows with their chosen positions.
+        layer: The block whose output is replaced.
+        states: What to put in its place, for every position, in several variants.
+        counted: Which positions are replaced; the others keep the original state.
+        measures: Which of `OUTCOMES` to read.
 
     Returns:
         Each measure, (variant, window, chosen).

@@ -42,8 +42,8 @@ def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tens
     """Keep a copy of each site's tensor whenever its module runs, in a whole pass or in a call of a single block.
 
     Args:
-        model: the model.
-        sites: names of sites.
+        model: The model.
+        sites: Names of sites.
 
     Yields:
         A dict that is empty at first and holds, by site name, the latest copy (windows, positions, d_model), detached.
@@ -62,10 +62,10 @@ class ResidualStream:
     """Captured states by site: `stream["blocks.3.hook_resid_pre"]` is (windows, positions, d_model).
 
     Attributes:
-        sites: the names, in the order of the forward pass.
-        shape: windows, positions, d_model.
-        dtype: of the states.
-        directory: where the shards are, None for a stream in memory.
+        sites: The names, in the order of the forward pass.
+        shape: Windows, positions, d_model.
+        dtype: Of the states.
+        directory: Where the shards are, None for a stream in memory.
     """
 
     sites: tuple[str, ...]
@@ -96,13 +96,13 @@ class ResidualStream:
         """Give the states at a site; a stream on disk reads that site only, and anew at every call.
 
         Args:
-            site: one of `sites`.
+            site: One of `sites`.
 
         Returns:
             The states.
 
         Raises:
-            InputError: the site was not captured.
+            InputError: If the site was not captured.
         """
         self._require(site)
         if self.directory is None:
@@ -116,7 +116,7 @@ class ResidualStream:
         """Go through a site's states in the pieces in which they were captured, one in memory at a time.
 
         Args:
-            site: one of `sites`.
+            site: One of `sites`.
 
         Yields:
             Which windows, and their states.
@@ -142,13 +142,13 @@ class ResidualStream:
         """Open a stream that `capture(..., out=directory)` has written.
 
         Args:
-            directory: the folder.
+            directory: The folder.
 
         Returns:
             The stream; its states stay on disk until they are asked for.
 
         Raises:
-            InputError: the folder holds no finished stream.
+            InputError: If the folder holds no finished stream.
         """
         index = Path(directory) / _INDEX
         if not index.is_file():
@@ -180,22 +180,22 @@ def capture(
     `out` that of one batch, whatever the number of windows.
 
     Args:
-        model: the model.
-        windows: windows of equal length, or their tokens, int64 (windows, positions).
-        sites: full names ("blocks.3.hook_mlp_out", "ln_final.hook_in"), or a block's short names ("hook_mlp_out") to be
+        model: The model.
+        windows: Windows of equal length, or their tokens, int64 (windows, positions).
+        sites: Full names ("blocks.3.hook_mlp_out", "ln_final.hook_in"), or a block's short names ("hook_mlp_out") to be
             taken at every one of `layers`. By default `hook_resid_pre` at each layer, and `hook_resid_post` of the
             deepest: the states at all depths.
-        layers: the layers of short names, all by default.
-        batch_size: windows a pass.
-        dtype: of the states kept: "float32", or the "model"'s own.
-        out: a folder to stream them to in shards of one batch (safetensors); it must not hold a stream yet.
-        quiet: show no progress bar on standard error.
+        layers: The layers of short names, all by default.
+        batch_size: Windows a pass.
+        dtype: Of the states kept: "float32", or the "model"'s own.
+        out: A folder to stream them to in shards of one batch (safetensors); it must not hold a stream yet.
+        quiet: Show no progress bar on standard error.
 
     Returns:
         The states, on the CPU.
 
     Raises:
-        InputError: no such site, layer or dtype, no windows or too long ones, a state that is not finite, or a folder
+        InputError: If no such site, layer or dtype, no windows or too long ones, a state that is not finite, or a folder
             of no use.
     """
     if batch_size < 1:

@@ -97,7 +97,7 @@ def exit_status(work: Callable[[], object], go_on: str) -> int:
         0, 2 for wrong input, 130 for an interruption, or 141 if what read the output has gone.
 
     Raises:
-        BrokenPipeError: Of another pipe than the output.
+        BrokenPipeError: If Of another pipe than the output.
     """
     try:
         return _ended(work, go_on)
@@ -230,9 +230,9 @@ def print_plan(plan: Plan, title: str, file: Any = None) -> None:
     """Print what a run would do as a table.
 
     Args:
-        plan: its stages.
-        title: what stands above.
-        file: where to; standard output by default.
+        plan: Its stages.
+        title: What stands above.
+        file: Where to; standard output by default.
     """
     from rich.table import Table
 

@@ -176,7 +176,7 @@ class Analysis(Generic[_Config]):
             Stages with their units, estimated time on this machine, and memory: what `--dry-run` prints.
 
         Raises:
-            InputError: As `run` does.
+            InputError: If As `run` does.
         """
         own = self._part("plan", None)
         if own is not None:

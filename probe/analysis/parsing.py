@@ -45,7 +45,7 @@ def parse(options: type[_Options], program: str, argv: Sequence[str] | None) -> 
 
     Raises:
         InputError: If an option is wrong; in one line.
-        SystemExit: After --help.
+        SystemExit: If After --help.
     """
     description = _wrapped(program, inspect.getdoc(options) or "", getattr(options, "examples", {}))
     said = io.StringIO()
@@ -64,7 +64,7 @@ def completion(options: type[Any], program: str, shell: str) -> str:
     Args:
         options: What the command line is read into.
         program: The command.
-        shell: bash, zsh or fish.
+        shell: Bash, zsh or fish.
 
     Returns:
         The script.

@@ -43,8 +43,8 @@ def variant_of(config: _Config, name: str) -> _Config:
     """The configuration under which a control's model is loaded: ``init-SEED``, ``shuffled-SEED``, or the model's own.
 
     Args:
-        config: names the model.
-        name: of a control; any other name stands for the model itself.
+        config: Names the model.
+        name: Of a control; any other name stands for the model itself.
 
     Returns:
         The configuration.
@@ -66,10 +66,10 @@ def planned(
     """What the stages of an analysis of a model would take.
 
     Args:
-        config: names the model.
-        units: by stage, in their order.
-        seconds: of each stage, if it has units.
-        memory: of each stage, in bytes, beyond the libraries and the weights.
+        config: Names the model.
+        units: By stage, in their order.
+        seconds: Of each stage, if it has units.
+        memory: Of each stage, in bytes, beyond the libraries and the weights.
 
     Returns:
         The plan.
@@ -117,17 +117,17 @@ def draw_positions(
     the same window measure it at the same positions, and can use each other's results.
 
     Args:
-        windows: the windows.
-        count: positions a window; fewer where a window has fewer.
-        skip_first: positions at the start that do not count.
-        seed: of the draw.
-        followed: only positions that a token of the window follows.
+        windows: The windows.
+        count: Positions a window; fewer where a window has fewer.
+        skip_first: Positions at the start that do not count.
+        seed: Of the draw.
+        followed: Only positions that a token of the window follows.
 
     Returns:
         Positions, the same number in each window.
 
     Raises:
-        InputError: if a window has no such position.
+        InputError: If a window has no such position.
     """
     counted = windows.counted(skip_first)
     if followed:
@@ -169,9 +169,9 @@ def token_coordinates(
     """Coordinates of the scored tokens along `query`: window, position, document, title, token and its context.
 
     Args:
-        model: its tokenizer shows the tokens.
-        windows: the scored windows.
-        positions: the scored positions of each.
+        model: Its tokenizer shows the tokens.
+        windows: The scored windows.
+        positions: The scored positions of each.
 
     Returns:
         Coordinates by name, as an `xarray.Dataset` takes them.
@@ -201,10 +201,10 @@ def variable(
     """A variable of a Dataset as `xarray.Dataset` takes it.
 
     Args:
-        dims: names of its axes.
-        values: numbers, or labels.
-        long_name: what it is.
-        units: its unit, "1" for a plain number; None for labels.
+        dims: Names of its axes.
+        values: Numbers, or labels.
+        long_name: What it is.
+        units: Its unit, "1" for a plain number; None for labels.
 
     Returns:
         Dimensions, values and attributes.
@@ -239,8 +239,8 @@ def kind_of(config: ModelConfig, *, recurrent: bool) -> str:
     """What a claim across architectures counts a model as; controls and our own small models decide nothing there.
 
     Args:
-        config: names the model.
-        recurrent: whether it is a state-space model.
+        config: Names the model.
+        recurrent: Whether it is a state-space model.
 
     Returns:
         "transformer", "state-space" or "control".

@@ -41,9 +41,9 @@ class Sample:
     """What the intervals of a run's claims are over.
 
     Attributes:
-        unit: its name in the plural: "documents", "seeds".
-        size: how many of them the run holds.
-        needed: fewer than this decide nothing.
+        unit: Its name in the plural: "documents", "seeds".
+        size: How many of them the run holds.
+        needed: Fewer than this decide nothing.
     """
 
     unit: str
@@ -68,15 +68,15 @@ class Reading(ABC, Generic[T]):
         """A variable at chosen labels as float64, axes in the order of ``dims``.
 
         Args:
-            variable: its name.
-            dims: the dimensions that remain.
-            **labels: the labels chosen along the other dimensions.
+            variable: Its name.
+            dims: The dimensions that remain.
+            **labels: The labels chosen along the other dimensions.
 
         Returns:
             Its values.
 
         Raises:
-            AbsentError: if the variable or a label is absent, or holds no finite value.
+            AbsentError: If the variable or a label is absent, or holds no finite value.
         """
         name = variable + (f" ({', '.join(f'{key} {value}' for key, value in labels.items())})" if labels else "")
         if variable not in self.data.variables:
@@ -175,8 +175,8 @@ def crossed(table: Table[Any], statistic: Callable[[Weights], Mapping[str, Float
     two errors.
 
     Args:
-        table: the run.
-        statistic: weights of the tokens to named values; an array holds one value a seed, and its mean counts.
+        table: The run.
+        statistic: Weights of the tokens to named values; an array holds one value a seed, and its mean counts.
 
     Returns:
         Intervals by name; of documents alone where there is one value, or one seed.
@@ -199,8 +199,8 @@ def joined(documents: Interval, seeds: Interval) -> Interval:
     are Welch and Satterthwaite's ``(a² + b²)² / (a⁴/(n − 1) + b⁴/(m − 1))``.
 
     Args:
-        documents: over n documents, all seeds in place.
-        seeds: over m seeds, all documents in place, of the same level.
+        documents: Over n documents, all seeds in place.
+        seeds: Over m seeds, all documents in place, of the same level.
 
     Returns:
         A t interval around the documents' estimate.
@@ -243,8 +243,8 @@ def claim_of(table: Reading[Any], row: Row) -> Claim:
     """One row's claim; inconclusive, with the reason, where the run lacks what it needs.
 
     Args:
-        table: the run.
-        row: a claim and how it is computed.
+        table: The run.
+        row: A claim and how it is computed.
 
     Returns:
         The claim.
@@ -270,8 +270,8 @@ def claims_of(table: Reading[Any], rows: Sequence[Row]) -> list[Claim]:
     """The claims of all rows, in their order: that in which they are printed.
 
     Args:
-        table: the run.
-        rows: claims and how they are computed.
+        table: The run.
+        rows: Claims and how they are computed.
 
     Returns:
         A claim a row; what the run cannot decide is inconclusive, and its reason says what is missing.

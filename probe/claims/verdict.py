@@ -35,20 +35,20 @@ class Claim:
     """One row of ``claims.json``.
 
     Attributes:
-        id: for example "updates.alignment".
-        statement: what the paper says, in one sentence.
-        source: paper and place, or "ours".
-        statistic: how θ is computed, in words.
+        id: For example "updates.alignment".
+        statement: What the paper says, in one sentence.
+        source: Paper and place, or "ours".
+        statistic: How θ is computed, in words.
         estimate: θ of the whole sample; NaN if it could not be computed.
-        ci_low: lower end of the 95 % interval of θ.
-        ci_high: upper end.
+        ci_low: Lower end of the 95 % interval of θ.
+        ci_high: Upper end.
         threshold: θ₀.
-        unit: what was resampled: "documents", "seeds", "blocks", "models".
-        n_units: how many of them.
-        null: the null line: name, estimate, ci_low, ci_high.
-        controls: every contrast and every value shown beside: name, role, estimate, ci_low, ci_high, threshold.
+        unit: What was resampled: "documents", "seeds", "blocks", "models".
+        n_units: How many of them.
+        null: The null line: name, estimate, ci_low, ci_high.
+        controls: Every contrast and every value shown beside: name, role, estimate, ci_low, ci_high, threshold.
         verdict: "supported", "mechanical", "not supported" or "inconclusive".
-        reason: why, with the numbers and the control that decided.
+        reason: Why, with the numbers and the control that decided.
     """
 
     id: str
@@ -96,13 +96,13 @@ class Claim:
         """The claim that `to_dict` wrote; None becomes NaN again.
 
         Args:
-            values: one object of ``claims.json``.
+            values: One object of ``claims.json``.
 
         Returns:
             The claim.
 
         Raises:
-            InputError: if fields are missing or unknown.
+            InputError: If fields are missing or unknown.
         """
         expected = {entry.name for entry in fields(cls)}
         if set(values) != expected:
@@ -128,9 +128,9 @@ class Criterion:
     """An interval that must lie beyond a bound: a θ and its threshold, or a contrast Δ and its margin.
 
     Attributes:
-        name: for a contrast the control's name, as the reason prints it.
-        interval: of θ or Δ; NaN or None where it could not be computed.
-        bound: threshold or margin.
+        name: For a contrast the control's name, as the reason prints it.
+        interval: Of θ or Δ; NaN or None where it could not be computed.
+        bound: Threshold or margin.
         direction: "above": the interval must lie above the bound; "below": below it.
     """
 
@@ -171,11 +171,11 @@ class Evidence:
     """All that decides one claim.
 
     Attributes:
-        parts: the statistics θ, the headline first; all must lie beyond their thresholds.
-        contrasts: the deciding contrasts Δ.
-        preconditions: without one of these nothing is decided.
-        conditions: without one of these the claim is not supported, but not refuted either.
-        fixed_by: the identity that fixes θ whatever the model does; θ beyond its threshold is then mechanical.
+        parts: The statistics θ, the headline first; all must lie beyond their thresholds.
+        contrasts: The deciding contrasts Δ.
+        preconditions: Without one of these nothing is decided.
+        conditions: Without one of these the claim is not supported, but not refuted either.
+        fixed_by: The identity that fixes θ whatever the model does; θ beyond its threshold is then mechanical.
     """
 
     parts: Sequence[Criterion]
@@ -189,7 +189,7 @@ def judge(evidence: Evidence) -> tuple[Verdict, str]:
     """The verdict and its reason, by the order given at the head of this module.
 
     Args:
-        evidence: statistics, contrasts and conditions of one claim.
+        evidence: Statistics, contrasts and conditions of one claim.
 
     Returns:
         Verdict and a reason that names the numbers and the control.
@@ -233,12 +233,12 @@ def decide(
     """The whole claim: verdict, headline numbers, and every control with its numbers.
 
     Args:
-        sentence: what is claimed.
-        evidence: what decides it; the first part gives estimate, interval and threshold.
-        statistic: how θ is computed, in words.
-        unit: what was resampled.
-        null: the null line (`line` makes one of an interval).
-        shown: values printed beside, which decide nothing.
+        sentence: What is claimed.
+        evidence: What decides it; the first part gives estimate, interval and threshold.
+        statistic: How θ is computed, in words.
+        unit: What was resampled.
+        null: The null line (`line` makes one of an interval).
+        shown: Values printed beside, which decide nothing.
 
     Returns:
         The claim.
@@ -274,8 +274,8 @@ def line(name: str, interval: Interval | None) -> dict[str, Any]:
     """A named value with its interval, as it stands in a claim's ``null`` and ``controls``.
 
     Args:
-        name: what the value is.
-        interval: its estimate and ends; None where there is none.
+        name: What the value is.
+        interval: Its estimate and ends; None where there is none.
 
     Returns:
         name, estimate, ci_low, ci_high; None for a number that is not finite.
@@ -289,9 +289,9 @@ def enough_units(n_units: int, needed: int, unit: str) -> Condition:
     """The precondition that enough documents or seeds were resampled.
 
     Args:
-        n_units: how many there are.
-        needed: how many it takes.
-        unit: their name in the plural.
+        n_units: How many there are.
+        needed: How many it takes.
+        unit: Their name in the plural.
 
     Returns:
         The condition.

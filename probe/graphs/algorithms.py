@@ -54,7 +54,7 @@ class Algorithm:
         iterations: Of Leiden; −1 goes on until nothing improves; 2 takes a quarter of the time in noise.
 
     Raises:
-        InputError: There is no such method, objective or way with signs.
+        InputError: If there is no such method, objective or way with signs.
     """
 
     method: Method = "leiden"
@@ -92,7 +92,7 @@ class Algorithm:
             Canonical labels, (n,).
 
         Raises:
-            InputError: Louvain is asked for signed modularity.
+            InputError: If Louvain is asked for signed modularity.
         """
         graph = self.seen(graph)
         if not graph.n_edges:

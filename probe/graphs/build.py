@@ -55,7 +55,7 @@ def correlation_graph(
         The graph; its `null` draws graphs of the same states in a Haar-random basis and holds a reference to them.
 
     Raises:
-        InputError: Fewer than three tokens or two units, or a value that is not finite.
+        InputError: If Fewer than three tokens or two units, or a value that is not finite.
 
     Cost: N d² multiplications in blocks of 512 rows, one standardised copy of the states; partial correlation takes the
     d × d matrix in float64 and d³. At d = 4,096 and N = 8,192 some seconds.
@@ -93,7 +93,7 @@ def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None,
         The graph; its null is degree-preserving rewiring.
 
     Raises:
-        InputError: A is not square or not finite.
+        InputError: If A is not square or not finite.
     """
     coupling = torch.as_tensor(A)
     if coupling.shape[0] != coupling.shape[1]:

@@ -131,7 +131,7 @@ def communities(
         The partition with its quality and stability.
 
     Raises:
-        InputError: The resolution is not positive, or there are fewer than three seeds.
+        InputError: If the resolution is not positive, or there are fewer than three seeds.
 
     Cost: with leiden and 10 seeds about 10 s for 4,096 units of 30 neighbours with clear structure, several times that
     in noise.
@@ -170,7 +170,7 @@ def resolution_profile(
         seeds), `stability`, `stability_error`, and over (`draw`, `resolution`) `null_quality` and `null_stability`.
 
     Raises:
-        InputError: A resolution is not positive, or there are fewer than three seeds.
+        InputError: If A resolution is not positive, or there are fewer than three seeds.
 
     Cost: ``(1 + draws) · len(resolutions) · seeds`` runs, 480 as it stands.
     """

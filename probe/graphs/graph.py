@@ -31,7 +31,7 @@ class Graph:
             which it holds a reference; without one, `null_graph` rewires.
 
     Raises:
-        InputError: The edges or weights are not as described.
+        InputError: If the edges or weights are not as described.
     """
 
     n_nodes: int

@@ -57,7 +57,7 @@ def ami(a: Labels, b: Labels) -> float:
         At most 1; may fall below 0. Equal partitions have 1, trivial ones too.
 
     Raises:
-        InputError: The two do not label the same nodes.
+        InputError: If the two do not label the same nodes.
     """
     if a.shape != b.shape or not len(a):
         raise InputError(f"two partitions of the same nodes are compared, got {len(a)} and {len(b)} labels")
@@ -100,7 +100,7 @@ def stability(partitions: Partitions) -> tuple[float, float]:
         Mean and standard error.
 
     Raises:
-        InputError: Fewer than three runs.
+        InputError: If Fewer than three runs.
     """
     runs = len(partitions)
     if runs < 3:

@@ -31,7 +31,7 @@ def sparsify(rows: Rows, n: int, top_k: int | None, density: float | None) -> Ed
         Edges i < j in lexicographic order, (edge, 2), and their signed weights, never zero, (edge,).
 
     Raises:
-        InputError: Both rules are given, or one is out of range.
+        InputError: If Both rules are given, or one is out of range.
     """
     if top_k is not None and density is not None:
         raise InputError(f"one rule makes a graph sparse, got top_k={top_k} and density={density}: set one to None")

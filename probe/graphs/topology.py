@@ -65,7 +65,7 @@ def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dat
         Dataset over `node`; NaN for isolated nodes where the measure divides by their strength, or needs a path.
 
     Raises:
-        InputError: The labels are not those of the graph's nodes.
+        InputError: If the labels are not those of the graph's nodes.
 
     Source: Guimerà & Amaral, Nature 433 (2005); Rubinov & Sporns, NeuroImage 56 (2011).
 
@@ -126,7 +126,7 @@ def community_topology(graph: Graph, labels: Labels, nodes: xr.Dataset | None = 
         Dataset over `community`.
 
     Raises:
-        InputError: The labels are not those of the graph's nodes.
+        InputError: If the labels are not those of the graph's nodes.
     """
     _check(graph, labels)
     i, j = graph.edges.T

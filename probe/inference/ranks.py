@@ -92,7 +92,7 @@ def spearman(
     Args:
         a: (..., row), or a `Ranking` of it, so that a bootstrap sorts once.
         b: (..., row) or a `Ranking`; leading axes broadcast.
-        weights: how often each row occurs; default once.
+        weights: How often each row occurs; default once.
 
     Returns:
         ρ, (...,); pairs with a value that is not finite are left out; NaN for fewer than three rows or a constant side.
@@ -119,8 +119,8 @@ def partial_spearman(
     Args:
         a: (..., row), or a `Ranking` of it.
         b: (..., row) or a `Ranking`.
-        covariates: each (..., row) or a `Ranking`; collinear and constant ones do no harm.
-        weights: how often each row occurs; default once.
+        covariates: Each (..., row) or a `Ranking`; collinear and constant ones do no harm.
+        weights: How often each row occurs; default once.
 
     Returns:
         Partial ρ, (...,); rows with any value that is not finite are left out; NaN where the covariates explain a or b
@@ -146,8 +146,8 @@ def fisher_mean(rho: Floats, axis: int | tuple[int, ...] = -1) -> Floats:
     0.572
 
     Args:
-        rho: correlations in [−1, 1]; |ρ| = 1 counts as 1 − 1e-12.
-        axis: axes to average over.
+        rho: Correlations in [−1, 1]; |ρ| = 1 counts as 1 − 1e-12.
+        axis: Axes to average over.
 
     Returns:
         The mean correlation; NaN where any ρ is NaN.

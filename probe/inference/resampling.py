@@ -43,12 +43,12 @@ class Interval:
     """An estimate with a two-sided interval; all three are floats, or arrays of one shape.
 
     Attributes:
-        estimate: the statistic of the whole sample.
-        low: lower end, in the statistic's unit; NaN where there is no interval.
-        high: upper end.
-        n_units: how many documents, seeds or blocks were resampled.
-        method: how the interval was made, in words.
-        level: nominal coverage.
+        estimate: The statistic of the whole sample.
+        low: Lower end, in the statistic's unit; NaN where there is no interval.
+        high: Upper end.
+        n_units: How many documents, seeds or blocks were resampled.
+        method: How the interval was made, in words.
+        level: Nominal coverage.
     """
 
     estimate: Value
@@ -85,17 +85,17 @@ def bootstrap(
     (29.5, 20, True)
 
     Args:
-        statistic: called with row indices (with repeats) into the sample; returns a float or an array of fixed shape.
-        documents: the document of each row (any dtype that can be compared).
-        resamples: number of bootstrap resamples.
-        seed: of the draw of documents; equal seeds and documents give equal resamples.
-        level: nominal coverage, in (0, 1).
+        statistic: Called with row indices (with repeats) into the sample; returns a float or an array of fixed shape.
+        documents: The document of each row (any dtype that can be compared).
+        resamples: Number of bootstrap resamples.
+        seed: Of the draw of documents; equal seeds and documents give equal resamples.
+        level: Nominal coverage, in (0, 1).
 
     Returns:
         The interval; NaN ends for fewer than two documents.
 
     Raises:
-        InputError: if there are no rows or fewer than two resamples.
+        InputError: If there are no rows or fewer than two resamples.
 
     Source: Hesterberg (2015), "What teachers should know about the bootstrap", The American Statistician 69(4).
     """
@@ -115,9 +115,9 @@ def resampled_rows(
     """The rows of each resample of whole documents, for statistics that are computed apart from each other.
 
     Args:
-        documents: the document of each row.
-        resamples: how many.
-        seed: of the draw of documents.
+        documents: The document of each row.
+        resamples: How many.
+        seed: Of the draw of documents.
 
     Yields:
         Row indices, with repeats: equal ones for equal documents and seed.
@@ -134,10 +134,10 @@ def bootstrap_interval(
     """The interval of `bootstrap` from a statistic's values on `resampled_rows`.
 
     Args:
-        estimate: the statistic of the whole sample.
-        draws: the statistic of each resample, along the first axis.
-        n_documents: how many documents were resampled.
-        level: nominal coverage.
+        estimate: The statistic of the whole sample.
+        draws: The statistic of each resample, along the first axis.
+        n_documents: How many documents were resampled.
+        level: Nominal coverage.
 
     Returns:
         The interval.
@@ -158,18 +158,18 @@ def circular_block_bootstrap(
     """Percentile interval over blocks of adjacent layers, the curve closed to a circle.
 
     Args:
-        statistic: called with n indices into the n adjacent units; returns a float or an array of fixed shape.
-        n: number of units (for example adjacent pairs of layers).
-        block: length of a block; neighbours within it stay together.
-        resamples: number of resamples.
-        seed: of the draw of block starts.
-        level: nominal coverage.
+        statistic: Called with n indices into the n adjacent units; returns a float or an array of fixed shape.
+        n: Number of units (for example adjacent pairs of layers).
+        block: Length of a block; neighbours within it stay together.
+        resamples: Number of resamples.
+        seed: Of the draw of block starts.
+        level: Nominal coverage.
 
     Returns:
         The interval: over depth, of one model. ``n_units`` is the number of whole blocks.
 
     Raises:
-        InputError: unless 1 <= block <= n.
+        InputError: If unless 1 <= block <= n.
 
     Source: Politis & Romano (1992), circular block resampling.
     """
@@ -192,15 +192,15 @@ def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, le
     Meant for smooth statistics, such as the scores of a mean matrix; not for medians of few values.
 
     Args:
-        statistic: called with row indices; returns a float or an array of fixed shape.
-        documents: the document of each row.
-        level: nominal coverage.
+        statistic: Called with row indices; returns a float or an array of fixed shape.
+        documents: The document of each row.
+        level: Nominal coverage.
 
     Returns:
         The interval.
 
     Raises:
-        InputError: for fewer than two documents.
+        InputError: If for fewer than two documents.
 
     Source: Efron & Tibshirani (1993), ch. 11.
     """
@@ -231,9 +231,9 @@ def seed_interval(
     (-0.48, 2.0, 4.48)
 
     Args:
-        values: one value (or array) a seed.
-        control: the control's value of the same seed (same initialisation, same data).
-        level: nominal coverage.
+        values: One value (or array) a seed.
+        control: The control's value of the same seed (same initialisation, same data).
+        level: Nominal coverage.
 
     Returns:
         The interval of ``mean(values)`` or of ``mean(values − control)``; NaN ends for fewer than two seeds.
@@ -252,9 +252,9 @@ class PermutationNull:
     """What a statistic is when the pairing is broken.
 
     Attributes:
-        observed: the statistic of the data.
-        values: the statistic of each permutation, (permutation,).
-        p_value: as `permutation_p_value` gives it.
+        observed: The statistic of the data.
+        values: The statistic of each permutation, (permutation,).
+        p_value: As `permutation_p_value` gives it.
     """
 
     observed: float
@@ -274,12 +274,12 @@ def permutation_null(
     """Null distribution of a statistic under permutation of rows, optionally only within groups.
 
     Args:
-        statistic: called with a permutation of ``arange(n)``; the identity gives the observed value.
-        n: number of rows.
-        groups: rows move only within a group (within a window, within a degree decile).
-        permutations: how many.
-        seed: of the permutations.
-        alternative: which end of the null counts as extreme; "two-sided" compares absolute values.
+        statistic: Called with a permutation of ``arange(n)``; the identity gives the observed value.
+        n: Number of rows.
+        groups: Rows move only within a group (within a window, within a degree decile).
+        permutations: How many.
+        seed: Of the permutations.
+        alternative: Which end of the null counts as extreme; "two-sided" compares absolute values.
 
     Returns:
         Observed value, null values, p value.
@@ -305,9 +305,9 @@ def permutation_p_value(
     0.5
 
     Args:
-        observed: the statistic of the data.
-        values: the statistic of each draw; one that is NaN counts as extreme, so that it never speaks for the claim.
-        alternative: which end of the null counts as extreme; "two-sided" compares absolute values.
+        observed: The statistic of the data.
+        values: The statistic of each draw; one that is NaN counts as extreme, so that it never speaks for the claim.
+        alternative: Which end of the null counts as extreme; "two-sided" compares absolute values.
 
     Returns:
         The p value, in (0, 1]; NaN where the observed statistic is NaN.
@@ -331,7 +331,7 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
     array([0.03, 0.06, 0.5 ])
 
     Args:
-        p_values: one a test.
+        p_values: One a test.
 
     Returns:
         Adjusted p values in the order given, at most 1.

@@ -39,8 +39,8 @@ class StandardBlock:
     """The matrices of a standard block, in the arithmetic's dtype, and its working copy.
 
     Attributes:
-        block: working copy of the block, with linearised attention.
-        form: where its norms and its activation are.
+        block: Working copy of the block, with linearised attention.
+        form: Where its norms and its activation are.
         query: W_Q by head, (head, d_head, d).
         key: W_K by key head.
         value: W_V by key head.
@@ -48,8 +48,8 @@ class StandardBlock:
         gate: W_gate, (d_ff, d), or None.
         up: W_up or W_in, (d_ff, d).
         down: W_down, (d, d_ff).
-        paths: paths of the modules that hold the projections, by name.
-        parallel: attention and MLP read the same state.
+        paths: Paths of the modules that hold the projections, by name.
+        parallel: Attention and MLP read the same state.
     """
 
     block: nn.Module
@@ -69,10 +69,10 @@ class StandardBlock:
         """The block `layer` of a model.
 
         Args:
-            model: the model, of an architecture in `STANDARD`.
-            layer: which block.
-            copy: its working copy.
-            dtype: of the arithmetic.
+            model: The model, of an architecture in `STANDARD`.
+            layer: Which block.
+            copy: Its working copy.
+            dtype: Of the arithmetic.
 
         Returns:
             The block.
@@ -104,9 +104,9 @@ class Primal:
     """What the derivative of a block at N positions is made of: tensors seen in one replay of it.
 
     Attributes:
-        seen: inputs of the norms and of the activation, outputs of the projections, by path, each (N, width).
-        attention: the attention's primal point.
-        rotation: cosines and sines at the positions, each (N, rotated part of d_head), or None.
+        seen: Inputs of the norms and of the activation, outputs of the projections, by path, each (N, width).
+        attention: The attention's primal point.
+        rotation: Cosines and sines at the positions, each (N, rotated part of d_head), or None.
     """
 
     seen: dict[str, Float[Tensor, "n width"]]
@@ -138,9 +138,9 @@ def primal_point(context: Context, layer: int, standard: StandardBlock) -> Prima
     """Replays the block once at the chosen positions and keeps what its derivative needs.
 
     Args:
-        context: the recorded context.
-        layer: which block.
-        standard: the block.
+        context: The recorded context.
+        layer: Which block.
+        standard: The block.
 
     Returns:
         The primal point of its W · P positions, windows first.
@@ -166,12 +166,12 @@ def update_jacobian(
     """K = J − I of a part of a standard block.
 
     Args:
-        standard: the block.
-        primal: its primal point.
-        rows: which of its positions.
-        part: the block, its attention or its MLP.
-        detached: norms' variances, attention's probabilities and gates are held fixed.
-        symmetrised_ov: each head's W_O W_V is replaced by its symmetric part.
+        standard: The block.
+        primal: Its primal point.
+        rows: Which of its positions.
+        part: The block, its attention or its MLP.
+        detached: Norms' variances, attention's probabilities and gates are held fixed.
+        symmetrised_ov: Each head's W_O W_V is replaced by its symmetric part.
 
     Returns:
         The matrices.
@@ -306,8 +306,8 @@ def unit_terms(standard: StandardBlock, primal: Primal) -> Float[Tensor, "n d_ff
     """Norm of each MLP unit's term of rank one in K; see `probe.jacobian.mlp_unit_gain`.
 
     Args:
-        standard: the block.
-        primal: its primal point.
+        standard: The block.
+        primal: Its primal point.
 
     Returns:
         ``‖N_o' w_i‖ ‖N' ∂a_i/∂x‖`` at each position.

@@ -41,9 +41,9 @@ def block_jacobian(
     .. math:: J_{wpij} = \partial h_{l+1}(t)_i \,/\, \partial h_l(t)_j, \qquad t = \mathrm{positions}[w, p]
 
     Args:
-        model: the model.
-        tokens: int64 (W, T), windows of one length without padding.
-        layer: which block.
+        model: The model.
+        tokens: Int64 (W, T), windows of one length without padding.
+        layer: Which block.
         positions: (P,) for all windows, or (W, P); negative ones count from the window's end.
         context: "sequence": the real context, held fixed. "alone": the state is fed to the block as a one-token input
             (softmax is 1, so queries and keys drop out). "detached": norms, attention probabilities and gates are held
@@ -55,9 +55,9 @@ def block_jacobian(
             linearised at its primal, 2 · d · params FLOPs whatever T. "analytic": composed of the weight matrices,
             about 10 d³ FLOPs, where the block is standard. "auto": the last of these that the model has
             (`probe.jacobian.method_of`), logged.
-        chunk: rows (jacrev, frozen) or positions (analytic) at once; by default what fits `memory`.
-        memory: bytes to be used besides the result and the recorded context.
-        dtype: torch.float32 or torch.float64, of the arithmetic and of the result, whatever the model's own; of
+        chunk: Rows (jacrev, frozen) or positions (analytic) at once; by default what fits `memory`.
+        memory: Bytes to be used besides the result and the recorded context.
+        dtype: Torch.float32 or torch.float64, of the arithmetic and of the result, whatever the model's own; of
             another dtype a copy of the block is cast. Code of the model's that computes in float32 (the norms of Llama,
             for example) goes on to do so in "jacrev" and "frozen".
 
@@ -65,7 +65,7 @@ def block_jacobian(
         J, (W, P, d, d), on the model's device.
 
     Raises:
-        InputError: an option, layer or position that is not there, or one that the model does not have.
+        InputError: If an option, layer or position that is not there, or one that the model does not have.
     """
     (found,) = iter_block_jacobians(
         model,
@@ -101,25 +101,25 @@ def iter_block_jacobians(
     """Block Jacobians of many layers from one forward pass, one layer at a time: never are all of them held.
 
     Args:
-        model: the model.
-        tokens: int64 (W, T).
-        layers: which blocks; None: all.
+        model: The model.
+        tokens: Int64 (W, T).
+        layers: Which blocks; None: all.
         positions: (P,) or (W, P), as in `block_jacobian`.
-        batch_size: windows a forward pass; by default all. With B windows at once the layers come once for windows
+        batch_size: Windows a forward pass; by default all. With B windows at once the layers come once for windows
             0 … B−1, then again for windows B … 2B−1, and so on.
-        context: as in `block_jacobian`.
-        part: as in `block_jacobian`.
-        of: as in `block_jacobian`.
-        method: as in `block_jacobian`.
-        chunk: as in `block_jacobian`.
-        memory: as in `block_jacobian`.
-        dtype: as in `block_jacobian`.
+        context: As in `block_jacobian`.
+        part: As in `block_jacobian`.
+        of: As in `block_jacobian`.
+        method: As in `block_jacobian`.
+        chunk: As in `block_jacobian`.
+        memory: As in `block_jacobian`.
+        dtype: As in `block_jacobian`.
 
     Yields:
         The layer and its J, (windows of the batch, P, d, d).
 
     Raises:
-        InputError: as `block_jacobian`, or a batch of no window.
+        InputError: If as `block_jacobian`, or a batch of no window.
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}; leave it out for all")
@@ -143,11 +143,11 @@ def require_layer(model: LanguageModel, layer: int) -> None:
     """Refuse a block that the model does not have.
 
     Args:
-        model: the model.
-        layer: index of the block.
+        model: The model.
+        layer: Index of the block.
 
     Raises:
-        InputError: if it is outside.
+        InputError: If it is outside.
     """
     if not 0 <= layer < model.n_layers:
         raise InputError(f"a layer must lie in 0 … {model.n_layers - 1} for {model.name}, got {layer}")
@@ -157,14 +157,14 @@ def positions_of(tokens: Int[Tensor, "window position"], positions: Positions) -
     """Positions of each window, counted from its start.
 
     Args:
-        tokens: the windows.
+        tokens: The windows.
         positions: (P,) for all windows, or (W, P); negative ones count from the end.
 
     Returns:
         int64 (W, P).
 
     Raises:
-        InputError: wrong shape or outside the windows.
+        InputError: If wrong shape or outside the windows.
     """
     windows, length = tokens.shape
     found = torch.as_tensor(positions, dtype=torch.int64).to(tokens.device)
@@ -189,15 +189,15 @@ def recorded_jacobian(
     """The Jacobians of block `layer` in a context that is recorded already (`probe.replay.record`).
 
     Args:
-        recorded: the context; its positions are the chosen ones. `recorded.alone()` gives the context "alone".
-        layer: which block.
-        options: the options of `block_jacobian`; `context` "alone" and "sequence" are the same here.
+        recorded: The context; its positions are the chosen ones. `recorded.alone()` gives the context "alone".
+        layer: Which block.
+        options: The options of `block_jacobian`; `context` "alone" and "sequence" are the same here.
 
     Returns:
         J or K, (W, P, d, d).
 
     Raises:
-        InputError: an option that the model does not have.
+        InputError: If an option that the model does not have.
     """
     options = options or Options()
     method = options.resolved(recorded.model)
@@ -228,15 +228,15 @@ def mlp_unit_gain(
     that enters the MLP, norms included on both sides.
 
     Args:
-        recorded: the recorded context; its positions are the chosen ones.
-        layer: which block.
-        dtype: of the arithmetic.
+        recorded: The recorded context; its positions are the chosen ones.
+        layer: Which block.
+        dtype: Of the arithmetic.
 
     Returns:
         g, (W, P, d_ff).
 
     Raises:
-        InputError: the model's blocks are not standard (see `method_of`: "analytic").
+        InputError: If the model's blocks are not standard (see `method_of`: "analytic").
     """
     model = recorded.model
     if not isinstance(model, HuggingFaceModel) or method_of(model) != "analytic":
@@ -254,8 +254,8 @@ def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
     """The gains of the norms through which a block reads the stream: of attention and MLP, or of the mixer.
 
     Args:
-        model: the model.
-        layer: which block.
+        model: The model.
+        layer: Which block.
 
     Returns:
         One vector a norm; none for blocks whose norms are not known, or stand behind the sub-layers.
@@ -274,10 +274,10 @@ def working_copy_of(recorded: replay.Context, layer: int, options: Options, atte
     """The block to differentiate through: a working copy, detached if the options say so.
 
     Args:
-        recorded: the context.
-        layer: which block.
-        options: the options.
-        attention: the attention function of blocks that have attention; None: the model's own.
+        recorded: The context.
+        layer: Which block.
+        options: The options.
+        attention: The attention function of blocks that have attention; None: the model's own.
 
     Returns:
         The copy.

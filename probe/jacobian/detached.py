@@ -46,7 +46,7 @@ def detached_ratio(active: Tensor, before: Tensor) -> Tensor:
 
     Args:
         active: φ(x).
-        before: x.
+        before: X.
 
     Returns:
         The ratio.
@@ -58,9 +58,9 @@ def detach(copy: nn.Module, form: Form, *, gated: bool) -> nn.Module:
     """Put detached norms and a detached activation into a working copy of a standard block.
 
     Args:
-        copy: the working copy, which is changed; its attention is chosen when it is made.
-        form: where norms and activation are.
-        gated: the MLP has a gate.
+        copy: The working copy, which is changed; its attention is chosen when it is made.
+        form: Where norms and activation are.
+        gated: The MLP has a gate.
 
     Returns:
         The copy.

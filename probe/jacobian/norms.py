@@ -15,7 +15,7 @@ class NormDerivative:
     """D = diag(scale) (I − U Uᵀ) at N points.
 
     Attributes:
-        scale: gain / ρ, with ρ the root mean square (RMSNorm) or the standard deviation (LayerNorm).
+        scale: Gain / ρ, with ρ the root mean square (RMSNorm) or the standard deviation (LayerNorm).
         directions: U: the normed point / sqrt(d); of a LayerNorm also the constant vector.
     """
 
@@ -46,9 +46,9 @@ def norm_derivative(
        \mathrm{LN}: \mathrm{diag}(g)\,(I - 1 1^\top/d - \hat x \hat x^\top/d) / \sigma
 
     Args:
-        module: the norm: `torch.nn.LayerNorm`, or an RMSNorm with `weight` and `eps` or `variance_epsilon`.
-        point: its input x.
-        gain_offset: what it adds to its weight to get the gain (Gemma: 1).
+        module: The norm: `torch.nn.LayerNorm`, or an RMSNorm with `weight` and `eps` or `variance_epsilon`.
+        point: Its input x.
+        gain_offset: What it adds to its weight to get the gain (Gemma: 1).
         detached: ρ or σ is held fixed, so that the term with x falls away.
 
     Returns:
@@ -69,8 +69,8 @@ def standardised(module: nn.Module, point: Float[Tensor, "*batch d"]) -> tuple[T
     """A norm's input, centred if the norm centres, and 1/ρ or 1/σ.
 
     Args:
-        module: the norm.
-        point: its input.
+        module: The norm.
+        point: Its input.
 
     Returns:
         (..., d) and (..., 1).
@@ -86,9 +86,9 @@ def gain_of(module: nn.Module, point: Float[Tensor, "*batch d"], gain_offset: fl
     """A norm's gain, in the dtype of its input.
 
     Args:
-        module: the norm.
-        point: its input.
-        gain_offset: what the norm adds to its weight.
+        module: The norm.
+        point: Its input.
+        gain_offset: What the norm adds to its weight.
 
     Returns:
         The gain; ones where the norm has no weight.

@@ -74,21 +74,21 @@ def operator(
     one position is held.
 
     Args:
-        model: the model.
-        tokens: int64 (W, T).
-        layer: the block whose input is varied.
-        position: where; negative ones count from the end.
-        window: in which window.
-        to_layer: the depth that is reached; by default `layer + 1`, one block.
+        model: The model.
+        tokens: Int64 (W, T).
+        layer: The block whose input is varied.
+        position: Where; negative ones count from the end.
+        window: In which window.
+        to_layer: The depth that is reached; by default `layer + 1`, one block.
         context: "sequence", "alone" (one block only) or "detached", as in `probe.block_jacobian`.
         of: "state": J. "update": J − I.
-        dtype: of the arithmetic.
+        dtype: Of the arithmetic.
 
     Returns:
         The operator, (d, d), with `matvec`, `rmatvec`, `matmat`, `rmatmat`.
 
     Raises:
-        InputError: an option, layer, window or position that is not there.
+        InputError: If an option, layer, window or position that is not there.
     """
     options = Options(context=context, of=of, dtype=dtype)
     options.resolved(model)

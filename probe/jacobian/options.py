@@ -30,7 +30,7 @@ class Options:
     """The options of `probe.block_jacobian`, where each is described, and one intervention.
 
     Attributes:
-        symmetrised_ov: every head's W_O W_V, as it acts on the position itself, replaced by its symmetric part; the
+        symmetrised_ov: Every head's W_O W_V, as it acts on the position itself, replaced by its symmetric part; the
             method is then "analytic".
     """
 
@@ -47,13 +47,13 @@ class Options:
         """Check the options against a model.
 
         Args:
-            model: the model.
+            model: The model.
 
         Returns:
             The method that runs.
 
         Raises:
-            InputError: an option out of its range, or one that the model does not have.
+            InputError: If an option out of its range, or one that the model does not have.
         """
         for name, value, allowed in (
             ("context", self.context, Kind),
@@ -100,9 +100,9 @@ class Options:
         """Rows of a Jacobian in one batch: the user's `chunk`, or what fits the memory.
 
         Args:
-            recorded: the context.
-            block: the block that is differentiated through.
-            positions: how many positions run; None: a whole sequence, its attention T × T.
+            recorded: The context.
+            block: The block that is differentiated through.
+            positions: How many positions run; None: a whole sequence, its attention T × T.
 
         Returns:
             At least 1, at most d.
@@ -123,7 +123,7 @@ def heads_of(model: LanguageModel) -> int:
     """The number of attention heads; 1 where the model has none.
 
     Args:
-        model: the model.
+        model: The model.
 
     Returns:
         The number.
@@ -135,7 +135,7 @@ def is_standard(model: LanguageModel) -> bool:
     """Whether a model's block is one whose Jacobian is composed of its matrices: a row of `STANDARD`, its own modules.
 
     Args:
-        model: the model.
+        model: The model.
 
     Returns:
         False also for blocks whose parts were replaced, as a TransformerBridge does, or that have a part which the row
@@ -160,7 +160,7 @@ def method_of(model: LanguageModel) -> str:
     be exchangeable); "jacrev" for all other code.
 
     Args:
-        model: the model.
+        model: The model.
 
     Returns:
         The method's name.

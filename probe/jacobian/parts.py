@@ -22,11 +22,11 @@ def require_part(model: LanguageModel, part: str) -> None:
     """Refuse a part that the model's blocks do not have.
 
     Args:
-        model: the model.
+        model: The model.
         part: "block", "attention" (resid_pre → resid_mid) or "mlp" (resid_mid → resid_post).
 
     Raises:
-        InputError: an unknown part, or a block without a stream between attention and MLP.
+        InputError: If an unknown part, or a block without a stream between attention and MLP.
     """
     if part not in get_args(Part):
         raise InputError(f"part must be one of {', '.join(get_args(Part))}; got {part!r}")
@@ -49,10 +49,10 @@ class PartOfBlock:
     """A part of a block, over a working copy of it.
 
     Attributes:
-        block: the working copy.
-        source: place inside it where the part's input is put; None: the block's input.
-        target: place inside it where the part's output is read; None: the block's output.
-        residual: the input is added to what is read.
+        block: The working copy.
+        source: Place inside it where the part's input is put; None: the block's input.
+        target: Place inside it where the part's output is read; None: the block's output.
+        residual: The input is added to what is read.
     """
 
     block: nn.Module
@@ -125,10 +125,10 @@ def tap_of(model: LanguageModel, layer: int, copy: nn.Module, name: str) -> Tap:
     """The place of a site in a working copy of its block.
 
     Args:
-        model: the model.
-        layer: which block.
-        copy: its working copy.
-        name: the site's short name, for example "hook_mlp_out".
+        model: The model.
+        layer: Which block.
+        copy: Its working copy.
+        name: The site's short name, for example "hook_mlp_out".
 
     Returns:
         The place.
@@ -142,10 +142,10 @@ def part_of_block(model: LanguageModel, layer: int, copy: nn.Module, part: str) 
     """The part of block `layer`, over its working copy.
 
     Args:
-        model: the model.
-        layer: which block.
-        copy: the working copy.
-        part: which part.
+        model: The model.
+        layer: Which block.
+        copy: The working copy.
+        part: Which part.
 
     Returns:
         The part.

@@ -36,22 +36,22 @@ def cumulative_jacobian(
     formal, as no network was run from one block's one-token input to the next.
 
     Args:
-        model: the model.
-        tokens: int64 (W, T).
+        model: The model.
+        tokens: Int64 (W, T).
         from_layer: a, the block whose input is varied.
-        to_layer: b; `model.n_layers` means the stream behind the last block.
+        to_layer: B; `model.n_layers` means the stream behind the last block.
         positions: (P,) or (W, P), as in `probe.block_jacobian`.
-        context: as in `probe.block_jacobian`.
-        method: as in `probe.block_jacobian`.
-        chunk: as in `probe.block_jacobian`.
-        memory: as in `probe.block_jacobian`.
-        dtype: of the blocks' Jacobians and of the result.
+        context: As in `probe.block_jacobian`.
+        method: As in `probe.block_jacobian`.
+        chunk: As in `probe.block_jacobian`.
+        memory: As in `probe.block_jacobian`.
+        dtype: Of the blocks' Jacobians and of the result.
 
     Returns:
         The product, (W, P, d, d); the identity for a = b.
 
     Raises:
-        InputError: if the layers are not 0 ≤ a ≤ b ≤ L.
+        InputError: If the layers are not 0 ≤ a ≤ b ≤ L.
     """
     if not 0 <= from_layer <= to_layer <= model.n_layers:
         raise InputError(
@@ -84,9 +84,9 @@ class MeanJacobian:
     A mean of matrices is smoother than the matrices: its scores are not the mean of theirs.
 
     Attributes:
-        layers: the blocks.
-        mean: float64, J̄.
-        deviation: float64, the standard deviation of each entry over tokens (divided by N).
+        layers: The blocks.
+        mean: Float64, J̄.
+        deviation: Float64, the standard deviation of each entry over tokens (divided by N).
         count: N, the number of tokens.
     """
 
@@ -120,18 +120,18 @@ def mean_jacobian(
     """The mean block Jacobian over windows and positions, and its spread, streamed: 2 · layers · d² float64 are held.
 
     Args:
-        model: the model.
-        tokens: int64 (W, T).
-        layers: which blocks; None: all.
+        model: The model.
+        tokens: Int64 (W, T).
+        layers: Which blocks; None: all.
         positions: (P,) or (W, P), as in `probe.block_jacobian`.
-        batch_size: windows a forward pass.
-        context: as in `probe.block_jacobian`.
-        part: as in `probe.block_jacobian`.
-        of: as in `probe.block_jacobian`.
-        method: as in `probe.block_jacobian`.
-        chunk: as in `probe.block_jacobian`.
-        memory: as in `probe.block_jacobian`.
-        dtype: of the single Jacobians.
+        batch_size: Windows a forward pass.
+        context: As in `probe.block_jacobian`.
+        part: As in `probe.block_jacobian`.
+        of: As in `probe.block_jacobian`.
+        method: As in `probe.block_jacobian`.
+        chunk: As in `probe.block_jacobian`.
+        memory: As in `probe.block_jacobian`.
+        dtype: Of the single Jacobians.
 
     Returns:
         Mean and deviation, N = W · P.

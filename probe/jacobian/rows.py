@@ -20,9 +20,9 @@ def jacobian_of_rows(
     rows in one batch.
 
     Args:
-        output: what was computed from `point`, with its graph.
-        point: the leaf.
-        chunk: rows at once.
+        output: What was computed from `point`, with its graph.
+        point: The leaf.
+        chunk: Rows at once.
 
     Returns:
         The matrices.
@@ -57,10 +57,10 @@ def units(first: int, last: int, size: int, like: Tensor) -> Float[Tensor, "row 
     """Unit vectors e_first … e_(last − 1).
 
     Args:
-        first: the first one.
-        last: one past the last.
-        size: how many entries each has.
-        like: a tensor of their dtype and device.
+        first: The first one.
+        last: One past the last.
+        size: How many entries each has.
+        like: A tensor of their dtype and device.
 
     Returns:
         One a row.
@@ -76,11 +76,11 @@ def frozen(
     """∂ part(x)/∂x at the chosen positions, everything before them constant; 2 · d · params FLOPs a position.
 
     Args:
-        context: the recorded context.
-        layer: which block.
-        part: the block's part, over a working copy with linearised attention.
-        dtype: of the arithmetic.
-        chunk: rows at once.
+        context: The recorded context.
+        layer: Which block.
+        part: The block's part, over a working copy with linearised attention.
+        dtype: Of the arithmetic.
+        chunk: Rows at once.
 
     Returns:
         The matrices.
@@ -97,11 +97,11 @@ def reference(
     """The same by `torch.func.jacrev` on the block's call with the whole sequence; 2 · d · params · T FLOPs a position.
 
     Args:
-        context: the recorded context.
-        layer: which block.
-        part: the block's part, over a working copy with its own attention.
-        dtype: of the arithmetic.
-        chunk: rows at once.
+        context: The recorded context.
+        layer: Which block.
+        part: The block's part, over a working copy with its own attention.
+        dtype: Of the arithmetic.
+        chunk: Rows at once.
 
     Returns:
         The matrices.
@@ -129,14 +129,14 @@ def sequence_jacobian(
     SDPA's fused kernels have no batching rule for their backward pass: the plain mathematical kernel runs instead.
 
     Args:
-        context: the recorded context.
-        layer: which block.
-        part: the block's part, over a working copy with its own attention.
-        window: which window.
-        out_position: s.
-        in_position: t.
-        dtype: of the arithmetic.
-        chunk: rows at once.
+        context: The recorded context.
+        layer: Which block.
+        part: The block's part, over a working copy with its own attention.
+        window: Which window.
+        out_position: S.
+        in_position: T.
+        dtype: Of the arithmetic.
+        chunk: Rows at once.
 
     Returns:
         The matrix.

@@ -41,22 +41,22 @@ def cross_jacobian(
     By `torch.func.jacrev` on the block's call with the whole sequence: 2 · d · params · T FLOPs a window.
 
     Args:
-        model: the model.
-        tokens: int64 (W, T).
-        layer: which block.
+        model: The model.
+        tokens: Int64 (W, T).
+        layer: Which block.
         out_position: s, the same in all windows; negative ones count from the end.
-        in_position: t.
+        in_position: T.
         context: "sequence", or "detached" as in `probe.block_jacobian`.
-        part: as in `probe.block_jacobian`.
-        chunk: rows at once; by default what fits `memory`.
-        memory: bytes to be used besides the result.
-        dtype: of the arithmetic and the result.
+        part: As in `probe.block_jacobian`.
+        chunk: Rows at once; by default what fits `memory`.
+        memory: Bytes to be used besides the result.
+        dtype: Of the arithmetic and the result.
 
     Returns:
         (W, d, d): [w, i, j] = ∂ out_i / ∂ in_j.
 
     Raises:
-        InputError: s < t, where the Jacobian of a causal block is zero; `context="alone"`; or an option, layer or
+        InputError: If s < t, where the Jacobian of a causal block is zero; `context="alone"`; or an option, layer or
             position that is not there.
     """
     options = Options(context=context, part=part, method="jacrev", chunk=chunk, memory=memory, dtype=dtype)
@@ -99,22 +99,22 @@ def site_jacobian(
     block before the target; behind the last block the final norm and the head.
 
     Args:
-        model: the model.
-        tokens: int64 (W, T).
-        source: a site of the stream (`blocks.L.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`), or something
+        model: The model.
+        tokens: Int64 (W, T).
+        source: A site of the stream (`blocks.L.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`), or something
             that is added to it (`hook_attn_out`, `hook_mlp_out`, `hook_mixer_out`).
-        target: a site of `model.sites` behind it, or "logits".
+        target: A site of `model.sites` behind it, or "logits".
         positions: (P,) or (W, P), as in `probe.block_jacobian`.
-        method: of the whole blocks, as in `probe.block_jacobian`.
-        chunk: as in `probe.block_jacobian`.
-        memory: as in `probe.block_jacobian`.
-        dtype: of the arithmetic and the result.
+        method: Of the whole blocks, as in `probe.block_jacobian`.
+        chunk: As in `probe.block_jacobian`.
+        memory: As in `probe.block_jacobian`.
+        dtype: Of the arithmetic and the result.
 
     Returns:
         (W, P, out, d), with out = d, or the vocabulary for the logits.
 
     Raises:
-        InputError: no such site, a source that is not of the stream, or a target that is not behind it.
+        InputError: If no such site, a source that is not of the stream, or a target that is not behind it.
     """
     options = Options(method=method, chunk=chunk, memory=memory, dtype=dtype)
     options.resolved(model)

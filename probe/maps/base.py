@@ -59,7 +59,7 @@ class Map(ABC):
             The map itself.
 
         Raises:
-            InputError: Shapes do not agree, there are fewer than two rows, or a value is not finite.
+            InputError: If Shapes do not agree, there are fewer than two rows, or a value is not finite.
         """
         check_pair(x, y)
         if groups is not None and groups.shape != x.shape[:1]:
@@ -84,7 +84,7 @@ class Map(ABC):
             Predictions, (n, e): float64 for float64 states, else float32.
 
         Raises:
-            InputError: The map is not fitted, or x has another width or values that are not finite.
+            InputError: If the map is not fitted, or x has another width or values that are not finite.
         """
         self._check_queries(x, groups)
         return self._predict(x.to(working_dtype(x)), groups)
@@ -107,7 +107,7 @@ class Map(ABC):
             At most 1; below 0 where the mean of these targets would have been better.
 
         Raises:
-            InputError: The map is not fitted, shapes do not agree with each other or with the fitted pairs, there are
+            InputError: If the map is not fitted, shapes do not agree with each other or with the fitted pairs, there are
                 fewer than two rows, or a value is not finite.
         """
         self._check_targets(x, y)
@@ -120,7 +120,7 @@ class Map(ABC):
             path: The file.
 
         Raises:
-            InputError: The map is not fitted.
+            InputError: If the map is not fitted.
         """
         self._check_fitted()
         tensors: dict[str, Tensor] = {}
@@ -150,7 +150,7 @@ class Map(ABC):
             The fitted map, on the CPU.
 
         Raises:
-            InputError: The file is missing, is no saved map, or holds a map of another class.
+            InputError: If the file is missing, is no saved map, or holds a map of another class.
         """
         try:
             with safe_open(path, "pt") as file:

@@ -35,7 +35,7 @@ class SufficientStatistics:
 
     Attributes:
         count: Number of tokens n.
-        mean_x: x̄, (d,).
+        mean_x: X̄, (d,).
         mean_y: ȳ, (e,).
         xx: Σ (x − x̄)(x − x̄)ᵀ, (d, d).
         xy: Σ (x − x̄)(y − ȳ)ᵀ, (d, e).
@@ -59,7 +59,7 @@ class SufficientStatistics:
             The statistics themselves.
 
         Raises:
-            InputError: Shapes do not agree, or a value is not finite.
+            InputError: If Shapes do not agree, or a value is not finite.
         """
         check_pair(x, y, widths=(len(self.mean_x), len(self.mean_y)))
         for start, states in row_blocks(x, elements=2**21):
@@ -84,7 +84,7 @@ class SufficientStatistics:
             The statistics themselves, as if they had seen both.
 
         Raises:
-            InputError: The widths differ.
+            InputError: If the widths differ.
         """
         if other.xy.shape != self.xy.shape:
             raise InputError(f"statistics must share their widths, got {tuple(self.xy.shape)}, {tuple(other.xy.shape)}")
@@ -141,7 +141,7 @@ class DiagonalMap(Map):
     """A scale and an offset for each coordinate by least squares, ``ŷ_j = ȳ_j + (x_j − x̄_j) w_j``; needs e = d.
 
     Attributes:
-        mean_x_: x̄, (d,).
+        mean_x_: X̄, (d,).
         mean_y_: ȳ, (d,).
         weight_: w, (d,); 0 where a coordinate does not vary.
     """
@@ -185,7 +185,7 @@ class LinearMap(Map):
 
     Attributes:
         weight_: W, (d, e), float64.
-        mean_x_: x̄, (d,).
+        mean_x_: X̄, (d,).
         mean_y_: ȳ, (e,).
         ridge_: The relative strength that was used.
         penalty_: λ itself, what other libraries call alpha.
@@ -215,7 +215,7 @@ class LinearMap(Map):
             The map itself.
 
         Raises:
-            InputError: The statistics hold fewer than two tokens, or the validation pairs do not fit them.
+            InputError: If the statistics hold fewer than two tokens, or the validation pairs do not fit them.
         """
         if statistics.count < 2:
             raise InputError(

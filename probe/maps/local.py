@@ -136,7 +136,7 @@ class LocalMap(Map):
             Errors, (len(neighbours), len(ranks), n).
 
         Raises:
-            InputError: As for `predict`, or the targets are not as wide as the fitted ones.
+            InputError: If As for `predict`, or the targets are not as wide as the fitted ones.
         """
         self._check_queries(x, groups)
         self._check_targets(x, y)
@@ -280,7 +280,7 @@ def instability(
         Values ≥ 0, (len(neighbours), n).
 
     Raises:
-        InputError: The targets are not those of the queries, or as for `LocalMap.predict`.
+        InputError: If the targets are not those of the queries, or as for `LocalMap.predict`.
     """
     one, other = (
         local.sweep(x, groups=groups, neighbours=neighbours, ranks=(local.rank,))[:, 0] for local in (first, second)
@@ -391,7 +391,7 @@ def leave_one_out_errors(
 
     Args:
         left: U, orthonormal columns, each of mean 0 or all 0, (b, k, r).
-        squares: s², (b, r).
+        squares: S², (b, r).
         along: UᵀY, (b, r, e).
         y: Centred targets Y, (b, k, e).
         penalties: λ, some for each query, (choice, b).

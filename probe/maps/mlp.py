@@ -51,7 +51,7 @@ class MLPMap(Map):
         curve_: Validation loss, the share of variance not explained, at each reading, the start first, (readings,).
         flat_: The best loss improved by less than 1 % over the last fifth of the readings: this schedule had run out. A
             longer one may still find a little more.
-        mean_x_: x̄, (d,).
+        mean_x_: X̄, (d,).
         scale_x_: σ, (d,).
         mean_y_: ȳ, (e,).
         scale_y_: τ, ().

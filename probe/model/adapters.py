@@ -20,7 +20,7 @@ def is_bridge(model: object) -> bool:
     """Say whether a loaded model is a `TransformerBridge`.
 
     Args:
-        model: a loaded model.
+        model: A loaded model.
 
     Returns:
         True for an object of a TransformerLens class around a Hugging Face module. Its parts are replaced in place and
@@ -35,9 +35,9 @@ class AdapterProjection:
     """One of the matrices that an adapter cuts out of a joint one, a `layouts.Matrix`.
 
     Attributes:
-        module: path of the module that holds the joint matrix, inside the block.
-        part: which of the pieces.
-        split: the adapter's function from that module to linear modules.
+        module: Path of the module that holds the joint matrix, inside the block.
+        part: Which of the pieces.
+        split: The adapter's function from that module to linear modules.
     """
 
     module: str
@@ -48,8 +48,8 @@ class AdapterProjection:
         """Give the matrix as (out, in).
 
         Args:
-            block: the block that holds it.
-            heads: not used: the adapter knows.
+            block: The block that holds it.
+            heads: Not used: the adapter knows.
 
         Returns:
             A copy of that part.
@@ -61,13 +61,13 @@ def layout_of(module: nn.Module) -> Layout:
     """The layout of a Hugging Face causal LM: that of our table, or that of its TransformerLens adapter.
 
     Args:
-        module: the causal LM, with or without values.
+        module: The causal LM, with or without values.
 
     Returns:
         Its layout.
 
     Raises:
-        InputError: the model is not causal, has no stream of constant width, or nobody knows its layout.
+        InputError: If the model is not causal, has no stream of constant width, or nobody knows its layout.
     """
     config: Any = module.config
     text_config = config.get_text_config(decoder=True)
@@ -79,13 +79,13 @@ def layout(module: nn.Module) -> Layout:
     """Translate the TransformerLens adapter of a model's class into a layout, the module itself untouched.
 
     Args:
-        module: a Hugging Face causal LM.
+        module: A Hugging Face causal LM.
 
     Returns:
         The layout. What an adapter does not name (a site, a matrix) is left out.
 
     Raises:
-        InputError: TransformerLens has no adapter for the class, or its blocks are not one list.
+        InputError: If TransformerLens has no adapter for the class, or its blocks are not one list.
     """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf

@@ -22,11 +22,11 @@ class Site:
     """A tensor of the forward pass: the input or the output of one module.
 
     Attributes:
-        name: its TransformerLens name.
-        module: the module to hook.
-        side: whether the module's first input or its (first) output is meant.
-        layer: the block's index, None outside the blocks.
-        block: the block around a tensor that is (windows · positions, width) there; its input has the shape to fold
+        name: Its TransformerLens name.
+        module: The module to hook.
+        side: Whether the module's first input or its (first) output is meant.
+        layer: The block's index, None outside the blocks.
+        block: The block around a tensor that is (windows · positions, width) there; its input has the shape to fold
             back to. None: the tensor is (windows, positions, width) already.
     """
 
@@ -41,7 +41,7 @@ def first_tensor(output: Tensor | tuple[Any, ...]) -> Tensor:
     """Give a block's hidden state: transformers 5 blocks return a tensor, older ones a tuple that begins with it.
 
     Args:
-        output: what a block or an attention module returned.
+        output: What a block or an attention module returned.
 
     Returns:
         The hidden state.
@@ -53,8 +53,8 @@ def with_first_tensor(output: Tensor | tuple[Any, ...], state: Tensor) -> Tensor
     """Put another hidden state into a block's output and leave its form, tensor or tuple, as it was.
 
     Args:
-        output: what a block returned.
-        state: the hidden state to put in.
+        output: What a block returned.
+        state: The hidden state to put in.
 
     Returns:
         The output to go on with.
@@ -67,10 +67,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Switch dropout off for a while: evaluation mode inside, every sub-module's own mode again afterwards.
 
     Args:
-        module: the module, which may belong to the user.
+        module: The module, which may belong to the user.
 
     Yields:
-        None: the module is in evaluation mode.
+        None: The module is in evaluation mode.
     """
     training = [part for part in module.modules() if part.training]
     for part in training:
@@ -87,11 +87,11 @@ def hooked(sites: Iterable[Site], receive: Callable[[Site, Tensor], None]) -> It
     """Call a function with each site's tensor whenever the site's module runs.
 
     Args:
-        sites: what to look at.
-        receive: gets the site and its tensor (windows, positions, width), detached but not copied: the model's own.
+        sites: What to look at.
+        receive: Gets the site and its tensor (windows, positions, width), detached but not copied: the model's own.
 
     Yields:
-        None: the hooks are in place.
+        None: The hooks are in place.
     """
     with ExitStack() as stack:
         for site in sites:

@@ -27,8 +27,8 @@ class LaidOut:
     """A causal LM's module and the layout that says where its parts are: what both tell of the model.
 
     Attributes:
-        module: the causal LM.
-        layout: where the parts are inside the module.
+        module: The causal LM.
+        layout: Where the parts are inside the module.
     """
 
     module: nn.Module
@@ -71,12 +71,12 @@ class HuggingFaceModel(LaidOut):
     """A Hugging Face causal language model as a `LanguageModel`; `load_model` builds it.
 
     Attributes:
-        name: what the user called it.
-        module: the causal LM, head included.
-        tokenizer: its tokenizer, or None.
-        description: what a report says about its weights.
-        layout: where the parts are inside the module.
-        revision: the hub's revision that was asked for, or None.
+        name: What the user called it.
+        module: The causal LM, head included.
+        tokenizer: Its tokenizer, or None.
+        description: What a report says about its weights.
+        layout: Where the parts are inside the module.
+        revision: The hub's revision that was asked for, or None.
     """
 
     name: str
@@ -169,13 +169,13 @@ class HuggingFaceModel(LaidOut):
         """Give the site of that name.
 
         Args:
-            name: for example "blocks.3.hook_resid_post", "ln_final.hook_in".
+            name: For example "blocks.3.hook_resid_post", "ln_final.hook_in".
 
         Returns:
             The module to hook, and which side of it.
 
         Raises:
-            InputError: this architecture has no such site.
+            InputError: If this architecture has no such site.
         """
         if name not in self.sites:
             inside = ", ".join(self._places)
@@ -195,7 +195,7 @@ class HuggingFaceModel(LaidOut):
         """Give the matrices of a block, joint ones taken apart.
 
         Args:
-            layer: index of the block.
+            layer: Index of the block.
 
         Returns:
             By name (`q k v o gate up down`; of a state-space block `in x dt out`) the matrix as (out, in), so that
@@ -218,7 +218,7 @@ class HuggingFaceModel(LaidOut):
         """Turn a text into token ids, no special ones added.
 
         Args:
-            text: any text; it may be longer than the context.
+            text: Any text; it may be longer than the context.
 
         Returns:
             The ids.
@@ -246,8 +246,8 @@ class HuggingFaceModel(LaidOut):
         """Run the whole module by its own code, without a cache, dropout off.
 
         Args:
-            tokens: int64 ids.
-            **kwargs: go to the module.
+            tokens: Int64 ids.
+            **kwargs: Go to the module.
 
         Returns:
             The logits, in the module's dtype.
@@ -262,8 +262,8 @@ class HuggingFaceModel(LaidOut):
         """Run the module without its head, which is what a capture needs.
 
         Args:
-            tokens: int64 ids.
-            **kwargs: go to the module, a cache for example.
+            tokens: Int64 ids.
+            **kwargs: Go to the module, a cache for example.
 
         Returns:
             The final norm's output.
@@ -277,7 +277,7 @@ class HuggingFaceModel(LaidOut):
         """Give the token embeddings, scaled as the module scales them, without positions.
 
         Args:
-            tokens: int64 ids.
+            tokens: Int64 ids.
 
         Returns:
             The embeddings.
@@ -288,7 +288,7 @@ class HuggingFaceModel(LaidOut):
         """Do what the module does behind its last block: final norm, head, the logits' scale or soft cap.
 
         Args:
-            states: outputs of the last block; any floating dtype, cast to the stream's own.
+            states: Outputs of the last block; any floating dtype, cast to the stream's own.
 
         Returns:
             The logits; for the module's own states they equal `forward`'s.

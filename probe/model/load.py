@@ -35,22 +35,22 @@ def load_model(
     """Load a model by name, or take one that is loaded.
 
     Args:
-        name_or_object: an alias ("smollm2-135m-instruct-q4", "pythia-1b"), a hub id, a directory, a .gguf file; or a
+        name_or_object: An alias ("smollm2-135m-instruct-q4", "pythia-1b"), a hub id, a directory, a .gguf file; or a
             loaded Hugging Face causal LM, a TransformerLens `TransformerBridge`, or anything that is a `LanguageModel`
             already. A loaded object is used as it is: neither moved nor cast nor put into another mode.
-        tokenizer: for a loaded object; without one it reads token ids only.
-        revision: branch, tag or commit on the hub, for example "step1000".
-        device: where to put the weights; "cpu" unless given.
+        tokenizer: For a loaded object; without one it reads token ids only.
+        revision: Branch, tag or commit on the hub, for example "step1000".
+        device: Where to put the weights; "cpu" unless given.
         dtype: "float32" unless given, or "float64", "bfloat16", "float16".
-        random_init: seed; the same architecture with freshly initialised weights. No weights are read.
-        shuffled_weights: seed; the entries of every matrix permuted, gains and biases kept, tied weights still tied.
-        trust_remote_code: run the code that comes with the model's repository.
+        random_init: Seed; the same architecture with freshly initialised weights. No weights are read.
+        shuffled_weights: Seed; the entries of every matrix permuted, gains and biases kept, tied weights still tied.
+        trust_remote_code: Run the code that comes with the model's repository.
 
     Returns:
         The model, in evaluation mode, its parameters frozen (of a loaded object: as they were).
 
     Raises:
-        InputError: there is no such model, it cannot be read, or it has no causal residual stream of constant width.
+        InputError: If there is no such model, it cannot be read, or it has no causal residual stream of constant width.
     """
     control = loading.Control(random_init, shuffled_weights)
     if isinstance(name_or_object, str | Path):
@@ -146,13 +146,13 @@ def device_named(name: str) -> torch.device:
     """The device of that name.
 
     Args:
-        name: cpu, cuda, cuda:1, mps.
+        name: Cpu, cuda, cuda:1, mps.
 
     Returns:
         The device.
 
     Raises:
-        InputError: torch cannot use it here.
+        InputError: If torch cannot use it here.
     """
     try:
         device = torch.device(name)

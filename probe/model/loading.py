@@ -35,10 +35,10 @@ def load(
     """Read a causal LM and its tokenizer, on the CPU.
 
     Args:
-        source: where they are.
-        dtype: of the weights.
-        random_init: seed; read the configuration only and initialise the weights afresh.
-        trust_remote_code: run the code that comes with a repository.
+        source: Where they are.
+        dtype: Of the weights.
+        random_init: Seed; read the configuration only and initialise the weights afresh.
+        trust_remote_code: Run the code that comes with a repository.
 
     Returns:
         The module in evaluation mode, and the tokenizer (None if there are no files of one).
@@ -105,10 +105,10 @@ def seeded(seed: int) -> Iterator[None]:
     """Draw from a seeded generator for a while and leave the global one as it was.
 
     Args:
-        seed: any integer.
+        seed: Any integer.
 
     Yields:
-        None: torch's CPU generator starts at the seed.
+        None: Torch's CPU generator starts at the seed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,14 +120,14 @@ def readable(name: str, location: Path | str) -> Iterator[None]:
     """Turn what the libraries raise while they read a model into one sentence.
 
     Args:
-        name: what the user called the model.
-        location: the file or folder that is read.
+        name: What the user called the model.
+        location: The file or folder that is read.
 
     Yields:
         None.
 
     Raises:
-        InputError: reading failed inside the context.
+        InputError: If reading failed inside the context.
     """
     try:
         yield
@@ -173,13 +173,13 @@ def dequantised(source: Source) -> Path:
     """Give a directory with the weights of a GGUF file in float32, made on the first call and found by hash later.
 
     Args:
-        source: a GGUF file.
+        source: A GGUF file.
 
     Returns:
         The directory: configuration, safetensors, tokenizer.
 
     Raises:
-        InputError: the file is not GGUF, not the one that its alias means or not readable, or the cache not writable.
+        InputError: If the file is not GGUF, not the one that its alias means or not readable, or the cache not writable.
     """
     path = Path(source.location)
     require_gguf(path)
@@ -236,11 +236,11 @@ class Control:
     """Which other weights, if any.
 
     Attributes:
-        random_init: seed of a fresh initialisation.
-        shuffled_weights: seed under which the entries of every matrix are permuted.
+        random_init: Seed of a fresh initialisation.
+        shuffled_weights: Seed under which the entries of every matrix are permuted.
 
     Raises:
-        InputError: both are asked for.
+        InputError: If both are asked for.
     """
 
     random_init: int | None = None
@@ -254,7 +254,7 @@ class Control:
         """What a report says about the weights.
 
         Args:
-            description: of the model's own weights.
+            description: Of the model's own weights.
 
         Returns:
             The description of these.
@@ -270,8 +270,8 @@ def fresh(module: nn.Module, seed: int) -> nn.Module:
     """Make a model of the same class and configuration with freshly initialised weights; the given one is left alone.
 
     Args:
-        module: a Hugging Face model.
-        seed: of the draw.
+        module: A Hugging Face model.
+        seed: Of the draw.
 
     Returns:
         The new module, in evaluation mode, on the same device and in the same dtype.
@@ -288,8 +288,8 @@ def shuffled(module: nn.Module, seed: int) -> nn.Module:
     Gains and biases are kept, and so is every matrix's distribution of entries; a tied weight is permuted once.
 
     Args:
-        module: the model; pass a copy of one that is still needed.
-        seed: of the permutations.
+        module: The model; pass a copy of one that is still needed.
+        seed: Of the permutations.
 
     Returns:
         The same module.

@@ -44,11 +44,11 @@ class Package:
     """Weights that an installed Python package carries as one GGUF file.
 
     Attributes:
-        package: the import name; it is found but never imported.
-        file: the file inside it.
-        sha256: of that file: one alias never means two sets of weights.
-        install: the command that installs it.
-        description: what a report says about the weights.
+        package: The import name; it is found but never imported.
+        file: The file inside it.
+        sha256: Of that file: one alias never means two sets of weights.
+        install: The command that installs it.
+        description: What a report says about the weights.
     """
 
     package: str
@@ -87,12 +87,12 @@ class Source:
     """Where a named model's weights are.
 
     Attributes:
-        name: what the user called it.
+        name: What the user called it.
         kind: "hub", "directory" or "gguf".
-        location: hub id, or path.
-        revision: of a hub id: branch, tag or commit.
-        description: what a report says about the weights.
-        sha256: what the file must hash to, where that is known.
+        location: Hub id, or path.
+        revision: Of a hub id: branch, tag or commit.
+        description: What a report says about the weights.
+        sha256: What the file must hash to, where that is known.
     """
 
     name: str
@@ -128,14 +128,14 @@ def resolve(name: str, revision: str | None = None) -> Source:
     An alias comes before a path of the same name, a path before a hub id.
 
     Args:
-        name: alias, hub id, directory, .gguf file, or one of `bundled()`.
-        revision: branch, tag or commit, of a hub id only.
+        name: Alias, hub id, directory, .gguf file, or one of `bundled()`.
+        revision: Branch, tag or commit, of a hub id only.
 
     Returns:
         The source.
 
     Raises:
-        InputError: the name is none of these, or a revision was given for something that has none.
+        InputError: If the name is none of these, or a revision was given for something that has none.
     """
     path = Path(name).expanduser()
     if name in PACKAGES:
@@ -184,7 +184,7 @@ def looks_like_hub_id(name: str) -> bool:
     """Say whether a name has the form of a hub id.
 
     Args:
-        name: any text.
+        name: Any text.
 
     Returns:
         True for `model` and `owner/model`.
@@ -207,10 +207,10 @@ def require_gguf(path: Path) -> None:
     """Refuse a file that is not GGUF by its first four bytes.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        InputError: it begins with something else.
+        InputError: If it begins with something else.
     """
     with path.open("rb") as file:
         start = file.read(4)
@@ -222,7 +222,7 @@ def require(source: Source, *, weights: bool = True) -> Path | None:
     """Make sure that a source can be read: it is here, or the hub answers.
 
     Args:
-        source: where the weights are.
+        source: Where the weights are.
         weights: False if only the configuration and the tokenizer are needed.
 
     Returns:
@@ -230,7 +230,7 @@ def require(source: Source, *, weights: bool = True) -> Path | None:
         what is no hub id.
 
     Raises:
-        InputError: a hub id that is not cached while the hub does not answer, said within a few seconds.
+        InputError: If a hub id that is not cached while the hub does not answer, said within a few seconds.
     """
     if source.kind != "hub":
         return None
@@ -244,7 +244,7 @@ def has_tokenizer(folder: Path) -> bool:
     """Say whether a folder holds the files of a tokenizer.
 
     Args:
-        folder: a model's folder.
+        folder: A model's folder.
 
     Returns:
         True if one of the known files is there.
@@ -256,7 +256,7 @@ def cached(source: Source, *, weights: bool = True) -> Path | None:
     """The folder of the local hub cache that holds everything that is needed, so that the hub need not be asked.
 
     Args:
-        source: a hub id.
+        source: A hub id.
         weights: False if only the configuration and the tokenizer are needed.
 
     Returns:

@@ -36,12 +36,12 @@ class AttentionPrimal:
     """Attention of n chosen positions at the primal point; heads are ordered (key head g, its query heads r).
 
     Attributes:
-        query: q₀.
-        value: v₀ of the live positions.
-        output: o.
+        query: Q₀.
+        value: V₀ of the live positions.
+        output: O.
         query_map: M; None where only the values count (`detached`).
-        live: probabilities of the live keys, zero where a live key is hidden.
-        slope: s · c of the live keys' scores.
+        live: Probabilities of the live keys, zero where a live key is hidden.
+        slope: S · c of the live keys' scores.
     """
 
     query: Float[Tensor, "window g r n d_head"]
@@ -60,9 +60,9 @@ class AttentionPrimal:
         """The linear function at queries, live keys and live values.
 
         Args:
-            query: q.
+            query: Q.
             key: k, of the value k₀ that the primal was taken at.
-            value: v.
+            value: V.
 
         Returns:
             What attention puts out, by key head and query head.
@@ -91,15 +91,15 @@ def attention_primal(
     """The attention of the positions over recorded and live keys, and the map of its queries.
 
     Args:
-        query: q₀.
-        key: live keys k₀.
-        value: live values v₀.
-        mask: additive, over recorded and live keys.
-        recorded: the past.
-        scale: factor s of the scores.
-        softcap: soft cap of the scores.
-        sinks: logits of the heads' sinks.
-        detached: the probabilities are held fixed, so that no map of the queries is needed.
+        query: Q₀.
+        key: Live keys k₀.
+        value: Live values v₀.
+        mask: Additive, over recorded and live keys.
+        recorded: The past.
+        scale: Factor s of the scores.
+        softcap: Soft cap of the scores.
+        sinks: Logits of the heads' sinks.
+        detached: The probabilities are held fixed, so that no map of the queries is needed.
 
     Returns:
         The primal.

@@ -68,7 +68,7 @@ def cache_argument(module: nn.Module) -> str | None:
     """What a module's `forward` calls the cache that it takes.
 
     Args:
-        module: a model or a block.
+        module: A model or a block.
 
     Returns:
         One of `CACHE_ARGUMENTS`, or None if it takes none.
@@ -81,7 +81,7 @@ def accepts_more(block: nn.Module) -> bool:
     """Whether a block takes keyword arguments that it does not name, to hand them on to its attention.
 
     Args:
-        block: the block.
+        block: The block.
 
     Returns:
         True if its `forward` has a `**kwargs`.

@@ -39,15 +39,15 @@ class Context:
     """What chosen positions of a batch of windows meet in every block of a model.
 
     Attributes:
-        model: the recorded model.
+        model: The recorded model.
         tokens: (window, position) the tokens.
         positions: (window, chosen) the chosen positions.
-        states: for each layer l = 0 … L the stream entering block l, (window, position, d_model); the last is the
+        states: For each layer l = 0 … L the stream entering block l, (window, position, d_model); the last is the
             stream that enters the final norm.
-        calls: each block's recorded call.
-        past: for each block the recorded keys and values, or the states carried into the chosen positions; None where
+        calls: Each block's recorded call.
+        past: For each block the recorded keys and values, or the states carried into the chosen positions; None where
             the model offers neither, or its blocks do not run so, and whole sequences are run instead.
-        seen: what else was asked for, by site, (window, position, d_model).
+        seen: What else was asked for, by site, (window, position, d_model).
     """
 
     model: LanguageModel
@@ -78,9 +78,9 @@ class Context:
         """Block `layer` on `states` at the chosen positions, everything before them as recorded.
 
         Args:
-            layer: which block.
-            states: the stream to feed in; `variant` counts alternatives that share positions.
-            own_value: with False the attention value of the position itself counts as zero (attention blocks).
+            layer: Which block.
+            states: The stream to feed in; `variant` counts alternatives that share positions.
+            own_value: With False the attention value of the position itself counts as zero (attention blocks).
 
         Returns:
             The stream that leaves the block, of the same shape.
@@ -118,16 +118,16 @@ class Context:
         """`replay` with the same value and the same derivative in `states`, the latter at a cost that is flat in T.
 
         Args:
-            layer: which block.
-            states: the stream to feed in, in the dtype of `block`.
-            block: a working copy of the block, with attention `LINEARISED` (or `DETACHED`) if it has attention.
-            primals: gets the attention's primal point.
+            layer: Which block.
+            states: The stream to feed in, in the dtype of `block`.
+            block: A working copy of the block, with attention `LINEARISED` (or `DETACHED`) if it has attention.
+            primals: Gets the attention's primal point.
 
         Returns:
             The stream that leaves the block.
 
         Raises:
-            InputError: if the model's blocks do not run at single positions over a cache, or if their attention is not
+            InputError: If the model's blocks do not run at single positions over a cache, or if their attention is not
                 transformers' exchangeable one.
         """
         if self.past is None:
@@ -207,10 +207,10 @@ class Context:
         """The plain way, on whole sequences: block `layer` with the recorded calls of the given windows.
 
         Args:
-            layer: which block.
-            sequences: the stream entering it.
-            windows: the window that each row comes from.
-            block: a working copy to run instead, whose dtype is that of `sequences`.
+            layer: Which block.
+            sequences: The stream entering it.
+            windows: The window that each row comes from.
+            block: A working copy to run instead, whose dtype is that of `sequences`.
 
         Returns:
             The stream that leaves the block.
@@ -260,13 +260,13 @@ class Context:
         write with an empty one.
 
         Args:
-            layer: which block.
+            layer: Which block.
 
         Returns:
             The off-position part of the write.
 
         Raises:
-            InputError: if the model's blocks do not run at single positions over a cache, so that the two parts cannot
+            InputError: If the model's blocks do not run at single positions over a cache, so that the two parts cannot
                 be told apart.
         """
         if self.past is None:
@@ -299,10 +299,10 @@ def record(
     """One forward pass, from which `Context.replay` can run any block again at the chosen positions.
 
     Args:
-        model: the model.
-        tokens: windows of tokens, all of one length and without padding.
-        positions: the chosen positions of each window, each in [0, T).
-        sites: sites to keep besides the stream.
+        model: The model.
+        tokens: Windows of tokens, all of one length and without padding.
+        positions: The chosen positions of each window, each in [0, T).
+        sites: Sites to keep besides the stream.
 
     Returns:
         The recorded context. Memory: the states of all layers, (L + 1) · W · T · d numbers, and keys and values.
@@ -311,7 +311,7 @@ def record(
         give at the positions alone what they gave, the context runs whole sequences, T times the cost.
 
     Raises:
-        InputError: if a position lies outside its window, or the blocks cannot be run again by their recorded calls.
+        InputError: If a position lies outside its window, or the blocks cannot be run again by their recorded calls.
     """
     tokens, positions = tokens.to(model.device), positions.to(model.device)
     if positions.numel() and not (positions.min() >= 0 and positions.max() < tokens.shape[1]):
@@ -388,18 +388,18 @@ def alone(
     """Block `layer` on each state as a one-token input: a tokenwise function that the architecture itself holds.
 
     Args:
-        model: the model.
-        layer: which block.
-        states: the stream entering the block.
-        attention: with False what attention writes is replaced by zero, so that only the MLP acts (in a parallel
+        model: The model.
+        layer: Which block.
+        states: The stream entering the block.
+        attention: With False what attention writes is replaced by zero, so that only the MLP acts (in a parallel
             block this is exactly its MLP term).
-        batch: states run at once.
+        batch: States run at once.
 
     Returns:
         The stream that leaves the block.
 
     Raises:
-        InputError: if the block has no attention to leave out.
+        InputError: If the block has no attention to leave out.
     """
     if not attention and model.recurrent:
         raise InputError(f"leaving out attention needs attention blocks: {model.name} is a state-space model")

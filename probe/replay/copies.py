@@ -21,11 +21,11 @@ def working_copy(
     not act on the original.
 
     Args:
-        block: a block, or any module.
-        dtype: floating dtype of the copy's weights.
-        attention: name of the attention function to run, as registered with transformers' `AttentionInterface`; by
+        block: A block, or any module.
+        dtype: Floating dtype of the copy's weights.
+        attention: Name of the attention function to run, as registered with transformers' `AttentionInterface`; by
             default the block's own.
-        without: a part that is left out.
+        without: A part that is left out.
 
     Returns:
         The copy, in evaluation mode.
@@ -57,8 +57,8 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     """A recorded argument with its floating tensors in another dtype; everything else as it is.
 
     Args:
-        value: tensor, tuple of values, or anything else.
-        dtype: the floating dtype.
+        value: Tensor, tuple of values, or anything else.
+        dtype: The floating dtype.
 
     Returns:
         The value.

@@ -130,7 +130,7 @@ def partition_amplification(operator: Operator | PooledOperator, labels: Int[Ten
         Five measures, float64, (..., community).
 
     Raises:
-        InputError: A community is empty, or there is not one label a coordinate.
+        InputError: If A community is empty, or there is not one label a coordinate.
 
     Cost: O(d²) an operator, and an eigenvalue problem of its size for each community's abscissa.
     """
@@ -197,7 +197,7 @@ def random_set_moments(
         ``gain_squared``, ``self_gain_squared``, ``leak_squared``, ``divergence`` → mean and variance, float64, (...).
 
     Raises:
-        InputError: The size is not in 1 … d.
+        InputError: If the size is not in 1 … d.
     """
     matrix, square = _parts(operator)
     d = matrix.shape[-1]

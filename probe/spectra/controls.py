@@ -75,7 +75,7 @@ def schur_shuffle(A: Matrices, generator: torch.Generator, draws: int = 5) -> Fl
         Matrices, float64, (draws, ..., d, d).
 
     Raises:
-        InputError: There is not at least one draw.
+        InputError: If there is not at least one draw.
 
     Cost: a Schur form with vectors, and for a draw a sort of d²/2 numbers and two matrix products.
     """

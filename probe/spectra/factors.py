@@ -27,7 +27,7 @@ class Factors:
         origin: The factors of ``matrices + I``; Schur form, eigenvalues and eigenvectors are then taken from there.
 
     Raises:
-        InputError: The matrices are not square.
+        InputError: If the matrices are not square.
     """
 
     def __init__(self, matrices: Float[Tensor, "*batch m n"], *, origin: Factors | None = None) -> None:

@@ -229,7 +229,7 @@ def device_policy(operation: Operation, d: int, device: str | torch.device | Non
         The device.
 
     Raises:
-        InputError: A Schur form is wanted on another device than the CPU.
+        InputError: If A Schur form is wanted on another device than the CPU.
     """
     wanted = None if device is None else torch.device(device)
     if operation == "schur" and wanted is not None and wanted.type != "cpu":
@@ -318,7 +318,7 @@ def _dgees(A: Array, *, vectors: bool) -> Arrays:
         T (m, d, d), the eigenvalues (m, d) and, with vectors, Q (m, d, d).
 
     Raises:
-        LinAlgError: The iteration did not converge.
+        LinAlgError: If the iteration did not converge.
     """
     m, d, _ = A.shape
     T = A.transpose(0, 2, 1).copy()

@@ -156,7 +156,7 @@ def block_coupling(K: Float[Tensor, "*batch layer d d"], k: int = 10) -> Float[T
         Values ≥ 0, float64, (..., layer, layer).
 
     Raises:
-        InputError: k is not in 1 … d.
+        InputError: If k is not in 1 … d.
 
     Cost: an SVD a layer, and layer² products of a d × d with a d × k matrix.
 

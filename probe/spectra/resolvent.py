@@ -122,7 +122,7 @@ def kreiss_constant(A: Matrices, *, form: str = "half_plane") -> Float[Tensor, "
         Values ≥ 1, float64, (...).
 
     Raises:
-        InputError: The form is unknown.
+        InputError: If the form is unknown.
 
     Cost: a Schur form without vectors, and about ten steps of Lanczos at 1,700 points.
 

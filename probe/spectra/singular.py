@@ -67,16 +67,16 @@ def leading_triplets(
 
     Args:
         matrix: W, (out, in); float32 or float64.
-        k: number of triplets, 1 ≤ k ≤ min(out, in).
+        k: Number of triplets, 1 ≤ k ≤ min(out, in).
         method: "dense", "randomised", or "auto": dense up to a short side of 2,048.
-        tolerance: of the error, for "randomised".
-        seed: of the random start.
+        tolerance: Of the error, for "randomised".
+        seed: Of the random start.
 
     Returns:
         The triplets in float64, with their error.
 
     Raises:
-        InputError: k is out of range, or an entry is not finite.
+        InputError: If k is out of range, or an entry is not finite.
     """
     matrix, short = matrix.detach(), min(matrix.shape)
     if not 1 <= k <= short:
@@ -103,7 +103,7 @@ def product_triplets(left: Float[Tensor, "out r"], right: Float[Tensor, "r in"],
     Args:
         left: (out, r), r at most out.
         right: (r, in), r at most in.
-        k: number of triplets, at most r.
+        k: Number of triplets, at most r.
 
     Returns:
         The triplets in float64.

@@ -96,7 +96,7 @@ def random_direction(width: int, leading: int) -> Float[np.ndarray, " level"]:
     """Angle between a random direction and a subspace: cos² follows Beta(k/2, (d − k)/2).
 
     Args:
-        width: d.
+        width: D.
         leading: Dimension k of the subspace.
 
     Returns:
@@ -110,7 +110,7 @@ def random_subspaces(width: int, leading: int) -> Float[np.ndarray, "level angle
     """Principal angles between two random subspaces of one dimension, from seeded draws.
 
     Args:
-        width: d.
+        width: D.
         leading: Dimension k of both.
 
     Returns:

@@ -64,7 +64,7 @@ class ToyMLP(nn.Module):
         shape: Sizes.
 
     Raises:
-        InputError: There is no such form, activation or norm.
+        InputError: If there is no such form, activation or norm.
     """
 
     decayed = ("embed", "reader", "writer", "readout")  # gains and biases are not

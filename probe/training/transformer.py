@@ -42,7 +42,7 @@ class Arm:
         softmax: Without it attention is linear: ``q·k/√d_h`` over the number of positions.
 
     Raises:
-        InputError: There is no such norm or MLP.
+        InputError: If there is no such norm or MLP.
     """
 
     label: str

@@ -42,7 +42,7 @@ class Bases:
         singular: (L, k).
         right: (L, in, k).
         norm: Frobenius norms, (L,).
-        error: residual errors over σ₁, (L,).
+        error: Residual errors over σ₁, (L,).
     """
 
     left: Float[Tensor, "block out k"]
@@ -56,7 +56,7 @@ class Bases:
         """Stack the triplets of successive blocks.
 
         Args:
-            triplets: one a block, of one shape.
+            triplets: One a block, of one shape.
 
         Returns:
             The bases, vectors in float32.
@@ -90,10 +90,10 @@ def prepared(weights: Weights, layer: int, name: str, *, folded: bool = False) -
     writes behind a norm is ``diag(γ) W``.
 
     Args:
-        weights: the model.
-        layer: index of the block.
-        name: a projection or composite.
-        folded: with the gains.
+        weights: The model.
+        layer: Index of the block.
+        name: A projection or composite.
+        folded: With the gains.
 
     Returns:
         The matrix; None if gains are asked for and no norm is known.
@@ -116,7 +116,7 @@ def stream_sides(name: str) -> tuple[str, ...]:
     """On which sides of a projection the residual stream lies: "input" of readers, "output" of writers.
 
     Args:
-        name: a projection or composite.
+        name: A projection or composite.
 
     Returns:
         The sides; none for what lies inside a mixer.
@@ -144,14 +144,14 @@ def continuity(
     where the gap σ₁/σ₂ is well above 1.
 
     Args:
-        model: a loaded model, or a name, directory or .gguf file, which is read one matrix at a time and never loaded.
-        projections: names; all that the model has by default.
-        subspaces: dimensions k of the subspaces that are compared.
-        composites: with `ov` and `qk` summed over heads.
-        folded: with the gains of the norms; projections without a known one are left out.
-        method: how triplets are found, see `leading_triplets`.
-        seed: of a randomised method.
-        progress: wraps the names of the projections, for example `tqdm.auto.tqdm`.
+        model: A loaded model, or a name, directory or .gguf file, which is read one matrix at a time and never loaded.
+        projections: Names; all that the model has by default.
+        subspaces: Dimensions k of the subspaces that are compared.
+        composites: With `ov` and `qk` summed over heads.
+        folded: With the gains of the norms; projections without a known one are left out.
+        method: How triplets are found, see `leading_triplets`.
+        seed: Of a randomised method.
+        progress: Wraps the names of the projections, for example `tqdm.auto.tqdm`.
 
     Returns:
         Over (projection, layer), layer l standing for the pair (l, l+1): `input_continuity`, `output_continuity`, `gap`
@@ -160,7 +160,7 @@ def continuity(
         lag curves over `lag`; and by projection the widths and the means of random directions.
 
     Raises:
-        InputError: the model has fewer than two blocks, or lacks a projection.
+        InputError: If the model has fewer than two blocks, or lacks a projection.
     """
     weights = weights_of(model)
     if weights.n_layers < 2:
@@ -189,9 +189,9 @@ def described(found: Mapping[str, Bases], subspaces: Sequence[int], first: int =
     """The Dataset of `continuity` from bases that were computed.
 
     Args:
-        found: bases by projection, of the same blocks.
-        subspaces: dimensions k; NaN where a projection has fewer vectors.
-        first: index of the first block.
+        found: Bases by projection, of the same blocks.
+        subspaces: Dimensions k; NaN where a projection has fewer vectors.
+        first: Index of the first block.
 
     Returns:
         The Dataset, see `continuity`.

@@ -41,7 +41,7 @@ class FromFile:
     """Fills parts of a skeleton from a checkpoint.
 
     Attributes:
-        reader: of the checkpoint.
+        reader: Of the checkpoint.
     """
 
     reader: Reader
@@ -50,10 +50,10 @@ class FromFile:
         """Read the tensors of a sub-module.
 
         Args:
-            block: a copied block; its sub-module gets values.
-            path: of the sub-module inside the block.
-            place: the block's path in the skeleton.
-            skeleton: not used.
+            block: A copied block; its sub-module gets values.
+            path: Of the sub-module inside the block.
+            place: The block's path in the skeleton.
+            skeleton: Not used.
         """
         part = block.get_submodule(path)
         values = {name: self.reader.read(f"{place}.{path}.{name}") for name in part.state_dict()}
@@ -65,8 +65,8 @@ class ShardReader:
     """Safetensors or PyTorch files of one checkpoint.
 
     Attributes:
-        folder: where they are.
-        prefix: what the class calls its trunk; a checkpoint of the trunk alone leaves it out.
+        folder: Where they are.
+        prefix: What the class calls its trunk; a checkpoint of the trunk alone leaves it out.
     """
 
     folder: Path
@@ -95,7 +95,7 @@ class ShardReader:
         """Read one tensor.
 
         Args:
-            name: as in the model's state dict.
+            name: As in the model's state dict.
 
         Returns:
             The tensor, as it is stored.
@@ -145,10 +145,10 @@ class GGUFReader:
     """A GGUF file, dequantised one tensor at a time; names and orders are transformers' own.
 
     Attributes:
-        path: the file.
-        tensors: its tensors by the file's own names, mapped into memory.
-        names: the file's name of each tensor of the state dict.
-        process: undoes what the file's architecture does to a tensor (rotary order, transposition).
+        path: The file.
+        tensors: Its tensors by the file's own names, mapped into memory.
+        names: The file's name of each tensor of the state dict.
+        process: Undoes what the file's architecture does to a tensor (rotary order, transposition).
     """
 
     path: Path
@@ -164,13 +164,13 @@ class GGUFReader:
         """Read one tensor.
 
         Args:
-            name: as in the model's state dict.
+            name: As in the model's state dict.
 
         Returns:
             The tensor in float32.
 
         Raises:
-            InputError: the file does not hold it.
+            InputError: If the file does not hold it.
         """
         import gguf
 
@@ -190,8 +190,8 @@ def gguf_reader(path: Path, module: nn.Module) -> GGUFReader:
     """The reader of a GGUF file for a skeleton.
 
     Args:
-        path: the file.
-        module: the skeleton.
+        path: The file.
+        module: The skeleton.
 
     Returns:
         The reader.
@@ -221,17 +221,17 @@ def open_weights(
     """Open a checkpoint for reading one matrix at a time; the model is never loaded.
 
     Args:
-        name: alias, hub id, directory or .gguf file.
-        revision: branch, tag or commit, of a hub id only.
-        random_init: seed; freshly initialised weights of the same architecture, see `fresh_twin`. None are read.
-        shuffled_weights: seed; the entries of every matrix permuted, gains kept.
-        trust_remote_code: run the code that comes with the model's repository.
+        name: Alias, hub id, directory or .gguf file.
+        revision: Branch, tag or commit, of a hub id only.
+        random_init: Seed; freshly initialised weights of the same architecture, see `fresh_twin`. None are read.
+        shuffled_weights: Seed; the entries of every matrix permuted, gains kept.
+        trust_remote_code: Run the code that comes with the model's repository.
 
     Returns:
         The weights. Memory and time to open: those of the configuration.
 
     Raises:
-        InputError: there is no such model or it cannot be read, or both controls were asked for.
+        InputError: If there is no such model or it cannot be read, or both controls were asked for.
     """
     from transformers import AutoConfig
 
@@ -275,7 +275,7 @@ def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:
     """The matrices of anything that names or is a model.
 
     Args:
-        model: an alias, hub id, directory or .gguf file, which is opened without being loaded; a loaded model; or
+        model: An alias, hub id, directory or .gguf file, which is opened without being loaded; a loaded model; or
             weights, which are given back.
 
     Returns:
@@ -292,7 +292,7 @@ def weight_hash(weights: ModuleWeights) -> str:
     """Sha256 of what an opened checkpoint's matrices are read or drawn from.
 
     Args:
-        weights: from `open_weights`.
+        weights: From `open_weights`.
 
     Returns:
         The hash, as hex, over the files, of which every byte is read once, or over configuration and seed.

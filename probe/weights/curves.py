@@ -15,7 +15,7 @@ def cosine_matrix(vectors: Vectors) -> Float[Tensor, "block block"]:
     """``|v(l) · v(m)|`` for all pairs of blocks; the first off-diagonal is the continuity.
 
     Args:
-        vectors: unit vectors, (L, n).
+        vectors: Unit vectors, (L, n).
 
     Returns:
         Values in [0, 1], (L, L), 1 on the diagonal.
@@ -27,7 +27,7 @@ def adjacent_cosines(vectors: Vectors) -> Float[Tensor, " pair"]:
     """Continuity ``|v(l) · v(l+1)|`` of arXiv 2605.04971, of the leading left or right singular vectors.
 
     Args:
-        vectors: unit vectors, (L, n).
+        vectors: Unit vectors, (L, n).
 
     Returns:
         Values in [0, 1], (L − 1,).
@@ -39,14 +39,14 @@ def adjacent_overlaps(bases: Float[Tensor, "block n k"], k: int) -> Float[Tensor
     """``‖V_k(l)ᵀ V_k(l+1)‖_F² / k``: mean squared cosine of the principal angles of leading k-subspaces.
 
     Args:
-        bases: orthonormal columns by falling singular value, (L, n, k or more).
-        k: dimension of the subspaces.
+        bases: Orthonormal columns by falling singular value, (L, n, k or more).
+        k: Dimension of the subspaces.
 
     Returns:
         Values in [0, 1], (L − 1,); k/n for random subspaces.
 
     Raises:
-        InputError: there are fewer than k columns.
+        InputError: If there are fewer than k columns.
     """
     if not 1 <= k <= bases.shape[-1]:
         raise InputError(f"k must lie in 1 … {bases.shape[-1]}, the columns of the bases, got {k}; compute more")
@@ -58,7 +58,7 @@ def lag_curve(cosines: Float[Tensor, "*batch block block"]) -> Float[Tensor, "*b
     """Mean ``|v(l) · v(l+m)|`` over l for every lag m: a smooth trajectory decays with it.
 
     Args:
-        cosines: from `cosine_matrix`, (..., L, L).
+        cosines: From `cosine_matrix`, (..., L, L).
 
     Returns:
         Means for m = 1 … L − 1, (..., L − 1).
@@ -85,8 +85,8 @@ def trajectory(vectors: Vectors, axes: int = 3) -> tuple[Float[Tensor, "block ax
     """The path of a direction through depth: principal components of the sign-aligned vectors.
 
     Args:
-        vectors: unit vectors, (L, n).
-        axes: number of components, at most min(L, n).
+        vectors: Unit vectors, (L, n).
+        axes: Number of components, at most min(L, n).
 
     Returns:
         Coordinates (L, axes), and the share of the variance that each axis holds; the signs of the axes are arbitrary.
@@ -101,7 +101,7 @@ def participation_ratio(vectors: Float[Tensor, "*batch n"]) -> Float[Tensor, "*b
     """Number of coordinates that a unit vector lives on, ``1 / Σ vᵢ⁴``; about n/3 for a random one.
 
     Args:
-        vectors: unit vectors, (..., n).
+        vectors: Unit vectors, (..., n).
 
     Returns:
         Values in [1, n].
@@ -128,8 +128,8 @@ def kept_coordinates(vectors: Vectors, share: float) -> Int[Tensor, " kept"]:
     One set for all blocks: a coordinate that dominates every block's vector makes continuity trivial.
 
     Args:
-        vectors: unit vectors, (L, n).
-        share: of the n coordinates that is left out, rounded up; 0 leaves out none.
+        vectors: Unit vectors, (L, n).
+        share: Of the n coordinates that is left out, rounded up; 0 leaves out none.
 
     Returns:
         Indices, ascending.

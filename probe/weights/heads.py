@@ -21,8 +21,8 @@ def names_of(weights: Weights, *, composites: bool = True) -> tuple[str, ...]:
     """Names of all projections of a model.
 
     Args:
-        weights: the model.
-        composites: with `ov` and `qk`, where the heads are known.
+        weights: The model.
+        composites: With `ov` and `qk`, where the heads are known.
 
     Returns:
         Stored projections, then composites.
@@ -35,8 +35,8 @@ def shapes_of(weights: Weights, *, composites: bool = True) -> list[tuple[str, i
     """The shape of every projection, as the first block has it.
 
     Args:
-        weights: the model.
-        composites: with `ov` and `qk`, where the heads are known.
+        weights: The model.
+        composites: With `ov` and `qk`, where the heads are known.
 
     Returns:
         Name, rows and columns of each.
@@ -50,9 +50,9 @@ def matrix_of(weights: Weights, layer: int, name: str) -> Matrix:
     """A projection or, summed over the heads, a composite: O(d² · heads · d_head).
 
     Args:
-        weights: the model.
-        layer: index of the block.
-        name: a stored projection, "ov" or "qk".
+        weights: The model.
+        layer: Index of the block.
+        name: A stored projection, "ov" or "qk".
 
     Returns:
         The matrix as (out, in); of `qk` (query side, key side).
@@ -67,15 +67,15 @@ def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head o
     """The part of each head of a projection of attention.
 
     Args:
-        weights: the model.
-        layer: index of the block.
+        weights: The model.
+        layer: Index of the block.
         name: "q", "k", "v" (rows of each head) or "o" (columns of each head).
 
     Returns:
         One matrix a head; of `k` and `v` one a key head.
 
     Raises:
-        InputError: the projection is not one of attention's, or its heads are not known.
+        InputError: If the projection is not one of attention's, or its heads are not known.
     """
     heads = weights.heads
     if name not in "qkvo" or heads is None:
@@ -97,15 +97,15 @@ def head_factors(
     """The two factors of each head's composite, ``composite = left @ right``.
 
     Args:
-        weights: the model.
-        layer: index of the block.
+        weights: The model.
+        layer: Index of the block.
         name: "ov" or "qk".
 
     Returns:
         (W_O, W_V) or (W_Qᵀ, W_K) of every query head, keys and values repeated over the heads that share them.
 
     Raises:
-        InputError: the name is no composite.
+        InputError: If the name is no composite.
     """
     if name not in COMPOSITES:
         raise InputError(f"a composite is one of {', '.join(COMPOSITES)}, got {name!r}; ask for one of these")

@@ -19,7 +19,7 @@ def haar_cosine(n: int) -> float:
     """Mean |cosine| of two random directions, ``Γ(n/2) / (√π Γ((n+1)/2))``, about ``sqrt(2 / (π n))``.
 
     Args:
-        n: dimension.
+        n: Dimension.
 
     Returns:
         The mean.
@@ -31,8 +31,8 @@ def haar_quantile(n: int, level: float) -> float:
     """A quantile of the |cosine| of two random directions: its square is Beta(1/2, (n − 1)/2) distributed.
 
     Args:
-        n: dimension, at least 2.
-        level: in [0, 1]; for .99 the quantile is about 2.58 / √n.
+        n: Dimension, at least 2.
+        level: In [0, 1]; for .99 the quantile is about 2.58 / √n.
 
     Returns:
         The quantile.
@@ -48,10 +48,10 @@ def haar_mean_quantiles(
     Along a chain of independent random directions the cosines of neighbours are independent of each other.
 
     Args:
-        pairs: dimension to number of pairs in it.
-        levels: in [0, 1].
-        draws: of the whole mean.
-        seed: of the draws.
+        pairs: Dimension to number of pairs in it.
+        levels: In [0, 1].
+        draws: Of the whole mean.
+        seed: Of the draws.
 
     Returns:
         One quantile a level.
@@ -68,8 +68,8 @@ def haar_best_match(n: int, others: int) -> float:
     """Mean of the largest |cosine| of a random direction to some others, ``∫ 1 − F(x)^others dx``.
 
     Args:
-        n: dimension.
-        others: how many independent random directions it is compared with.
+        n: Dimension.
+        others: How many independent random directions it is compared with.
 
     Returns:
         The mean.
@@ -83,9 +83,9 @@ def simulated_cosines(n: int, draws: int, generator: torch.Generator) -> Float[T
     """|cosine| of pairs of random directions, drawn: what the formulas above are checked against.
 
     Args:
-        n: dimension.
-        draws: number of pairs.
-        generator: source of the directions.
+        n: Dimension.
+        draws: Number of pairs.
+        generator: Source of the directions.
 
     Returns:
         Values in [0, 1], (draws,).
@@ -110,10 +110,10 @@ def permuted_order(
 
     Args:
         cosines: |v(l) · v(m)| of each projection.
-        statistic: of such an array, for example the mean of the first off-diagonals.
-        permutations: how many orders.
-        seed: of the orders.
-        greater: large values are extreme; False: small ones.
+        statistic: Of such an array, for example the mean of the first off-diagonals.
+        permutations: How many orders.
+        seed: Of the orders.
+        greater: Large values are extreme; False: small ones.
 
     Returns:
         The observed value, the null values and the p value.

@@ -31,8 +31,8 @@ class Heads:
     """How the rows of the queries, and of the keys and values, fall into heads.
 
     Attributes:
-        query: number of query heads.
-        key: number of key and value heads; several query heads share one where it is smaller.
+        query: Number of query heads.
+        key: Number of key and value heads; several query heads share one where it is smaller.
     """
 
     query: int
@@ -95,12 +95,12 @@ class ModuleWeights(LaidOut):
     """The matrices of a Hugging Face module, or of a skeleton of one with a source of values.
 
     Attributes:
-        name: what the user called it.
-        module: the causal LM; on the meta device where it is a skeleton.
-        layout: where its parts are.
-        description: what a report says about the weights.
-        filler: where a skeleton's values come from; None for a module that has them.
-        permuted: seed under which the entries of every matrix are permuted, or None.
+        name: What the user called it.
+        module: The causal LM; on the meta device where it is a skeleton.
+        layout: Where its parts are.
+        description: What a report says about the weights.
+        filler: Where a skeleton's values come from; None for a module that has them.
+        permuted: Seed under which the entries of every matrix are permuted, or None.
     """
 
     name: str
@@ -127,14 +127,14 @@ class ModuleWeights(LaidOut):
         """Read one projection.
 
         Args:
-            layer: index of the block.
-            name: one of `stored`.
+            layer: Index of the block.
+            name: One of `stored`.
 
         Returns:
             The matrix as (out, in), in float32 or, where it is stored so, float64.
 
         Raises:
-            InputError: the model has no such block or projection.
+            InputError: If the model has no such block or projection.
         """
         require_projection(self, layer, name)
         projection = self.layout.projections[name]
@@ -151,8 +151,8 @@ class ModuleWeights(LaidOut):
         For a matrix that reads the stream the norm before it, for one that writes to it the norm behind it.
 
         Args:
-            layer: index of the block.
-            name: a projection or a composite.
+            layer: Index of the block.
+            name: A projection or a composite.
 
         Returns:
             γ, with what the architecture adds to it (Gemma: 1); None where no such norm is known, or it has no gain.
@@ -184,7 +184,7 @@ class ProjectedWeights:
     """The matrices of a `LanguageModel` of the user's own: by its `projections`; heads and norms are not known.
 
     Attributes:
-        model: the model.
+        model: The model.
     """
 
     model: LanguageModel
@@ -240,12 +240,12 @@ def require_projection(weights: Weights, layer: int, name: str) -> None:
     """Refuse a block or a projection that a model does not have.
 
     Args:
-        weights: the model.
-        layer: index of a block.
-        name: of a projection.
+        weights: The model.
+        layer: Index of a block.
+        name: Of a projection.
 
     Raises:
-        InputError: it has none such.
+        InputError: If it has none such.
     """
     if name not in weights.stored:
         raise InputError(
@@ -260,7 +260,7 @@ def of_model(model: LanguageModel) -> Weights:
     """The matrices of a loaded model, read where they lie.
 
     Args:
-        model: any `LanguageModel`.
+        model: Any `LanguageModel`.
 
     Returns:
         Its weights.
@@ -274,9 +274,9 @@ def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_c
     """A causal LM without values, on the meta device.
 
     Args:
-        config: its Hugging Face configuration.
-        like: its class; by default what transformers chooses for the configuration.
-        trust_remote_code: run the code that comes with the model's repository.
+        config: Its Hugging Face configuration.
+        like: Its class; by default what transformers chooses for the configuration.
+        trust_remote_code: Run the code that comes with the model's repository.
 
     Returns:
         The module.

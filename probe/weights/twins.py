@@ -18,7 +18,7 @@ class Initialiser:
     """Values drawn as the model's own class initialises them, the same at every reading.
 
     Attributes:
-        seed: of the draws; every sub-layer of every block has its own stream of it.
+        seed: Of the draws; every sub-layer of every block has its own stream of it.
     """
 
     seed: int
@@ -27,10 +27,10 @@ class Initialiser:
         """Initialise the sub-layer that holds a sub-module: some classes do it for a whole mixer.
 
         Args:
-            block: a copied block; its sub-layer gets values.
-            path: of the sub-module inside the block.
-            place: the block's path in the skeleton, which with the sub-layer names the stream of random numbers.
-            skeleton: the whole model, which knows how its modules are initialised.
+            block: A copied block; its sub-layer gets values.
+            path: Of the sub-module inside the block.
+            place: The block's path in the skeleton, which with the sub-layer names the stream of random numbers.
+            skeleton: The whole model, which knows how its modules are initialised.
         """
         whole: Any = skeleton
         name = path.split(".", 1)[0]
@@ -53,8 +53,8 @@ def fresh_twin(weights: Weights, seed: int) -> ModuleWeights:
     apply afterwards, which moves no singular vector), but are not the same draws.
 
     Args:
-        weights: of a Hugging Face model.
-        seed: of the draw.
+        weights: Of a Hugging Face model.
+        seed: Of the draw.
 
     Returns:
         The twin.
@@ -69,8 +69,8 @@ def shuffled_twin(weights: Weights, seed: int) -> ModuleWeights:
     """The same model with the entries of every matrix permuted, gains kept.
 
     Args:
-        weights: of a Hugging Face model.
-        seed: of the permutations; every matrix has its own.
+        weights: Of a Hugging Face model.
+        seed: Of the permutations; every matrix has its own.
 
     Returns:
         The twin.

@@ -21,15 +21,15 @@ class Thresholds:
         threshold_exist: AMI of the communities of two halves of the text, mean over layers.
         threshold_coupling: √A, A = mean over layers of ρ² less what permuted places reach.
         threshold_sign: Spearman's ρ over layers of the coupling and the antisymmetric fraction of K.
-        threshold_learned: what A must exceed that of fresh initialisations by.
+        threshold_learned: What A must exceed that of fresh initialisations by.
         threshold_learned_init: √A of fresh initialisations that still counts as none.
-        threshold_robust: share of choices that must agree with the default ones.
-        threshold_fragile: share at and below which the finding is an artefact of choices.
-        threshold_excess: stability above that of the null from which a layer has communities at all.
-        threshold_layers: fewer layers with communities than this decide nothing.
-        threshold_signed_layers: layers with a significant coupling that each sign must have.
-        threshold_documents: fewer documents than this decide nothing.
-        threshold_seeds: fewer fresh initialisations than this decide nothing.
+        threshold_robust: Share of choices that must agree with the default ones.
+        threshold_fragile: Share at and below which the finding is an artefact of choices.
+        threshold_excess: Stability above that of the null from which a layer has communities at all.
+        threshold_layers: Fewer layers with communities than this decide nothing.
+        threshold_signed_layers: Layers with a significant coupling that each sign must have.
+        threshold_documents: Fewer documents than this decide nothing.
+        threshold_seeds: Fewer fresh initialisations than this decide nothing.
     """
 
     threshold_exist: float = 0.2

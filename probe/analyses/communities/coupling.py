@@ -41,9 +41,9 @@ def coupling_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """The place of each unit in a view, and the coupling when places are permuted.
 
     Args:
-        config: the run's configuration.
-        unit: which view and layer.
-        run: where communities and gains are.
+        config: The run's configuration.
+        unit: Which view and layer.
+        run: Where communities and gains are.
 
     Returns:
         `participation` (unit,), NaN for units that the view leaves out; `permuted_rho` (permutation,).
@@ -77,12 +77,12 @@ def permuted(
     """The coupling when the units' places are dealt out anew among units of like degree.
 
     Args:
-        graph: the graph.
-        place: participation coefficient of each node.
-        gain: of each node.
-        covariates: what is held fixed.
-        permutations: how many.
-        seed: of the permutations.
+        graph: The graph.
+        place: Participation coefficient of each node.
+        gain: Of each node.
+        covariates: What is held fixed.
+        permutations: How many.
+        seed: Of the permutations.
 
     Returns:
         Partial Spearman correlations.
@@ -102,9 +102,9 @@ def ablation_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     Graphs of one half are always coupled with gains on the other.
 
     Args:
-        config: the run's configuration.
-        unit: which layer.
-        run: where states, resolutions and gains are.
+        config: The run's configuration.
+        unit: Which layer.
+        run: Where states, resolutions and gains are.
 
     Returns:
         `rho` (half, edges, neighbours, method, factor) and `permuted_rho`, the same with (…, permutation).

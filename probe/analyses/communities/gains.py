@@ -30,9 +30,9 @@ def jacobians_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """Squared gains of the units at the scored positions, and what the block does to whole communities.
 
     Args:
-        config: the run's configuration.
-        unit: which model and layer.
-        run: where the communities are.
+        config: The run's configuration.
+        unit: Which model and layer.
+        run: Where the communities are.
 
     Returns:
         `square_gain.VIEW` (token, unit): of the model all tokens, of a control those at the first position of each
@@ -63,11 +63,11 @@ def square_gains(
     """Squared gain of each unit: ‖K e_i‖², or of an MLP's unit the squared norm of its term in K.
 
     Args:
-        config: the run's configuration.
-        view: the model or a fresh initialisation.
-        layer: which block.
-        half: of the text.
-        columns: how many of each window's positions; all by default.
+        config: The run's configuration.
+        view: The model or a fresh initialisation.
+        layer: Which block.
+        half: Of the text.
+        columns: How many of each window's positions; all by default.
 
     Returns:
         Windows first, then positions.

@@ -41,9 +41,9 @@ def graphs_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """The communities of the model's units at a layer, the resolution that was chosen for them, and what nulls have.
 
     Args:
-        config: the run's configuration.
-        unit: which layer.
-        run: where the states are.
+        config: The run's configuration.
+        unit: Which layer.
+        run: Where the states are.
 
     Returns:
         What `views_unit` returns; `topology.NAME` (unit,); the profile over resolutions `profile.NAME`; `resolution`,
@@ -86,9 +86,9 @@ def views_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """The communities of another view of a layer, at the resolution of the model's own graph.
 
     Args:
-        config: the run's configuration.
-        unit: which view and layer.
-        run: where states and resolutions are.
+        config: The run's configuration.
+        unit: Which view and layer.
+        run: Where states and resolutions are.
 
     Returns:
         `labels` (unit,), −1 for units that the view leaves out; `edges` (edge, 2) and `weights` (edge,) among the units
@@ -107,9 +107,9 @@ def resamples_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """Graph and communities made anew from resampled documents, by one run of the algorithm each.
 
     Args:
-        config: the run's configuration.
-        unit: which layer.
-        run: where states and resolutions are.
+        config: The run's configuration.
+        unit: Which layer.
+        run: Where states and resolutions are.
 
     Returns:
         `quality` of the first half and `half_ami` of the two halves, (resample,).
@@ -227,9 +227,9 @@ def drawings_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """Places, strongest links and largest tokens of a layer's units.
 
     Args:
-        config: the run's configuration.
-        unit: which layer.
-        run: where graph and states are.
+        config: The run's configuration.
+        unit: Which layer.
+        run: Where graph and states are.
 
     Returns:
         `place` (unit, 2); `link` (link, 2) and `link_weight` (link,), padded with −1 and 0; `largest` (unit, token),

@@ -43,9 +43,9 @@ class Coupling:
     """The coupling of a view by layer, of a resample of its tokens given by weights.
 
     Args:
-        data: the Dataset.
-        view: which view.
-        layers: which rows of `layer`.
+        data: The Dataset.
+        view: Which view.
+        layers: Which rows of `layer`.
     """
 
     def __init__(self, data: xr.Dataset, view: str, layers: Layers) -> None:
@@ -93,7 +93,7 @@ def pooled_layers(table: Runs) -> tuple[Layers, Condition]:
     """The layers with stable communities, and that there are enough of them; all layers where there are not.
 
     Args:
-        table: the run.
+        table: The run.
 
     Returns:
         Which layers are pooled, and the condition for a verdict.
@@ -110,9 +110,9 @@ def pooled(table: Runs, layers: Layers, views: Sequence[str]) -> dict[str, Inter
     """The coupling of some views, their mean, at the tokens where they were measured.
 
     Args:
-        table: the run.
-        layers: which rows of `layer` are pooled.
-        views: one view, or all seeds or draws of a control.
+        table: The run.
+        layers: Which rows of `layer` are pooled.
+        views: One view, or all seeds or draws of a control.
 
     Returns:
         `A`; `√A` with A's sign; `mean ρ` on Fisher's scale; `Δ`, the model's A less theirs. Documents are resampled,
@@ -160,8 +160,8 @@ def summarised(data: xr.Dataset, thresholds: Thresholds) -> xr.Dataset:
     """The Dataset with the coupling of every view and layer, and what the claims make of it.
 
     Args:
-        data: the Dataset of the analysis.
-        thresholds: of the claims.
+        data: The Dataset of the analysis.
+        thresholds: Of the claims.
 
     Returns:
         The Dataset with `rho` (view, layer); `rho_bounds` (bound, layer) of the model, documents resampled;

@@ -108,9 +108,9 @@ def states_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """What the units are at the drawn positions of a half: `state_l` (token, unit) of every layer, and `document`.
 
     Args:
-        config: the run's configuration.
-        unit: which model and half.
-        run: not used.
+        config: The run's configuration.
+        unit: Which model and half.
+        run: Not used.
 
     Returns:
         Float32 states, by layer; the document of each token.

@@ -15,14 +15,14 @@ class Thresholds:
     """What each statistic must clear; the defaults were fixed before any model was measured.
 
     Attributes:
-        threshold_trained: by how much the mean |cosine| of neighbours must exceed what 99 % of random means stay below.
-        threshold_init: by how much it must exceed that of fresh initialisations.
-        threshold_permuted: p value, under permuted orders of the blocks, that must not be reached.
-        threshold_projections: by how much each reader, and each writer, must exceed v.
+        threshold_trained: By how much the mean |cosine| of neighbours must exceed what 99 % of random means stay below.
+        threshold_init: By how much it must exceed that of fresh initialisations.
+        threshold_permuted: P value, under permuted orders of the blocks, that must not be reached.
+        threshold_projections: By how much each reader, and each writer, must exceed v.
         threshold_adjacency: Spearman's ρ of lag and |cosine|.
         threshold_gap: σ₁/σ₂ below which a leading vector means nothing.
-        threshold_blocks: fewer blocks of adjacent pairs than this decide nothing.
-        threshold_seeds: fewer fresh initialisations than this decide nothing.
+        threshold_blocks: Fewer blocks of adjacent pairs than this decide nothing.
+        threshold_seeds: Fewer fresh initialisations than this decide nothing.
     """
 
     threshold_trained: float = 0.0

@@ -139,7 +139,7 @@ def continuity_summary(data: xr.Dataset, side: str, ax: Axes | None = None) -> A
 
     Returns:
         The Axes; full bars where the space is the residual stream, the median σ₁/σ₂ under each name; black lines, the
-        null: random directions.
+        null: Random directions.
     """
     ax, own = axes_or_new(ax)
     names = data["projection"].values.tolist()

@@ -66,7 +66,7 @@ class Pairs(Reading[Thresholds]):
         """The continuous projections of this model, with their space.
 
         Raises:
-            AbsentError: the model has none of them.
+            AbsentError: If the model has none of them.
         """
         held = set(self.data["projection"].values.tolist())
         found = {name: side for name, side in CLAIMED.items() if name in held}

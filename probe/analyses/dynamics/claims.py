@@ -228,8 +228,8 @@ class Falls:
     """What falls over depth in some variants: both scores of K, and how many directions their product leaves.
 
     Args:
-        table: the run.
-        variants: the model, or all seeds of a control.
+        table: The run.
+        variants: The model, or all seeds of a control.
     """
 
     def __init__(self, table: Runs, variants: Sequence[str]) -> None:

@@ -16,14 +16,14 @@ class Thresholds:
 
     Attributes:
         threshold_gradient: Spearman's ρ of layer and score, for the slower of the two scores of K.
-        threshold_late_symmetric: antisymmetric fraction of K in the last quarter of the blocks; 0.316 = √0.1 leaves a
+        threshold_late_symmetric: Antisymmetric fraction of K in the last quarter of the blocks; 0.316 = √0.1 leaves a
             tenth of ‖K‖² to the antisymmetric part, a random K has √½.
-        threshold_bottleneck: participation ratio of the product of all blocks, over d.
-        threshold_learned: what the trained model's drops and log participation ratio must differ from a control's by.
-        threshold_nonnormal_origin: share of the bottleneck that goes with the structure of the non-normal part.
+        threshold_bottleneck: Participation ratio of the product of all blocks, over d.
+        threshold_learned: What the trained model's drops and log participation ratio must differ from a control's by.
+        threshold_nonnormal_origin: Share of the bottleneck that goes with the structure of the non-normal part.
         threshold_linear_holds: ε over median ‖u‖ at which the linear prediction is 10 % off.
-        threshold_documents: fewer documents than this decide nothing.
-        threshold_seeds: fewer fresh initialisations than this decide nothing.
+        threshold_documents: Fewer documents than this decide nothing.
+        threshold_seeds: Fewer fresh initialisations than this decide nothing.
     """
 
     threshold_gradient: float = -0.5

@@ -33,13 +33,13 @@ class Kept:
     """The scores, and the Jacobians where they were kept, of a run of the dynamics analysis.
 
     Args:
-        directory: its run directory; the run need not be finished.
-        fingerprint: of the model that is to be measured: `weights` and `attention`.
-        n_layers: how many blocks it has.
-        context: what the rest of the text is in the Jacobians that are wanted.
+        directory: Its run directory; the run need not be finished.
+        fingerprint: Of the model that is to be measured: `weights` and `attention`.
+        n_layers: How many blocks it has.
+        context: What the rest of the text is in the Jacobians that are wanted.
 
     Raises:
-        InputError: the directory holds no dynamics run, or one of another model or context.
+        InputError: If the directory holds no dynamics run, or one of another model or context.
     """
 
     def __init__(self, directory: Path, fingerprint: dict[str, str], n_layers: int, context: str) -> None:
@@ -69,8 +69,8 @@ class Kept:
         """Where a position of a window was measured, if it was.
 
         Args:
-            tokens: the window.
-            position: the position.
+            tokens: The window.
+            position: The position.
 
         Returns:
             Its place; None if the run did not measure it.
@@ -81,8 +81,8 @@ class Kept:
         """The Jacobian of a block, if the run kept it (`--keep-matrices`).
 
         Args:
-            place: from `find`.
-            layer: which block.
+            place: From `find`.
+            layer: Which block.
 
         Returns:
             J, float32; None if it was not kept.
@@ -96,9 +96,9 @@ class Kept:
         """A score of K.
 
         Args:
-            name: of the score, as in `probe.spectra`.
-            place: from `find`.
-            layer: which block.
+            name: Of the score, as in `probe.spectra`.
+            place: From `find`.
+            layer: Which block.
 
         Returns:
             Its value; None if the run did not look at this block.

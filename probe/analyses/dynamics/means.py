@@ -31,9 +31,9 @@ def means_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """Scores of one block's mean Jacobian, of all documents and of all but one.
 
     Args:
-        config: the run's configuration.
-        unit: which block.
-        run: not used.
+        config: The run's configuration.
+        unit: Which block.
+        run: Not used.
 
     Returns:
         For each score (1 + document, matrix); the first row is of all documents. `spread` (): the root-mean-square of
@@ -55,9 +55,9 @@ def mean_products_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor
     """Participation ratio of the product of averages and of the average of products, by depth.
 
     Args:
-        config: the run's configuration.
-        unit: the only one.
-        run: not used.
+        config: The run's configuration.
+        unit: The only one.
+        run: Not used.
 
     Returns:
         `product_of_averages` and `average_of_products`, each (depth, 1 + document); the first is of all documents.

@@ -46,7 +46,7 @@ class Product:
     LAPACK then works on subnormal numbers.
 
     Args:
-        width: d.
+        width: D.
     """
 
     def __init__(self, width: int) -> None:
@@ -73,9 +73,9 @@ def products_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """The product under each null, and the coupling of the blocks' singular vectors, at one position of a window.
 
     Args:
-        config: the run's configuration.
-        unit: which window.
-        run: not used.
+        config: The run's configuration.
+        unit: Which window.
+        run: Not used.
 
     Returns:
         For each null `participation_ratio.NULL` (draw, depth), `effective_rank.NULL` (depth,) of the first draw, and

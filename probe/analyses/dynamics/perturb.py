@@ -61,9 +61,9 @@ def perturb_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     `DIRECTIONS`. Earlier positions do not feel it, and what the position itself becomes is exactly what `replay` gives.
 
     Args:
-        config: the run's configuration.
-        unit: which window.
-        run: not used.
+        config: The run's configuration.
+        unit: Which window.
+        run: Not used.
 
     Returns:
         `error`: ‖Δ − C ε δ‖ / ‖Δ‖, and `cosine`, each (start, horizon, direction, epsilon), NaN where the network ends

@@ -227,9 +227,9 @@ def epsilon_at(
     At the smallest ε float32 rounding can lift the error again; looking from above passes over that.
 
     Args:
-        error: relative errors.
-        epsilons: sizes of the step, rising.
-        level: of the error.
+        error: Relative errors.
+        epsilons: Sizes of the step, rising.
+        level: Of the error.
 
     Returns:
         ε; an end of the grid where all errors lie on one side, NaN where errors are missing.

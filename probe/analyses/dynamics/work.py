@@ -120,11 +120,11 @@ def jacobians(
     """Jacobians J of the blocks in depth order, in float32, from one recorded pass.
 
     Args:
-        config: the run's configuration.
-        rows: which windows.
-        variant: which model.
-        layers: which blocks, all by default.
-        every_position: at all measured positions, by default at the first of each window.
+        config: The run's configuration.
+        rows: Which windows.
+        variant: Which model.
+        layers: Which blocks, all by default.
+        every_position: At all measured positions, by default at the first of each window.
 
     Yields:
         Block and matrices.
@@ -156,9 +156,9 @@ def scores_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     """Scores of J and K of every analysed block, and the spectrum of the product, for a batch of windows.
 
     Args:
-        config: the run's configuration.
-        unit: which model and windows.
-        run: where matrices go if they are kept.
+        config: The run's configuration.
+        unit: Which model and windows.
+        run: Where matrices go if they are kept.
 
     Returns:
         For each score (window, chosen, matrix, layer); `product_participation_ratio`, `product_effective_rank`,
@@ -224,9 +224,9 @@ def eigenvectors_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]
     """What needs eigenvectors, at one position of a window.
 
     Args:
-        config: the run's configuration.
-        unit: which window.
-        run: not used.
+        config: The run's configuration.
+        unit: Which window.
+        run: Not used.
 
     Returns:
         `eigenvector_condition` of K and `polar_rotation` of J, each (1, layer).
@@ -245,9 +245,9 @@ def pseudospectra_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor
     """Kreiss constant and pseudospectrum of one block's K, at one position of the first window.
 
     Args:
-        config: the run's configuration.
-        unit: which block.
-        run: not used.
+        config: The run's configuration.
+        unit: Which block.
+        run: Not used.
 
     Returns:
         `kreiss_constant` (), `sigma_min` (imaginary, real) with its axes `real` and `imaginary`, `spectrum` (d, 2), and

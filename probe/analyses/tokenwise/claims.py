@@ -154,7 +154,7 @@ class ErrorAndEffect:
     They rest on the tokens at which the error and every replacement were measured, in layers with three of them.
 
     Args:
-        table: the run.
+        table: The run.
     """
 
     def __init__(self, table: Table) -> None:
@@ -380,8 +380,8 @@ def universal(claims_by_model: Mapping[str, Sequence[Claim]], kinds: Mapping[str
     and one state-space model; inconclusive otherwise.
 
     Args:
-        claims_by_model: the claims of each model's run.
-        kinds: of each model; "control" (fresh or shuffled weights, our own small models) is left out.
+        claims_by_model: The claims of each model's run.
+        kinds: Of each model; "control" (fresh or shuffled weights, our own small models) is left out.
 
     Returns:
         The claim; the estimate is the share of the three claims on which all models agree.

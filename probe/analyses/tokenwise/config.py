@@ -14,15 +14,15 @@ class Thresholds:
     """What each statistic must clear; the defaults were fixed before any model was measured.
 
     Attributes:
-        threshold_alignment: median cosine of update and tokenwise part.
-        threshold_alignment_over_mean: by how much that cosine must exceed the mean baseline's.
-        threshold_residual_distinct: difference of the shares of update and residual in the 4 leading directions.
+        threshold_alignment: Median cosine of update and tokenwise part.
+        threshold_alignment_over_mean: By how much that cosine must exceed the mean baseline's.
+        threshold_residual_distinct: Difference of the shares of update and residual in the 4 leading directions.
         threshold_error_predicts_output: Spearman's ρ of relative error and KL.
-        threshold_residual_matters: median log ratio of KL, residual to covariance-matched direction.
-        threshold_mlp_helps: median log ratio of relative errors, linear to MLP, in the high-error regime.
-        threshold_low_dimensional: log ratio of errors (rank 4 to 64) and of instabilities (32 to 256 neighbours).
-        threshold_documents: fewer scored documents than this decide nothing.
-        threshold_error_spread: below this standard deviation of the log relative error a rank correlation says nothing.
+        threshold_residual_matters: Median log ratio of KL, residual to covariance-matched direction.
+        threshold_mlp_helps: Median log ratio of relative errors, linear to MLP, in the high-error regime.
+        threshold_low_dimensional: Log ratio of errors (rank 4 to 64) and of instabilities (32 to 256 neighbours).
+        threshold_documents: Fewer scored documents than this decide nothing.
+        threshold_error_spread: Below this standard deviation of the log relative error a rank correlation says nothing.
     """
 
     threshold_alignment: float = 0.9

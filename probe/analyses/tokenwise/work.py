@@ -133,9 +133,9 @@ def replace_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
     For each layer the block's output becomes h_{l+1} − r for each replaced class, and h_{l+1} − r′ for each control.
 
     Args:
-        config: the run's configuration.
-        unit: which windows.
-        run: where the residuals of the fitted layers are.
+        config: The run's configuration.
+        unit: Which windows.
+        run: Where the residuals of the fitted layers are.
 
     Returns:
         The measures of `patching` (layer, fit, query), and `kl_control` (layer, control, draw, query).

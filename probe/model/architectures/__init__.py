@@ -42,9 +42,9 @@ def norm_of(architecture: str, recurrent: bool, name: str) -> tuple[str, float] 
     """Where the norm between the stream and a projection is.
 
     Args:
-        architecture: the configuration's `model_type`.
-        recurrent: a block is one mixer behind one norm.
-        name: a projection.
+        architecture: The configuration's `model_type`.
+        recurrent: A block is one mixer behind one norm.
+        name: A projection.
 
     Returns:
         Its path inside the block, and what it adds to its weight; None where there is none or it is not known.

@@ -14,10 +14,10 @@ def require_causal_stream(config: Any) -> None:
     """Refuse the variants that look ahead, or whose blocks do not add to one stream of constant width.
 
     Args:
-        config: the Hugging Face configuration.
+        config: The Hugging Face configuration.
 
     Raises:
-        InputError: positions attend to later ones, the embedding has another width than the blocks, or the stream is
+        InputError: If positions attend to later ones, the embedding has another width than the blocks, or the stream is
             normed after each addition.
     """
     if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None) in (True, "all"):
@@ -43,8 +43,8 @@ def logits_from_head(logits: Tensor, config: Any) -> Tensor:
     """Apply what a model does to the head's output: a factor, a divisor, a soft cap (cap · tanh(logits / cap)).
 
     Args:
-        logits: the head's output.
-        config: the Hugging Face configuration, whose fields `logit_scale` (Cohere), `logits_scaling` (Granite) and
+        logits: The head's output.
+        config: The Hugging Face configuration, whose fields `logit_scale` (Cohere), `logits_scaling` (Granite) and
             `final_logit_softcapping` (Gemma) say which of them apply.
 
     Returns:

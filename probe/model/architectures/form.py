@@ -16,15 +16,15 @@ class Form:
     its matrices are the layout's projections `q k v o gate up down` (without `gate` the MLP is not gated).
 
     Attributes:
-        activation: the MLP's activation.
-        attention_norm: the norm before attention.
-        attention_out_norm: the norm behind attention.
-        mlp_norm: the norm before the MLP.
-        mlp_out_norm: the norm behind the MLP.
-        query_norm: the norm of the queries, of each head or of all together, where a model has it.
-        key_norm: the norm of the keys.
-        gain_offset: what the norms add to their weight to get the gain.
-        query_scale: attribute that the projected queries are multiplied by before attention.
+        activation: The MLP's activation.
+        attention_norm: The norm before attention.
+        attention_out_norm: The norm behind attention.
+        mlp_norm: The norm before the MLP.
+        mlp_out_norm: The norm behind the MLP.
+        query_norm: The norm of the queries, of each head or of all together, where a model has it.
+        key_norm: The norm of the keys.
+        gain_offset: What the norms add to their weight to get the gain.
+        query_scale: Attribute that the projected queries are multiplied by before attention.
     """
 
     activation: str
@@ -48,8 +48,8 @@ def form_of(form: Form, block: nn.Module) -> Form:
     """The form of a block: that of its architecture, without norms of queries and keys that this model leaves out.
 
     Args:
-        form: that of the architecture.
-        block: the block, or a working copy.
+        form: That of the architecture.
+        block: The block, or a working copy.
 
     Returns:
         The form.
@@ -63,9 +63,9 @@ def accounts_for(form: Form, block: nn.Module, matrices: Iterable[str]) -> bool:
     """Whether a form and the matrices are all that a block computes with: no parameter is anywhere else.
 
     Args:
-        form: the block's form.
-        block: the block.
-        matrices: paths of the modules that hold its projections.
+        form: The block's form.
+        block: The block.
+        matrices: Paths of the modules that hold its projections.
 
     Returns:
         False where some module of the block has a derivative that the form knows nothing of.

@@ -26,9 +26,9 @@ class Place:
     """A tensor inside a block: the input or the output of one of its sub-modules.
 
     Attributes:
-        module: path of the sub-module inside the block.
-        side: whether its first input or its (first) output is meant.
-        flat: the tensor is (windows · positions, width) there and has to be folded back.
+        module: Path of the sub-module inside the block.
+        side: Whether its first input or its (first) output is meant.
+        flat: The tensor is (windows · positions, width) there and has to be folded back.
     """
 
     module: str
@@ -53,10 +53,10 @@ class Projection:
     """A matrix of a block, or one part of a joint matrix.
 
     Attributes:
-        module: path of the linear sub-module inside the block.
-        part: which of the `parts` of a joint matrix, counted from 0.
-        parts: into how many equal parts the rows are cut (1: the matrix is one projection).
-        by_head: the rows are ordered head, part, entry (GPT-NeoX) instead of part, head, entry.
+        module: Path of the linear sub-module inside the block.
+        part: Which of the `parts` of a joint matrix, counted from 0.
+        parts: Into how many equal parts the rows are cut (1: the matrix is one projection).
+        by_head: The rows are ordered head, part, entry (GPT-NeoX) instead of part, head, entry.
     """
 
     module: str
@@ -68,8 +68,8 @@ class Projection:
         """Give the matrix as (out, in), so that it acts as `x @ weight.T`.
 
         Args:
-            block: the block that holds it.
-            heads: the number of attention heads, which orders the rows of a joint matrix.
+            block: The block that holds it.
+            heads: The number of attention heads, which orders the rows of a joint matrix.
 
         Returns:
             A view of the parameter wherever one exists, otherwise a copy.
@@ -93,16 +93,16 @@ class Layout:
     """The parts of one architecture, as paths.
 
     Attributes:
-        blocks: path of the list of blocks.
-        embedding: path of the token embedding.
-        final_norm: path of the norm behind the last block; it may hold None.
-        head: path of the unembedding.
-        places: the sites inside a block, by their TransformerLens name.
-        projections: the matrices of a block.
-        parallel: attention and MLP read the same state; a string names the configuration's field that says so.
-        recurrent: a block carries a state along the positions instead of attention.
-        head_dtype_first: the final states are cast to the head's dtype before it and its logits to float32 (Mamba).
-        form: norms and activation of a standard block, of which its Jacobian is composed; None where it is not known.
+        blocks: Path of the list of blocks.
+        embedding: Path of the token embedding.
+        final_norm: Path of the norm behind the last block; it may hold None.
+        head: Path of the unembedding.
+        places: The sites inside a block, by their TransformerLens name.
+        projections: The matrices of a block.
+        parallel: Attention and MLP read the same state; a string names the configuration's field that says so.
+        recurrent: A block carries a state along the positions instead of attention.
+        head_dtype_first: The final states are cast to the head's dtype before it and its logits to float32 (Mamba).
+        form: Norms and activation of a standard block, of which its Jacobian is composed; None where it is not known.
     """
 
     blocks: str
@@ -125,7 +125,7 @@ class Layout:
         """Leave out the sites and the matrices that some block does not have.
 
         Args:
-            blocks: all blocks.
+            blocks: All blocks.
 
         Returns:
             The layout with what is left.
