@@ -16,14 +16,14 @@ import networkx as nx
 import numpy as np
 
 from probe.graphs import correlation_graph, node_topology
-from tests.plant.tokenwise import planted_states
+from tests.plant.graphs import planted_states
 
 COMMON = """
 import json, sys, time
 import igraph, leidenalg, networkx as nx, numpy as np, sklearn.metrics, torch
 from benchmarks import peak
 from probe.graphs import Algorithm, ami, correlation_graph
-from tests.plant.tokenwise import planted_states
+from tests.plant.graphs import planted_states
 torch.set_num_threads(2)
 d, tokens = int(sys.argv[1]), int(sys.argv[2])
 truth = np.arange(d) % 16

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import peak
 from probe import replay
-from probe.jacobian import Options, method_of, recorded_jacobian
+from probe.jacobian import JacobianOptions, method_of, recorded_jacobian
 from probe.model import LanguageModel, load_model
 from tests.plant.tiny import ARCHITECTURES, CONFIGURATIONS
 
@@ -84,7 +84,7 @@ def test_block_jacobians_of_the_default_model() -> None:
     results: dict[str, float] = {}
     found = recorded_jacobian(context, LAYER)
     for method in ("analytic", "frozen"):
-        options = Options(method=method)
+        options = JacobianOptions(method=method)
         results[f"probe, {method}"] = (
             best(lambda options=options: recorded_jacobian(context, LAYER, options)) / POSITIONS
         )
@@ -169,9 +169,10 @@ BUDGETS = (2**25, 2**27, 2**29)
 def measure_peak(method: str, budget: int) -> float:
     model = load_model("smollm2-135m-instruct-q4")
     context = recorded(model, LENGTH, POSITIONS)
-    recorded_jacobian(context, LAYER, Options(method=method, memory=budget, chunk=1))  # what the first call loads
+    first = JacobianOptions(method=method, memory=budget, chunk=1)
+    recorded_jacobian(context, LAYER, first)  # loads what only a first call loads
     found = context.states[LAYER].new_empty((POSITIONS, model.d_model, model.d_model))
-    return peak.measured(lambda: recorded_jacobian(context, LAYER, Options(method=method, memory=budget))) - (
+    return peak.measured(lambda: recorded_jacobian(context, LAYER, JacobianOptions(method=method, memory=budget))) - (
         found.nbytes / 2**20
     )
 

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from probe.training import (
-    ARMS,
     NextByte,
     Optimiser,
-    Plan,
     Regression,
+    Schedule,
     Shape,
     Size,
     SmallTransformer,
     Stack,
     ToyMLP,
-    generator,
     next_byte_loss,
     train,
 )
+from probe.training.data import generator
+from probe.training.transformer import ARM_OF
 
 SEEDS = (0, 1, 2, 3, 4)
 SHAPE, SIZE = Shape(), Size(width=64, blocks=4, heads=4)
@@ -40,7 +40,7 @@ def toys(seeds: tuple[int, ...]) -> list[nn.Module]:
 
 
 def transformers(seeds: tuple[int, ...]) -> list[nn.Module]:
-    return [SmallTransformer(ARMS["full"], seed=seed, size=SIZE) for seed in seeds]
+    return [SmallTransformer(ARM_OF["full"], seed=seed, size=SIZE) for seed in seeds]
 
 
 def looped(
@@ -62,7 +62,7 @@ def compare(
     loss: Callable[[Tensor, Tensor], Tensor],
     steps: int,
 ) -> None:
-    optimiser, plan = Optimiser("adamw", 0.0, hidden=(), decayed=()), Plan(steps, (steps,))
+    optimiser, schedule = Optimiser("adamw", 0.0, hidden=(), decayed=()), Schedule(steps, (steps,))
     times: dict[str, list[float]] = {"one seed": [], "five in a loop": [], "five together": []}
     batches = [data.batch(step) for step in range(steps)]  # drawn beforehand: a loop would draw them five times
     looped({0: make(SEEDS)[0]}, batches[:2], loss)
@@ -73,7 +73,7 @@ def compare(
         one = time.process_time()
         looped({place: modules[place] for place in range(1, len(SEEDS))}, batches, loss)
         rest = time.process_time()
-        _, found = train(stack, batches.__getitem__, optimiser, plan, lambda now, before: {})
+        _, found = train(stack, batches.__getitem__, optimiser, schedule, lambda now, before: {})
         end = time.process_time()
         for row, seconds in zip(times, (one - start, rest - start, end - rest), strict=True):
             times[row].append(seconds / steps)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jupytext
 from sphinx.application import Sphinx
 
+from probe import analyses
 from probe.claims import SIGNS
 
 HERE = Path(__file__).parent
@@ -93,6 +94,19 @@ def _ledgers(app: Sphinx) -> None:
     _write("counts.md", "\n".join(counts) + "\n")
 
 
+def _variables(app: Sphinx) -> None:
+    """The variables of every analysis's Dataset, as its schema declares them, for the page on theory."""
+    parts = []
+    for name in ("tokenwise", "dynamics", "communities", "continuity", "causes"):
+        rows = [
+            f"| `{variable}` | {declared.axes} | {declared.unit or '–'} | {declared.meaning.replace('|', '&#124;')} |"
+            for variable, declared in analyses.load(name).schema.items()
+            if declared.kept
+        ]
+        parts += [f"### `{name}`", "", "| variable | axes | unit | meaning |", "|---|---|---|---|", *rows, ""]
+    _write("variables.md", "\n".join(parts))
+
+
 def _write(name: str, text: str) -> None:
     """A generated file, beside the pages that include it."""
     folder = HERE / "_generated"
@@ -122,4 +136,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _plain_signs, priority=400)  # before napoleon
     app.connect("builder-inited", _notebooks)
     app.connect("builder-inited", _ledgers)
+    app.connect("builder-inited", _variables)
     app.connect("build-finished", _kept_runs)

@@ -1,37 +1,37 @@
-"""How things are shown: objects in a notebook, tables and single lines in a terminal.
+"""Display: objects in a notebook, tables and single lines in a terminal.
 
-Nothing that a notebook shows has a colour of its own, for it may be light or dark; what comes from outside is escaped.
+Output for a notebook sets no colours, since its theme may be light or dark; text from outside is escaped.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
 import math
+import sys
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from rich.table import Table
 
 _LEFT = 'style="text-align: left"'  # notebooks align the cells of tables to the right
 
 
 def table(caption: str, rows: Mapping[str, object]) -> str:
-    """A table of two columns, a name and its value a row.
+    """Render a table of two columns, with a name and its value in each row.
 
     >>> "<caption>A &lt; B</caption>" in table("A < B", {"stable_rank": 2.0})
     True
 
     Args:
-        caption: What stands above.
+        caption: The caption above the table.
         rows: Names and values; a value is shown as `str` writes it.
 
     Returns:
-        HTML for `_repr_html_`; no markup in a name or a value survives.
+        HTML for `_repr_html_`; markup in names and values is escaped.
     """
     body = "".join(
         f'<tr><th scope="row" {_LEFT}>{escape(name)}</th><td {_LEFT}>{escape(str(value))}</td></tr>'
@@ -41,7 +41,7 @@ def table(caption: str, rows: Mapping[str, object]) -> str:
 
 
 def size(count: float | int) -> str:
-    """A number of bytes in words.
+    """Format a number of bytes.
 
     Args:
         count: Bytes.
@@ -62,7 +62,7 @@ _WIDEST = 1000  # columns of a table that is not shown on a terminal
 
 
 def show(table: Table, file: TextIO) -> None:
-    """Write a table: as wide as a terminal, or as wide as it is in a file or a pipe, where it has no colours either.
+    """Write a table: as wide as the terminal, or in full width and without colours to a file or a pipe.
 
     Args:
         table: The table.
@@ -70,15 +70,15 @@ def show(table: Table, file: TextIO) -> None:
     """
     from rich.console import Console
 
-    # in a notebook rich would display the empty rest of what it hands over
+    # in a notebook, rich would also display an empty output
     console = Console(file=file, width=None if file.isatty() else _WIDEST, force_jupyter=False)
     with console.capture() as shown:
         console.print(table)
-    file.write(shown.get())  # rich itself would end the program where nobody reads
+    file.write(shown.get())  # rich itself would end the program on a closed pipe
 
 
 def duration(seconds: float | int) -> str:
-    """A time in words.
+    """Format a time.
 
     Args:
         seconds: The time.
@@ -97,7 +97,7 @@ def duration(seconds: float | int) -> str:
 
 
 def write_path(path: Path) -> None:
-    """Write a path to standard output, for whoever started the command to read.
+    """Write a path to standard output, for the caller of the command.
 
     Args:
         path: The path.
@@ -110,6 +110,6 @@ def say(text: str) -> None:
     """Write one line to standard error.
 
     Args:
-        text: Its words; line ends within become spaces.
+        text: The text; line breaks become spaces.
     """
     sys.stderr.write(f"{' '.join(text.split())}\n")

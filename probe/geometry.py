@@ -1,7 +1,7 @@
 """Angles, shares, subspaces and controls of vectors: tensors in, numbers out.
 
 The last dimension is the width ``d`` of the vectors, every dimension before it is batch. Nothing here knows a model. A
-measure that a zero vector does not have (its cosine, its share) is NaN, never a number that could enter a mean unseen.
+measure that is undefined for a zero vector (its cosine, its share) is NaN, never a number that could slip into a mean.
 
 For a tokenwise part ``û`` and a residual ``r = u − û`` the cosine of (u, û) is at least ``sqrt(1 − (‖r‖/‖u‖)²)``,
 whatever ``r`` is: alignment and angles follow from the error (`aligned_cosine_from_error`), only projections carry
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
-    """Cosine of the angle between vectors, ``a·b / (‖a‖ ‖b‖)``.
+    """Compute the cosine of the angle between vectors, ``a·b / (‖a‖ ‖b‖)``.
 
     >>> cosine(torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0]))
     tensor(0.9600)
@@ -51,7 +51,7 @@ def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Floa
 
 
 def angle(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
-    """Angle between vectors in degrees, ``2 atan2(‖â − b̂‖, ‖â + b̂‖)`` of the unit vectors.
+    """Compute the angle between vectors in degrees, ``2 atan2(‖â − b̂‖, ‖â + b̂‖)`` of the unit vectors.
 
     Unlike the arc cosine, it keeps its digits for nearly parallel vectors (Kahan, *How Futile are Mindless Assessments
     of Roundoff in Floating-Point Computation?*, 2006, "Mangled Angles").
@@ -72,7 +72,7 @@ def angle(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float
 
 
 def relative_error(y: Float[Tensor, "*#batch d"], y_hat: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
-    """Size of the residual relative to the target, ``‖y − ŷ‖ / ‖y‖``.
+    """Measure the residual relative to the target, ``‖y − ŷ‖ / ‖y‖``.
 
     >>> relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0]))
     tensor(0.8000)
@@ -89,7 +89,7 @@ def relative_error(y: Float[Tensor, "*#batch d"], y_hat: Float[Tensor, "*#batch 
 
 
 def explained_variance(y: Float[Tensor, "*batch n d"], y_hat: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-    """Share of the variance of n targets that predictions explain, ``1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖²``.
+    """Compute the share of the variance of n targets that predictions explain, ``1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖²``.
 
     >>> explained_variance(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [1.0]]))
     tensor(0.5000)
@@ -108,9 +108,9 @@ def explained_variance(y: Float[Tensor, "*batch n d"], y_hat: Float[Tensor, "*ba
 
 
 def aligned_cosine_from_error(relative_error: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """The least cosine of (y, ŷ) that an error e leaves, ``sqrt(1 − e²)``, whatever the residual's direction.
+    """Bound the cosine of (y, ŷ) from below, ``sqrt(1 − e²)`` for an error e, whatever the residual's direction.
 
-    In-sample least squares reaches it exactly (pooled); for a residual of any other kind the cosine lies above. A
+    In-sample least squares attains the bound exactly (pooled); for any other residual the cosine lies above it. A
     measured alignment near this line is fixed by the error.
 
     >>> aligned_cosine_from_error(torch.tensor([0.6, 0.8]))
@@ -120,7 +120,7 @@ def aligned_cosine_from_error(relative_error: Float[Tensor, "*batch"]) -> Float[
         relative_error: ``‖y − ŷ‖ / ‖y‖``, (...).
 
     Returns:
-        Values in [0, 1], (...); 0 from e = 1 on, where the error alone promises no alignment.
+        Values in [0, 1], (...); 0 for e ≥ 1, where the error alone guarantees no alignment.
     """
     return (1 - relative_error.square()).clamp(min=0).sqrt()
 
@@ -128,10 +128,10 @@ def aligned_cosine_from_error(relative_error: Float[Tensor, "*batch"]) -> Float[
 def dominant_subspace(
     x: Float[Tensor, "*batch n d"], rank: int, *, centred: bool = True
 ) -> Float[Tensor, "*batch d k"]:
-    """Top right singular vectors of n vectors: the directions that hold most of their energy.
+    """Find the top right singular vectors of n vectors: the directions that hold most of their energy.
 
     From the d × d Gram matrix in float64: O(n d² + d³). Signs are arbitrary; where singular values coincide, so are the
-    vectors, and only the subspace means something.
+    vectors, and only the subspace is determined.
 
     Args:
         x: Vectors in rows, (..., n, d).
@@ -140,23 +140,23 @@ def dominant_subspace(
             often one outlier coordinate.
 
     Returns:
-        Orthonormal columns by falling singular value, (..., d, k).
+        Orthonormal columns by decreasing singular value, (..., d, k).
 
     Raises:
         InputError: If the rank is not in 1 … min(n, d).
     """
     most = min(x.shape[-2:])
     if not 1 <= rank <= most:
-        raise InputError(f"rank must lie in 1 … min(n, d) = {most}, got {rank}: ask for another or give more vectors")
+        raise InputError(f"rank must lie in 1 … min(n, d) = {most}, got {rank}: choose another or pass more vectors")
     rows = x.double()
     if centred:
         rows = rows - rows.mean(-2, keepdim=True)
-    directions: Tensor = torch.linalg.eigh(rows.mT @ rows).eigenvectors  # eigenvalues rise
+    directions: Tensor = torch.linalg.eigh(rows.mT @ rows).eigenvectors  # eigenvalues increase
     return directions[..., -rank:].flip(-1).to(x.dtype)
 
 
 def subspace_share(x: Float[Tensor, "*batch d"], basis: Float[Tensor, "d k"]) -> Float[Tensor, "*batch"]:
-    """Share of a vector's energy inside a subspace, ``‖Vᵀx‖² / ‖x‖²``; k/d for a random subspace.
+    """Compute the share of a vector's energy inside a subspace, ``‖Vᵀx‖² / ‖x‖²``; k/d for a random subspace.
 
     >>> subspace_share(torch.tensor([3.0, 4.0]), torch.tensor([[1.0], [0.0]]))
     tensor(0.3600)
@@ -172,10 +172,11 @@ def subspace_share(x: Float[Tensor, "*batch d"], basis: Float[Tensor, "d k"]) ->
 
 
 def principal_angles(a: Float[Tensor, "*batch d k"], b: Float[Tensor, "*batch d m"]) -> Float[Tensor, "*batch angles"]:
-    """Principal angles between two column spaces, in degrees.
+    """Compute the principal angles between two column spaces, in degrees.
 
-    Large angles from the cosines (singular values of ``QₐᵀQ_b``), small ones from the sines (of ``Q_b − QₐQₐᵀQ_b``),
-    where the arc cosine would lose half the digits (Björck & Golub, *Mathematics of Computation* 27, 1973).
+    Large angles come from the cosines (singular values of ``QₐᵀQ_b``), small ones from the sines (those of
+    ``Q_b − QₐQₐᵀQ_b``), since the arc cosine would lose half their digits (Björck & Golub, *Mathematics of
+    Computation* 27, 1973).
 
     >>> planes = torch.eye(3)[:, :2], torch.eye(3)[:, 1:]
     >>> [round(float(degrees), 3) for degrees in principal_angles(*planes)]  # they share a line
@@ -186,7 +187,7 @@ def principal_angles(a: Float[Tensor, "*batch d k"], b: Float[Tensor, "*batch d 
         b: Columns that span the second, of full rank, (..., d, m).
 
     Returns:
-        min(k, m) rising angles in [0, 90], (..., min(k, m)).
+        The min(k, m) angles in [0, 90], increasing, (..., min(k, m)).
     """
     wide, narrow = (a, b) if a.shape[-1] >= b.shape[-1] else (b, a)
     wide, narrow = torch.linalg.qr(wide).Q, torch.linalg.qr(narrow).Q
@@ -197,7 +198,7 @@ def principal_angles(a: Float[Tensor, "*batch d k"], b: Float[Tensor, "*batch d 
 
 
 def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[Tensor, " d"]:
-    """Coordinates whose scale exceeds a multiple of the median scale.
+    """Mark the coordinates whose scale exceeds a multiple of the median scale.
 
     The scale is the root mean square over the n vectors, so that a coordinate counts by its offset as well as by its
     spread: outlier coordinates of language models have both.
@@ -207,7 +208,7 @@ def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[T
 
     Args:
         x: Vectors in rows, (n, d).
-        factor: How many times the median scale.
+        factor: Multiple of the median scale above which a coordinate is an outlier.
 
     Returns:
         True at outlier coordinates, (d,).
@@ -217,7 +218,7 @@ def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[T
 
 
 def procrustes_linearity(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> float:
-    """How linear the map from x to y is in sample, ``1 − min_A ‖X̃A − Ỹ‖_F²`` with both centred and of unit norm.
+    """Score the linearity of the map from x to y in sample, ``1 − min_A ‖X̃A − Ỹ‖_F²``, both centred, of unit norm.
 
     Razzhigaev et al., *Your Transformer is Secretly Linear*, arXiv 2405.12250. In spite of its name, A is an
     unrestricted least-squares map; as it is judged on the sample it was fitted to, the score is inflated unless n is at
@@ -240,7 +241,7 @@ def procrustes_linearity(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> fl
 def random_directions(
     norms: Float[Tensor, "*batch"], d: int, generator: torch.Generator, draws: int = 1
 ) -> Float[Tensor, "draws *batch d"]:
-    """Vectors of given norms in directions drawn evenly from the sphere, ``r′ = ‖r‖ · g / ‖g‖``.
+    """Draw vectors of given norms in directions uniform on the sphere, ``r′ = ‖r‖ · g / ‖g‖``.
 
     Args:
         norms: The norm ‖r‖ of each vector, (...).
@@ -258,7 +259,7 @@ def random_directions(
 def haar_frame(
     d: int, k: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "d k"]:
-    """Orthonormal columns drawn evenly (Haar) from all k-frames; a random orthogonal basis for k = d.
+    """Draw orthonormal columns uniformly (Haar) from all k-frames; a random orthogonal basis for k = d.
 
     The Q of a normal matrix, signs fixed by the diagonal of R (Mezzadri, arXiv math-ph/0609050). O(d k²).
 
@@ -266,16 +267,16 @@ def haar_frame(
         d: Width.
         k: Number of columns, at most d.
         generator: Source of the normal variates; the frame lies on its device.
-        dtype: Of the frame.
+        dtype: The dtype of the frame.
 
     Returns:
         The frame, (d, k).
 
     Raises:
-        InputError: If there are more columns than the width has.
+        InputError: If k is not in 1 … d.
     """
     if not 1 <= k <= d:
-        raise InputError(f"a frame of width d = {d} has 1 … d orthonormal columns, got k = {k}: ask for fewer")
+        raise InputError(f"a frame of width d = {d} has 1 … d orthonormal columns, got k = {k}: choose such a k")
     normal = torch.randn(d, k, generator=generator, dtype=dtype, device=generator.device)
     q, r = torch.linalg.qr(normal)
     frame: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(dtype)
@@ -288,7 +289,7 @@ def covariance_matched(
     generator: torch.Generator,
     draws: int = 1,
 ) -> Float[Tensor, "draws *batch d"]:
-    """Vectors of given norms with the residuals' own covariance, ``r′ = ‖r‖ · Σ^½g / ‖Σ^½g‖``.
+    """Draw vectors of given norms with the residuals' own covariance, ``r′ = ‖r‖ · Σ^½g / ‖Σ^½g‖``.
 
     Args:
         residual_covariance: Covariance Σ of the residuals, symmetric, (d, d).

@@ -1,9 +1,9 @@
-"""Run on with one block's output replaced, and what the model's output does.
+"""Effect on the model's output of replacing one block's output.
 
-Two modes. *One position*: the stream that leaves block l is replaced at one position, and the outcome is read there
-(`one_position`, by `probe.replay`: exact, and about as costly as the remaining blocks on that position alone), or at
-it and every later position (`one_position_later`: whole sequences). *All positions*: it is replaced at all counted
-positions of a window at once (`all_positions`), which mixes the errors that earlier tokens hand on.
+There are two modes. *One position*: the stream that leaves block l is replaced at one position. The outcome is read
+there (`one_position`, by `probe.replay`: exact, at about the cost of the remaining blocks on that position alone), or
+there and at every later position (`one_position_later`, on whole sequences). *All positions*: the stream is replaced at
+all counted positions of a window at once (`all_positions`), which mixes in the errors that earlier tokens pass on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from probe.model import LanguageModel
 from probe.replay import Context
 
 OUTCOMES = ("kl", "loss_change", "logit_distance", "logit_cosine", "top1")
-"""What can be read of an output, float32:
+"""Measures of a change of the output, float32:
 
 - `kl`: KL(p_original ‖ p_replaced) in nats
 - `loss_change`: change of the next token's loss, log p_original − log p_replaced, in nats; NaN without a next token
@@ -32,11 +32,11 @@ OUTCOMES = ("kl", "loss_change", "logit_distance", "logit_cosine", "top1")
 def kl_divergence(
     log_p: Float[Tensor, "*batch vocab"], log_q: Float[Tensor, "*batch vocab"]
 ) -> Float[Tensor, "*batch"]:
-    """Kullback-Leibler divergence KL(p ‖ q) = Σ p (log p − log q), in nats, from float32 log-probabilities.
+    """Compute the Kullback-Leibler divergence KL(p ‖ q) = Σ p (log p − log q), in nats.
 
     Args:
-        log_p: Log-probabilities of the reference distribution.
-        log_q: Log-probabilities of the other distribution.
+        log_p: Log-probabilities of the reference distribution, float32.
+        log_q: Log-probabilities of the other distribution, float32.
 
     Returns:
         The divergence; rounding below zero is clamped to zero.
@@ -47,61 +47,61 @@ def kl_divergence(
 def compare_outputs(
     model: LanguageModel,
     original: Float[Tensor, "row d_model"],
-    replaced: Float[Tensor, "variant row d_model"],
+    replaced: Float[Tensor, "alternative row d_model"],
     next_tokens: Int[Tensor, " row"],
     *,
     measures: Sequence[str] = OUTCOMES,
     rows_at_once: int = 256,
-) -> dict[str, Float[Tensor, "variant row"]]:
-    """What the output does when the stream that enters the final norm changes from `original` to `replaced`.
+) -> dict[str, Float[Tensor, "alternative row"]]:
+    """Measure how the output changes when the stream that enters the final norm changes from `original` to `replaced`.
 
     Args:
         model: The model whose final norm and head turn states into logits.
         original: States entering the final norm.
-        replaced: The same rows in several variants.
-        next_tokens: The token that follows each row in the text; negative where none does.
-        measures: Which of `OUTCOMES` to read.
+        replaced: Several alternatives to these rows.
+        next_tokens: The token that follows each row in the text; negative if there is none.
+        measures: Names from `OUTCOMES`.
         rows_at_once: Rows whose logits are held at a time; memory is about 5 · rows · vocabulary · 4 bytes.
 
     Returns:
-        Each measure, (variant, row), on the CPU.
+        Each measure, (alternative, row), on the CPU.
 
     Raises:
         InputError: If there is no such measure.
     """
     if unknown := [name for name in measures if name not in OUTCOMES]:
-        raise InputError(f"measures must be of {', '.join(OUTCOMES)}, got {unknown[0]!r}: choose among them")
-    found = {name: torch.empty(replaced.shape[:2]) for name in measures}
+        raise InputError(f"measures= must be of {', '.join(OUTCOMES)}, got {unknown[0]!r}: choose among them")
+    outcomes = {name: torch.empty(replaced.shape[:2]) for name in measures}
     for start in range(0, len(original), rows_at_once):
         rows = slice(start, start + rows_at_once)
         logits = model.unembed(original[rows]).float()
-        for variant, states in enumerate(replaced[:, rows]):
+        for alternative, states in enumerate(replaced[:, rows]):
             changed = model.unembed(states).float()
             for name, values in _outcomes(logits, changed, next_tokens[rows], measures).items():
-                found[name][variant, rows] = values.cpu()
-    return found
+                outcomes[name][alternative, rows] = values.cpu()
+    return outcomes
 
 
 def _outcomes(logits: Tensor, changed: Tensor, next_tokens: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:
-    found = {}
+    outcomes = {}
     log_p, log_q = logits.log_softmax(-1), changed.log_softmax(-1)
     if "kl" in measures:
-        found["kl"] = kl_divergence(log_p, log_q)
+        outcomes["kl"] = kl_divergence(log_p, log_q)
     if "loss_change" in measures:
         picked = next_tokens.clamp_min(0)[:, None]
         change = (log_p.gather(1, picked) - log_q.gather(1, picked))[:, 0]
-        found["loss_change"] = change.masked_fill(next_tokens < 0, torch.nan)
+        outcomes["loss_change"] = change.masked_fill(next_tokens < 0, torch.nan)
     if "logit_distance" in measures:
-        found["logit_distance"] = (changed - logits).norm(dim=-1)
+        outcomes["logit_distance"] = (changed - logits).norm(dim=-1)
     if "logit_cosine" in measures:
-        found["logit_cosine"] = torch.cosine_similarity(changed, logits, dim=-1)
+        outcomes["logit_cosine"] = torch.cosine_similarity(changed, logits, dim=-1)
     if "top1" in measures:
-        found["top1"] = (changed.argmax(-1) == logits.argmax(-1)).float()
-    return found
+        outcomes["top1"] = (changed.argmax(-1) == logits.argmax(-1)).float()
+    return outcomes
 
 
 def following_tokens(tokens: Int[Tensor, "window position"]) -> Int[Tensor, "window position"]:
-    """The token after each position; −1 at a window's last position."""
+    """Return the token after each position; −1 at a window's last position."""
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
 
 
@@ -109,50 +109,50 @@ def following_tokens(tokens: Int[Tensor, "window position"]) -> Int[Tensor, "win
 def one_position(
     context: Context,
     layer: int,
-    states: Float[Tensor, "window variant chosen d_model"],
+    states: Float[Tensor, "window alternative chosen d_model"],
     *,
     measures: Sequence[str] = OUTCOMES,
-) -> dict[str, Float[Tensor, "variant window chosen"]]:
-    """Replaces the output of block `layer` at one position at a time and reads the outcome at that position.
+) -> dict[str, Float[Tensor, "alternative window chosen"]]:
+    """Replace the output of block `layer` at one position at a time and measure the outcome at that position.
 
     Args:
         context: The recorded windows with their chosen positions.
         layer: The block whose output is replaced.
-        states: What to put in its place, for each chosen position, in several variants.
-        measures: Which of `OUTCOMES` to read.
+        states: The states to put in its place, several alternatives for each chosen position.
+        measures: Names from `OUTCOMES`.
 
     Returns:
-        Each measure, (variant, window, chosen).
+        Each measure, (alternative, window, chosen).
     """
     return _at_chosen(context, context.run_on(layer + 1, states), measures)
 
 
 @torch.no_grad()
 def one_position_later(
-    context: Context, layer: int, states: Float[Tensor, "window variant chosen d_model"]
-) -> Float[Tensor, "variant window chosen"]:
-    """Like `one_position`, but the KL divergence is summed over the position and all later ones of its window.
+    context: Context, layer: int, states: Float[Tensor, "window alternative chosen d_model"]
+) -> Float[Tensor, "alternative window chosen"]:
+    """Replace as `one_position` does, and sum the KL divergence over the position and all later ones of its window.
 
     Args:
         context: The recorded windows with their chosen positions.
         layer: The block whose output is replaced.
-        states: What to put in its place.
+        states: The states to put in its place.
 
     Returns:
-        Σ_{s ≥ t} KL_s in nats, for each variant and chosen position.
+        Σ_{s ≥ t} KL_s in nats, for each alternative and chosen position.
     """
-    windows, variants, chosen, _ = states.shape
-    total = torch.empty((variants, windows, chosen))
+    windows, alternatives, chosen, _ = states.shape
+    total = torch.empty((alternatives, windows, chosen))
     last = context.states[-1]
     for window in range(windows):
         for column, position in enumerate(context.positions[window].tolist()):
-            sequences = context.states[layer + 1][window].repeat(variants, 1, 1)
+            sequences = context.states[layer + 1][window].repeat(alternatives, 1, 1)
             sequences[:, position] = states[window, :, column]
-            rows = torch.full((variants,), window, device=sequences.device)
+            rows = torch.full((alternatives,), window, device=sequences.device)
             after = context.run_sequence(layer + 1, sequences, rows)[:, position:]
             following = following_tokens(context.tokens[window : window + 1])[0, position:]
-            found = compare_outputs(context.model, last[window, position:], after, following, measures=("kl",))
-            total[:, window, column] = found["kl"].sum(-1)
+            outcomes = compare_outputs(context.model, last[window, position:], after, following, measures=("kl",))
+            total[:, window, column] = outcomes["kl"].sum(-1)
     return total
 
 
@@ -160,39 +160,39 @@ def one_position_later(
 def all_positions(
     context: Context,
     layer: int,
-    states: Float[Tensor, "window variant position d_model"],
+    states: Float[Tensor, "window alternative position d_model"],
     counted: Bool[Tensor, "window position"],
     *,
     measures: Sequence[str] = OUTCOMES,
-) -> dict[str, Float[Tensor, "variant window chosen"]]:
-    """Replaces the output of block `layer` at all counted positions at once and reads the outcome at the chosen ones.
+) -> dict[str, Float[Tensor, "alternative window chosen"]]:
+    """Replace the output of block `layer` at all counted positions at once and measure the outcome at the chosen ones.
 
     Args:
         context: The recorded windows with their chosen positions.
         layer: The block whose output is replaced.
-        states: What to put in its place, for every position, in several variants.
-        counted: Which positions are replaced; the others keep the original state.
-        measures: Which of `OUTCOMES` to read.
+        states: The states to put in its place, several alternatives for every position.
+        counted: True at the positions that are replaced; the others keep the original state.
+        measures: Names from `OUTCOMES`.
 
     Returns:
-        Each measure, (variant, window, chosen).
+        Each measure, (alternative, window, chosen).
     """
-    windows, variants, _, width = states.shape
+    windows, alternatives, _, width = states.shape
     kept = context.states[layer + 1][:, None]
     mixed = torch.where(counted[:, None, :, None], states, kept).flatten(0, 1)
-    rows = torch.arange(windows, device=mixed.device).repeat_interleave(variants)
-    after = context.run_sequence(layer + 1, mixed, rows).unflatten(0, (windows, variants))
-    columns = context.positions[:, None, :, None].expand(-1, variants, -1, width)
+    rows = torch.arange(windows, device=mixed.device).repeat_interleave(alternatives)
+    after = context.run_sequence(layer + 1, mixed, rows).unflatten(0, (windows, alternatives))
+    columns = context.positions[:, None, :, None].expand(-1, alternatives, -1, width)
     return _at_chosen(context, after.gather(2, columns), measures)
 
 
 def _at_chosen(
-    context: Context, after: Float[Tensor, "window variant chosen d_model"], measures: Sequence[str]
-) -> dict[str, Float[Tensor, "variant window chosen"]]:
+    context: Context, after: Float[Tensor, "window alternative chosen d_model"], measures: Sequence[str]
+) -> dict[str, Float[Tensor, "alternative window chosen"]]:
     """The measures at the chosen positions for the given states entering the final norm."""
-    windows, variants, chosen, width = after.shape
-    replaced = after.transpose(0, 1).reshape(variants, windows * chosen, width)
+    windows, alternatives, chosen, width = after.shape
+    replaced = after.transpose(0, 1).reshape(alternatives, windows * chosen, width)
     original = context.state(context.model.n_layers).flatten(0, 1)
     following = following_tokens(context.tokens).gather(1, context.positions).flatten()
-    found = compare_outputs(context.model, original, replaced, following, measures=measures)
-    return {name: values.reshape(variants, windows, chosen) for name, values in found.items()}
+    outcomes = compare_outputs(context.model, original, replaced, following, measures=measures)
+    return {name: values.reshape(alternatives, windows, chosen) for name, values in outcomes.items()}

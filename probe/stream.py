@@ -1,7 +1,7 @@
 """States of the residual stream, captured with forward hooks.
 
-A hook copies a tensor aside and changes nothing: the hooked pass equals the plain one to the bit. Hooks live in context
-managers and are gone when these end, an exception included. A capture runs the module without its head.
+A hook copies a tensor and changes nothing: the hooked pass equals the plain one to the bit. Hooks live in context
+managers and are removed when these end, also after an exception. A capture runs the module without its head.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INDEX = "stream.json"
 
 @runtime_checkable
 class TokenWindows(Protocol):
-    """Anything that holds token windows, as `probe.load_windows` returns."""
+    """Anything that holds token windows, for example the result of `probe.load_windows`."""
 
     @property
     def tokens(self) -> Tensor:
@@ -46,7 +46,7 @@ def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tens
         sites: Names of sites.
 
     Yields:
-        A dict that is empty at first and holds, by site name, the latest copy (windows, positions, d_model), detached.
+        A dict, empty at first, that gets the latest copy of each site, (windows, positions, d_model), detached.
     """
     seen: dict[str, Tensor] = {}
 
@@ -64,8 +64,8 @@ class ResidualStream:
     Attributes:
         sites: The names, in the order of the forward pass.
         shape: Windows, positions, d_model.
-        dtype: Of the states.
-        directory: Where the shards are, None for a stream in memory.
+        dtype: Dtype of the states.
+        directory: Folder of the shards; None for a stream in memory.
     """
 
     sites: tuple[str, ...]
@@ -93,7 +93,7 @@ class ResidualStream:
         )
 
     def __getitem__(self, site: str) -> Float[Tensor, "window position d_model"]:
-        """Give the states at a site; a stream on disk reads that site only, and anew at every call.
+        """Return the states at a site; a stream on disk reads that site only, and reads it again at every call.
 
         Args:
             site: One of `sites`.
@@ -113,13 +113,13 @@ class ResidualStream:
         return states
 
     def parts(self, site: str) -> Iterator[tuple[slice, Float[Tensor, "part position d_model"]]]:
-        """Go through a site's states in the pieces in which they were captured, one in memory at a time.
+        """Iterate over a site's states in the batches of the capture, with one in memory at a time.
 
         Args:
             site: One of `sites`.
 
         Yields:
-            Which windows, and their states.
+            The windows, as a slice, and their states.
         """
         self._require(site)
         ends = (*self._starts[1:], self.shape[0])
@@ -145,10 +145,10 @@ class ResidualStream:
             directory: The folder.
 
         Returns:
-            The stream; its states stay on disk until they are asked for.
+            The stream; its states stay on disk until they are read.
 
         Raises:
-            InputError: If the folder holds no finished stream.
+            InputError: If the folder holds no complete stream.
         """
         index = Path(directory) / _INDEX
         if not index.is_file():
@@ -176,35 +176,37 @@ def capture(
 ) -> ResidualStream:
     """Run token windows through a model and keep the states at chosen sites.
 
-    The cost is one forward pass without the head; the memory is windows · positions · d_model numbers a site, or with
-    `out` that of one batch, whatever the number of windows.
+    The cost is one forward pass without the head. The memory is windows · positions · d_model numbers for each site;
+    with `out` it is that of one batch, whatever the number of windows.
 
     Args:
         model: The model.
         windows: Windows of equal length, or their tokens, int64 (windows, positions).
-        sites: Full names ("blocks.3.hook_mlp_out", "ln_final.hook_in"), or a block's short names ("hook_mlp_out") to be
-            taken at every one of `layers`. By default `hook_resid_pre` at each layer, and `hook_resid_post` of the
-            deepest: the states at all depths.
+        sites: Full names ("blocks.3.hook_mlp_out", "ln_final.hook_in"), or short names inside a block ("hook_mlp_out"),
+            which are captured at each of `layers`. By default `hook_resid_pre` at each layer, and `hook_resid_post` of
+            the deepest: the states at all depths.
         layers: The layers of short names, all by default.
-        batch_size: Windows a pass.
-        dtype: Of the states kept: "float32", or the "model"'s own.
-        out: A folder to stream them to in shards of one batch (safetensors); it must not hold a stream yet.
+        batch_size: Windows in a pass.
+        dtype: "float32" (default), or "model" for the model's own dtype.
+        out: An empty or new folder to stream the states to, in shards of one batch (safetensors).
         quiet: Show no progress bar on standard error.
 
     Returns:
         The states, on the CPU.
 
     Raises:
-        InputError: If no such site, layer or dtype, no windows or too long ones, a state that is not finite, or a folder
-            of no use.
+        InputError: If there is no such site, layer or dtype, if there are no windows or they are too long, if a state
+            is not finite, or if the folder is not empty or not writable.
     """
     if batch_size < 1:
         raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}; leave it out for 8")
     if dtype not in ("float32", "model"):
-        raise InputError(f'the dtype of the states must be "float32" or "model", the model\'s own, got {dtype!r}')
+        raise InputError(
+            f'the dtype of the states must be "float32" or "model", the model\'s own, got {dtype!r}: choose one'
+        )
     tokens = _tokens_of(model, windows)
     names = _site_names(model, sites, layers)
-    found = [model.site(name) for name in names]
+    watched = [model.site(name) for name in names]
     kept = torch.float32 if dtype == "float32" else model.dtype
     shape = (tokens.shape[0], tokens.shape[1], model.d_model)
     directory = None if out is None else _new_folder(Path(out))
@@ -218,7 +220,7 @@ def capture(
                 name: states[name][start : start + batch_size] if states else torch.empty(empty, dtype=kept)
                 for name in names
             }
-            with hooked(found, _Filler(target, start)):
+            with hooked(watched, _Filler(target, start)):
                 model.final_states(batch)
             if directory is not None:
                 _save(target, _shard(directory, number))
@@ -231,39 +233,41 @@ def capture(
 def _tokens_of(model: LanguageModel, windows: TokenWindows | Tensor) -> Int[Tensor, "window position"]:
     tokens = windows if isinstance(windows, Tensor) else windows.tokens
     if not len(tokens):
-        raise InputError(f"a capture needs at least one window, got tokens {tuple(tokens.shape)}; draw some")
+        raise InputError(f"a capture needs at least one window, got tokens of shape {tuple(tokens.shape)}: pass some")
     if model.max_positions is not None and tokens.shape[1] > model.max_positions:
         raise InputError(
-            f"a window must fit the model's {model.max_positions} positions, got {tokens.shape[1]}; use shorter ones"
+            f"a window must fit the model's {model.max_positions} positions, got {tokens.shape[1]}: pass shorter ones"
         )
     return tokens
 
 
 @dataclass(frozen=True)
 class _Filler:
-    """Copies a site's tensor into its place, and refuses states that are not finite at the first site that has them."""
+    """Copies each site's tensor into the target, and refuses the first one that is not finite."""
 
     target: Mapping[str, Tensor]
     first_window: int
 
     def __call__(self, site: Site, tensor: Tensor) -> None:
         self.target[site.name].copy_(tensor)
-        # A sum is finite whenever all terms are, or overflows: only then is every entry looked at.
+        # The sum of finite entries is finite unless it overflows, so every entry is tested only if the sum is not.
         if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not (finite := torch.isfinite(tensor)).all():
             window = self.first_window + int((~finite).flatten(1).any(1).nonzero()[0])
-            where = "behind the last layer" if site.layer is None else f"at layer {site.layer}"
+            where = "after the last layer" if site.layer is None else f"at layer {site.layer}"
             raise InputError(
                 f"states must be finite, and {site.name} ({where}) is NaN or infinite in window {window}; load the "
-                "model with dtype float32, or leave that window out"
+                'model with dtype="float32", or leave that window out'
             )
 
 
 def _site_names(model: LanguageModel, sites: Sequence[str] | None, layers: Sequence[int] | None) -> tuple[str, ...]:
     chosen = range(model.n_layers) if layers is None else layers
     if outside := [layer for layer in chosen if not 0 <= layer < model.n_layers]:
-        raise InputError(f"layers must lie in 0 … {model.n_layers - 1} for {model.name}, got {outside[0]}")
+        raise InputError(
+            f"layers= must lie in 0 … {model.n_layers - 1} for {model.name}, got {outside[0]}: choose others"
+        )
     if not chosen:
-        raise InputError("layers must name at least one layer, got none; leave it out for all")
+        raise InputError("layers= must name at least one layer, got none: leave it out for all")
     if sites is None:
         wanted = [*(f"blocks.{layer}.hook_resid_pre" for layer in chosen), f"blocks.{max(chosen)}.hook_resid_post"]
     else:
@@ -274,7 +278,7 @@ def _site_names(model: LanguageModel, sites: Sequence[str] | None, layers: Seque
         ]
     for name in wanted:
         model.site(name)
-    order = {name: place for place, name in enumerate(model.sites)}
+    order = {name: index for index, name in enumerate(model.sites)}
     return tuple(sorted(set(wanted), key=order.__getitem__))
 
 
@@ -284,12 +288,12 @@ def _shard(directory: Path, number: int) -> Path:
 
 def _new_folder(directory: Path) -> Path:
     if directory.exists() and any(directory.iterdir()):
-        raise InputError(f"a stream needs an empty folder, and {directory} is not empty; name another")
+        raise InputError(f"a stream needs an empty folder, and {directory} is not empty: pass another out=")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"a stream needs a folder to write to, and {directory} cannot be made ({error.strerror})"
+            f"a stream needs a folder to write to, and {directory} cannot be made ({error.strerror}): pass another out="
         ) from error
     return directory
 
@@ -298,4 +302,6 @@ def _save(states: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(states, path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"a stream needs a folder with room for it, and {path} cannot be written ({error})") from error
+        raise InputError(
+            f"a stream needs a folder with room for it, and {path} cannot be written ({error}): pass another out="
+        ) from error

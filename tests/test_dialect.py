@@ -15,20 +15,20 @@ ROOT = Path(probe.__file__).parent
 
 VERBS = frozenset(
     """
-    Add Align Allow Answer Append Apply Approximate Ask Assemble Average Begin Bin Bound Build Call Cancel Capture
-    Center Check Choose Clear Close Collect Combine Compare Complete Compose Compute Condition Convert Copy Correlate
-    Count Cover Create Cut Decide Decompose Decode Define Derive Describe Detach Differentiate Divide Do Download Draw
-    Embed Encode Ensure Enter Estimate Evaluate Extract Factor Fill Filter Find Finish Fit Flatten Fold Follow Format
-    Free Gather Generate Get Give Group Hash Hide Hook Hold Initialise Insert Intervene Invert Join Judge Keep Know
-    Label Lay Leave Let Limit Link List Load Locate Lock Look Make Map Mark Mask Match Measure Merge Move Multiply Name
-    Normalise Offer Open Orthogonalise Parse Patch Permute Pick Place Plan Plot Pool Predict Prepare Print Project
-    Propagate Prove Put Randomise Rank Reach Read Rebuild Record Reduce Refuse Release Remove Rename Render Reorder
-    Repeat Replace Replay Report Require Resample Reset Resolve Restrict Return Rewire Rotate Round Run Sample Save Say
-    Scale Score Search Select Send Separate Set Shorten Show Shuffle Simulate Skip Solve Sort Split Spread Square Stack
-    Standardise Start State Step Stop Store Stream Subtract Sum Summarise Switch Symmetrise Take Tell Test Time Tokenise
-    Track Train Translate Transpose Treat Try Turn Undo Unembed Use Verify View Wait Walk Warn Watch Weigh Work Wrap
-    Write Yield
-    """.split()
+    Add Adjust Align Allow Answer Append Apply Approximate Ask Assemble Average Begin Bin Bound Build Call Cancel
+    Capture Center Check Choose Clear Close Collect Combine Compare Complete Compose Compute Condition Convert Copy
+    Correlate Count Cover Create Cut Decide Decode Decompose Define Dequantise Derive Describe Detach Differentiate
+    Divide Do Download Draw Embed Encode Ensure Enter Estimate Evaluate Extract Factor Fill Filter Find Finish Fit
+    Flatten Fold Follow Format Free Gather Generate Get Give Group Hash Hide Hold Hook Initialise Insert Intervene
+    Invert Iterate Join Judge Keep Know Label Lay Leave Let Limit Link List Load Locate Lock Look Make Map Mark Mask
+    Match Measure Merge Move Multiply Name Normalise Offer Open Orthogonalise Parse Patch Permute Pick Place Plan Plot
+    Pool Predict Prepare Print Project Propagate Prove Put Randomise Rank Reach Read Rebuild Record Reduce Refuse
+    Release Remove Rename Render Reorder Repeat Replace Replay Report Require Resample Reset Resolve Restrict Return
+    Rewire Rotate Round Run Sample Save Say Scale Score Search Seed Select Send Separate Set Shorten Show Shuffle
+    Simulate Skip Solve Sort Split Spread Square Stack Standardise Start State Step Stop Store Stream Subtract Sum
+    Summarise Switch Symmetrise Tabulate Take Tell Test Time Tokenise Track Train Translate Transpose Treat Try Turn Undo
+    Unembed Use Verify View Wait Walk Warn Watch Weigh Work Wrap Write Yield
+    """.split()  # noqa: SIM905
 )
 """What a function's docstring may begin with; add a verb where you need one."""
 HIDING = ("What", "How", "Where", "Which", "Whether", "When", "Why", "Who")

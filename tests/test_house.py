@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import probe
-
-ROOT = Path(probe.__file__).parent
+from tests.plan import ROOT, circles, files, floors, graph, imported_rooms, room_of
 
 # from the ground up; a room imports only from rooms on lower floors
 FLOORS = [
@@ -31,43 +29,38 @@ FLOORS = [
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
-def _room(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
-
-
-def _imported_rooms(path):
-    """Rooms that a file imports when it runs; imports for type checkers alone do not count."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {
-        node
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
-        for node in ast.walk(branch)
-    }
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module == "probe":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("probe."):
-            yield node.module.split(".")[1]
-        elif isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("probe."))
-
-
-FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+FILES = files()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_room_imports_only_from_rooms_below(path):
-    own = _room(path)
-    for room in _imported_rooms(path):
+    own = room_of(path)
+    for room in imported_rooms(path):
         assert room in FLOOR_OF, f"{own} imports probe.{room}, which has no floor: give it one"
         assert room == own or FLOOR_OF[room] < FLOOR_OF[own], f"{own} imports {room}, which is on no lower floor"
 
 
 def test_every_room_has_a_floor():
-    assert {_room(path) for path in FILES} == set(FLOOR_OF)
+    assert {room_of(path) for path in FILES} == set(FLOOR_OF)
+
+
+def test_a_room_is_on_the_lowest_floor_that_its_imports_allow():
+    assert floors(graph()) == FLOOR_OF
+    assert circles(graph()) == []
+
+
+def test_circles_are_seen(tmp_path):
+    for room, imports in (("below", ""), ("left", "right, below"), ("right", "left")):
+        (tmp_path / f"{room}.py").write_text(f"def late():\n    from probe import {imports}\n" if imports else "")
+    assert circles(graph(tmp_path)) == [{"left", "right"}]
+    assert floors(graph(tmp_path)) == {"below": 0, "left": 1, "right": 1}
+
+
+def test_contributing_draws_the_same_plan():
+    text = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ([^|]*) \|", text, re.MULTILINE)
+    drawn = [(int(floor), tuple(re.findall(r"`(\w+)`", rooms))) for floor, rooms in rows]
+    assert drawn == list(enumerate(FLOORS))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

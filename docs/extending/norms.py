@@ -1,66 +1,108 @@
-from dataclasses import replace
+"""Do the states of the residual stream grow from block to block, and more than with fresh weights?"""
 
-import probe  # what is named after it loads when it is used: --help needs no torch
-from probe.analysis.contract import Analysis, Stage
-from probe.claims import Criterion, Evidence, Sentence, decide, line
+from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-class Config(
-    probe.analysis.config.TextConfig
-):  # for options of its own: @dataclass(frozen=True, kw_only=True), and fields
-    """Do the norms of residual-stream states grow from block to block, and more than with fresh weights?"""
+import probe  # its parts load when they are used: --help answers at once
+from probe.analysis import (
+    Analysis,
+    AtLeast,
+    Claim,
+    Criterion,
+    Evidence,
+    Figure,
+    Schema,
+    Sentence,
+    Stage,
+    Subject,
+    Task,
+    TextConfig,
+    Variable,
+    bootstrap,
+    decide,
+    line,
+)
 
-
-def fingerprint(c):  # what results depend on besides the options: a directory of other weights or text is refused
-    return probe.analysis.subject.fingerprint(
-        probe.analysis.subject.model_of(c), probe.analysis.subject.windows_of(c, c.windows)
-    )
-
-
-def stages(config):  # the work; a finished unit is saved under its name, and not done again by a resumed run
-    return [Stage("norms", log_norms, [probe.runs.engine.Unit("norms", name) for name in ("model", "fresh")], "norms")]
-
-
-def log_norms(config, unit, run):  # one unit -> tensors by name: ln |h| before each of --layers and after the last
-    config = replace(config, random_init=(config.random_init or 0) + 1) if unit.key == "fresh" else config
-    model, windows = probe.analysis.subject.model_of(config), probe.analysis.subject.windows_of(config, config.windows)
-    stream = probe.capture(model, windows, layers=config.layer_indices(model.n_layers))
-    counted = windows.counted(config.skip_first)
-    return {site: (stream[site].norm(dim=-1).log() * counted).sum(1) / counted.sum(1) for site in stream.sites}
-
-
-def assemble(config, run):  # all units -> the Dataset
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import torch
     import xarray as xr
 
-    layers, windows = (
-        probe.analysis.subject.layers_of(config),
-        probe.analysis.subject.windows_of(config, config.windows),
-    )
-    sites = [*(f"blocks.{layer}.hook_resid_pre" for layer in layers), f"blocks.{layers[-1]}.hook_resid_post"]
-    values = [[run.load("norms", name)[site].numpy() for site in sites] for name in ("model", "fresh")]
-    coordinates = {"depth": [*layers, layers[-1] + 1], "document": ("window", windows.document)}
-    return xr.Dataset({"log_norm": (("weights", "depth", "window"), values)}, coordinates, {"model": config.model})
+    from probe.runs import Run
+
+GROWTH = Sentence("norms.growth", "States grow from block to block, more than with fresh weights.", "ours")
 
 
-def claims(data, config):  # the Dataset -> sentences with their verdicts, by intervals over documents
-    own, fresh = data["log_norm"].isel(depth=[0, -1]).differentiate("depth")[:, 0].values  # nats a block, by window
-    nats = probe.inference.bootstrap(lambda w: [x[w].mean() for x in (own, fresh, own - fresh)], data.document.values)
-    evidence = Evidence([Criterion("growth", nats[0], 0.0)], [Criterion("beyond fresh weights", nats[2], 0.0)])
-    sentence = Sentence("norms.growth", "States grow from block to block, more than with fresh weights.", "ours")
-    return [decide(sentence, evidence, statistic="nats a block", unit="documents", null=line("fresh", nats[1]))]
+@dataclass(frozen=True, kw_only=True)
+class Options(TextConfig):
+    """Do the norms of residual-stream states grow from block to block, and more than with fresh weights?"""
+
+    control_seed: Annotated[int, AtLeast(0)] = 1
+    """Seed of the fresh weights that stand beside the model's own."""
 
 
-def figures(data, config):  # the Dataset -> pictures of the report, and their captions
-    def draw():
-        ax = probe.plots.new_figure()[1][0, 0]
-        for values, name in zip(data["log_norm"].values, (data.model, "fresh weights (null)"), strict=True):
-            mean = probe.inference.bootstrap(lambda rows, v=values: v[:, rows].mean(1), data["document"].values)
-            ax.plot(data["depth"], mean.estimate, label=name)
-            ax.fill_between(data["depth"], mean.low, mean.high, alpha=0.25)
-        ax.set(xlabel="blocks behind the state", ylabel="mean ln ‖h‖, nats")
-        return ax.legend().figure
+class Norms(Analysis[Options]):
+    """The mean log norm of a window's states, before each block and behind the last one."""
 
-    return [probe.report.result.Figure("norms", "Norms through depth", "Bands: 95 % intervals over documents", draw)]
+    name = "norms"
+    config = Options
+    schema = Schema({"log_norm": Variable("weights depth window", "nat", "mean ln ‖h‖ over a window's tokens")})
+
+    def stages(self, subject: Subject[Options]) -> list[Stage]:
+        """List one task for each set of weights; a resumed run does not repeat finished ones."""
+        weights = ("model", f"init-{subject.config.control_seed}")
+        tasks = [Task("norms", {"weights": name}) for name in weights]
+        return [Stage("norms", self.measure, tasks, "norms of states")]
+
+    def measure(self, subject: Subject[Options], task: Task, run: Run) -> dict[str, torch.Tensor]:
+        """Measure one task: arrays by name, with the axes of the schema that the task's labels leave open."""
+        import torch
+
+        model, windows = subject.variant(task["weights"]), subject.windows()
+        stream = probe.capture(model, windows, layers=subject.layers)
+        counted = windows.counted(subject.config.skip_first)
+        sites = [f"blocks.{layer}.hook_resid_pre" for layer in subject.layers]
+        sites.append(f"blocks.{subject.layers[-1]}.hook_resid_post")
+        norms = torch.stack([stream[site].norm(dim=-1).log() for site in sites])
+        return {"log_norm": (norms * counted).sum(-1) / counted.sum(-1)}
+
+    def coordinates(self, subject: Subject[Options]) -> dict[str, Any]:
+        """Give what stands along the axes of the Dataset; pieces are placed by these labels."""
+        return {
+            "weights": ["model", f"init-{subject.config.control_seed}"],
+            "depth": [*subject.layers, subject.layers[-1] + 1],
+            "document": ("window", subject.windows().document.numpy()),
+        }
+
+    def claims(self, data: xr.Dataset, config: Options) -> list[Claim]:
+        """Judge a sentence by its interval over documents, beside its null."""
+        own, fresh = data["log_norm"].isel(depth=[0, -1]).differentiate("depth")[:, 0].values  # nats a block, by window
+        parts = (own, fresh, own - fresh)
+        found = bootstrap(lambda rows: [values[rows].mean() for values in parts], data["document"].values)
+        evidence = Evidence([Criterion("growth", found[0], 0.0)], [Criterion("beyond fresh weights", found[2], 0.0)])
+        null = line("fresh weights", found[1])
+        return [decide(GROWTH, evidence, statistic="nats a block", unit="documents", null=null)]
+
+    def figures(self, data: xr.Dataset, config: Options) -> list[Figure]:
+        """Make the pictures of the report; nothing is drawn before it is shown."""
+
+        def draw() -> matplotlib.figure.Figure:
+            figure, axes = probe.plots.new_figure()
+            for name in data["weights"].values:
+                by_window = data["log_norm"].sel(weights=name).values
+                mean = bootstrap(lambda rows, v=by_window: v[:, rows].mean(1), data["document"].values)
+                axes[0, 0].plot(data["depth"], mean.estimate, label=name)
+                axes[0, 0].fill_between(data["depth"], mean.low, mean.high, alpha=0.25)
+            axes[0, 0].set(xlabel="blocks behind the state", ylabel="mean ln ‖h‖, nats")
+            axes[0, 0].legend()
+            return figure
+
+        caption = (
+            f"Mean ln ‖h‖ through {data.attrs['model']}, and with fresh weights (the null). Bands: 95 % intervals."
+        )
+        return [Figure("norms", "Norms through depth", caption, draw)]
 
 
-analysis = Analysis("norms", Config, __name__)  # what the entry point names
+analysis = Norms()  # what the entry point names

@@ -11,9 +11,9 @@ import importlib
 import inspect
 import json
 import pkgutil
-from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from probe.errors import InputError
@@ -27,7 +27,7 @@ _ANALYSES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def names() -> list[str]:
-    """The names of all analyses, those of other installed packages among them.
+    """List the names of all analyses, those of other installed packages among them.
 
     Returns:
         Names, sorted.
@@ -36,37 +36,54 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Analysis[Any]:
-    """An analysis by its name.
+    """Load an analysis by its name, and with it what its work needs.
 
     Args:
         name: One of `names()`.
 
     Returns:
-        The analysis; its work is imported on first use.
+        The analysis.
 
     Raises:
         InputError: If there is none of this name, or its package cannot be imported.
     """
     if name in _ANALYSES:
-        found: Analysis[Any] = importlib.import_module(f"probe.analyses.{name}").analysis
+        found: Analysis[Any] = _built_in(name).analysis
         return found
-    if name not in _others():
+    others = _others()
+    if name not in others:
         close = difflib.get_close_matches(name, names(), n=2)
         meant = f"; perhaps {' or '.join(close)}" if close else ""
         raise InputError(f"an analysis must be one of {', '.join(names())}, got {name!r}{meant}")
-    entry = _others()[name]
+    entry = others[name]
     try:
         found = entry.load()
     except (ImportError, AttributeError) as error:
         raise InputError(
-            f"the analysis {name} comes from {entry.value}, and that cannot be imported ({error}): mend or remove "
+            f"the analysis {name} comes from {entry.value}, and that cannot be imported ({error}): repair or remove "
             "the package"
         ) from error
     return found
 
 
+def config_of(name: str) -> type[Any]:
+    """Find the options of an analysis; of one that is built in, no large library is imported.
+
+    Args:
+        name: One of `names()`.
+
+    Returns:
+        Its configuration, a dataclass.
+
+    Raises:
+        InputError: As `load` does.
+    """
+    kind: type[Any] = _built_in(name).Config if name in _ANALYSES else load(name).config
+    return kind
+
+
 def summary(name: str) -> str:
-    """What an analysis asks, in one line.
+    """Say in one line what an analysis asks.
 
     Args:
         name: One of `names()`.
@@ -76,13 +93,13 @@ def summary(name: str) -> str:
         not imported, for that could take long.
     """
     if name in _ANALYSES:
-        return (inspect.getdoc(load(name).config) or "").splitlines()[0]
+        return (inspect.getdoc(config_of(name)) or "").splitlines()[0]
     entry = _others()[name]
     return str(entry.dist.metadata["Summary"] or entry.dist.name) if entry.dist else entry.value
 
 
 def read(directory: Path | str) -> Result:
-    """What a finished run found, whatever analysis it is of; nothing is computed and no model is read.
+    """Read what a finished run found, whatever analysis it is of; nothing is computed and no model is read.
 
     Args:
         directory: A run directory.
@@ -104,7 +121,10 @@ def read(directory: Path | str) -> Result:
     return load(name).read(directory)
 
 
-@cache
+def _built_in(name: str) -> ModuleType:
+    return importlib.import_module(f"probe.analyses.{name}")
+
+
 def _others() -> dict[str, EntryPoint]:
     """Entry points of other packages by name; no other package takes the name of an analysis that is built in."""
     return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _ANALYSES}
@@ -112,7 +132,7 @@ def _others() -> dict[str, EntryPoint]:
 
 def __getattr__(name: str) -> Any:
     if name in _ANALYSES:
-        return importlib.import_module(f"probe.analyses.{name}")
+        return _built_in(name)
     raise AttributeError(f"module 'probe.analyses' has no attribute {name!r}")
 
 

@@ -1,3 +1,4 @@
+from .config import AtLeast as AtLeast
 from .config import Config as Config
 from .config import ModelConfig as ModelConfig
 from .config import RunOptions as RunOptions
@@ -5,5 +6,18 @@ from .config import TextConfig as TextConfig
 from .contract import Analysis as Analysis
 from .contract import Stage as Stage
 from .contract import control_names as control_names
-from .contract import require_at_least as require_at_least
-from .contract import staged as staged
+from .outcome import Claim as Claim
+from .outcome import Condition as Condition
+from .outcome import Criterion as Criterion
+from .outcome import Evidence as Evidence
+from .outcome import Figure as Figure
+from .outcome import Sentence as Sentence
+from .outcome import bootstrap as bootstrap
+from .outcome import decide as decide
+from .outcome import line as line
+from .subject import Subject as Subject
+from .vocabulary import Plan as Plan
+from .vocabulary import Schema as Schema
+from .vocabulary import StagePlan as StagePlan
+from .vocabulary import Task as Task
+from .vocabulary import Variable as Variable

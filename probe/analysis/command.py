@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import inspect
 import itertools
+import math
 import os
 import re
 import select
@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
@@ -34,7 +34,8 @@ from probe.display import duration, say, show, write_path
 from probe.errors import InputError
 
 if TYPE_CHECKING:
-    from probe.runs.engine import Plan
+    from probe.analysis.contract import Analysis
+    from probe.runs.tasks import Plan
 
 DONE, WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 2, 130, 141
 
@@ -42,34 +43,30 @@ _Config = TypeVar("_Config", bound="Config")
 
 
 def main(
-    analysis: str,
-    config_type: type[_Config],
-    run: Callable[..., Any],
-    plan: Callable[[_Config], Plan],
+    name: str,
+    config: type[Any],
+    load: Callable[[], Analysis[Any]],
     argv: Sequence[str] | None = None,
     *,
-    across: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
     program: str | None = None,
 ) -> int:
-    """The command line of one analysis.
+    """Run the command line of one analysis.
 
     Prints the path of the report on standard output, last; with several models or revisions one path a run, and last
     that of the page that compares them.
 
     Args:
-        analysis: Its name, as in `python -m probe.analyses.NAME`.
-        config_type: Its configuration; the fields become options, their docstrings the help.
-        run: `run(config, *, out, fresh, quiet, typed)`, which returns a `Result`.
-        plan: `plan(config)`, what a run would do.
+        name: Of the analysis, as in `python -m probe.analyses.NAME`.
+        config: Its configuration; the fields become options, their docstrings the help.
+        load: Gives the analysis, once the options are known to be right.
         argv: Arguments; those of this process by default.
-        across: Claims that are read from several results together, for the page that compares them.
         program: The words that were typed before the arguments, `python -m probe.analyses.NAME` by default.
 
     Returns:
         Exit status: 0, 2, 130 or 141.
     """
-    both: type[Any] = with_run_options(config_type)
-    program = program or f"python -m probe.analyses.{analysis}"
+    both: type[Any] = with_run_options(config)
+    program = program or f"python -m probe.analyses.{name}"
     words = typed(program, argv)
 
     def work() -> None:
@@ -77,21 +74,24 @@ def main(
         configs = _one_a_run(parsed.config)
         for each in configs:
             each.require_inputs()
+        analysis = load()
         if parsed.options.dry_run:
             for each in configs:
-                print_plan(plan(each), title(analysis, each))
+                print_plan(analysis.plan(each, quiet=parsed.options.quiet), title(name, each))
         else:
-            _run_all(analysis, configs, parsed.options, functools.partial(run, typed=shlex.join(words)), across)
+            _run_all(analysis, configs, parsed.options, shlex.join(words))
 
-    return exit_status(work, shlex.join(word for word in words if word != "--fresh"))  # which would begin again
+    go_on = shlex.join(word for word in words if word != "--fresh")  # which would begin again
+    return exit_status(work, go_on, config, RunOptions)
 
 
-def exit_status(work: Callable[[], object], go_on: str) -> int:
+def exit_status(work: Callable[[], object], go_on: str, *options: type[Any]) -> int:
     """Do the work of a command and say in one line on standard error how it ended, if not well.
 
     Args:
         work: Does it; may raise InputError, and is interrupted by KeyboardInterrupt or SIGTERM.
         go_on: The command that goes on after an interruption.
+        *options: Dataclasses of the command's options: an error's `window_length=` was typed `--window-length`.
 
     Returns:
         0, 2 for wrong input, 130 for an interruption, or 141 if what read the output has gone.
@@ -100,7 +100,7 @@ def exit_status(work: Callable[[], object], go_on: str) -> int:
         BrokenPipeError: If Of another pipe than the output.
     """
     try:
-        return _ended(work, go_on)
+        return _ended(work, go_on, options)
     except BrokenPipeError:
         gone = [stream for stream in (sys.stdout, sys.stderr) if _has_no_reader(stream)]
         if not gone:
@@ -110,15 +110,15 @@ def exit_status(work: Callable[[], object], go_on: str) -> int:
         return BROKEN_PIPE
 
 
-def _ended(work: Callable[[], object], go_on: str) -> int:
+def _ended(work: Callable[[], object], go_on: str, options: Sequence[type[Any]]) -> int:
     try:
         with _terminated_like_interrupted():
             work()
     except InputError as error:
-        say(f"error: {error}")
+        say(f"error: {as_typed(str(error), options)}")
         return WRONG_INPUT
     except KeyboardInterrupt:
-        say(f"interrupted: finished units are kept; go on with: {go_on}")
+        say(f"interrupted: finished tasks are kept; go on with: {go_on}")
         return INTERRUPTED
     finally:
         sys.stdout.flush()
@@ -126,32 +126,50 @@ def _ended(work: Callable[[], object], go_on: str) -> int:
 
 
 def _has_no_reader(stream: TextIO) -> bool:
-    """Whether a stream is a pipe or a socket whose other end is closed."""
+    """True if a stream is a pipe or a socket whose other end is closed."""
     ends = select.poll()
     ends.register(stream, 0)  # errors are always told
     return bool(ends.poll(0))
 
 
-def _run_all(
-    analysis: str,
-    configs: Sequence[Config],
-    options: RunOptions,
-    run: Callable[..., Any],
-    across: Callable[[Sequence[Any]], Sequence[Any]] | None,
-) -> None:
+def as_typed(text: str, options: Iterable[type[Any]]) -> str:
+    """Say on the command line what the library says in Python: `--window-length 64` for `window_length=64`.
+
+    Args:
+        text: A message.
+        options: Dataclasses of the command's options.
+
+    Returns:
+        The message with every option as it is typed.
+    """
+    names = sorted({field.name for kind in options for field in dataclasses.fields(kind)}, key=len, reverse=True)
+    if not names:
+        return text
+    value = r"""(?P<value>True\b|False\b|'[^']*'|"[^"]*"|[\w./-]*\w)?"""
+
+    def typed_so(found: re.Match[str]) -> str:
+        option, given = f"--{found['name'].replace('_', '-')}", found["value"]
+        if given in ("True", "False"):
+            return option if given == "True" else f"--no-{option.removeprefix('--')}"
+        return option if given is None else f"{option} {given.strip(chr(34) + chr(39))}"
+
+    return re.sub(rf"(?<![\w-])(?P<name>{'|'.join(names)})={value}", typed_so, text)
+
+
+def _run_all(analysis: Analysis[Any], configs: Sequence[Config], options: RunOptions, words: str) -> None:
     results = []
     for config in configs:
         out = options.out
         if out is not None and len(configs) > 1:
             out = out / _label(config)
-        results.append(run(config, out=out, fresh=options.fresh, quiet=options.quiet))
+        results.append(analysis.run(config, out=out, fresh=options.fresh, quiet=options.quiet, typed=words))
         write_path(results[-1].write_report())
     if len(configs) > 1:
         from probe.report import write_comparison
 
         key = hashlib.sha256(repr(configs).encode()).hexdigest()[:8]
-        page = options.out / "comparison.html" if options.out else Path("runs", analysis, f"comparison-{key}.html")
-        write_comparison(results, page, across(results) if across else ())
+        page = options.out / "comparison.html" if options.out else Path("runs", analysis.name, f"comparison-{key}.html")
+        write_comparison(results, page, analysis.across(results))
         write_path(page)
 
 
@@ -173,7 +191,7 @@ def _label(config: Config) -> str:
 
 
 def title(analysis: str, config: Config) -> str:
-    """What a run is called in a line: its analysis, and the model and revision where there are any."""
+    """Name a run in a line: its analysis, and the model and revision where there are any."""
     return " ".join([
         analysis,
         *(str(value) for name in ("model", "revision") if (value := getattr(config, name, None))),
@@ -181,7 +199,7 @@ def title(analysis: str, config: Config) -> str:
 
 
 def typed(program: str, argv: Sequence[str] | None) -> list[str]:
-    """The words of a command, as one can type them again.
+    """Split a command into words that can be typed again.
 
     Args:
         program: Those before the arguments.
@@ -211,7 +229,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 def with_run_options(config_type: type[Any]) -> type[Any]:
-    """What an analysis' command line is parsed to.
+    """Make the dataclass that an analysis's command line is parsed into.
 
     Args:
         config_type: The analysis' configuration.
@@ -227,7 +245,7 @@ def with_run_options(config_type: type[Any]) -> type[Any]:
 
 
 def print_plan(plan: Plan, title: str, file: Any = None) -> None:
-    """Print what a run would do as a table.
+    """Print what a run would do as a table; without time and memory where nobody has measured them.
 
     Args:
         plan: Its stages.
@@ -236,13 +254,16 @@ def print_plan(plan: Plan, title: str, file: Any = None) -> None:
     """
     from rich.table import Table
 
+    seconds, sizes = ([getattr(stage, name) for stage in plan.stages] for name in ("seconds", "bytes"))
+    timed = not all(map(math.isnan, seconds))
     table = Table(title=title, show_footer=True)
     table.add_column("stage", "in all")
-    table.add_column("units", str(sum(stage.units for stage in plan.stages)), justify="right")
-    table.add_column("time, about", duration(sum(stage.seconds for stage in plan.stages)), justify="right")
-    table.add_column(
-        "memory, about", display.size(max((stage.bytes for stage in plan.stages), default=0)), justify="right"
-    )
+    table.add_column("tasks", str(sum(stage.tasks for stage in plan.stages)), justify="right")
+    if timed:
+        known = [size for size in sizes if not math.isnan(size)]
+        table.add_column("time, about", duration(sum(seconds)), justify="right")
+        table.add_column("memory, about", display.size(max(known, default=math.nan)), justify="right")
     for stage in plan.stages:
-        table.add_row(stage.name, str(stage.units), duration(stage.seconds), display.size(stage.bytes))
+        told = (duration(stage.seconds), display.size(stage.bytes)) if timed else ()
+        table.add_row(stage.name, str(stage.tasks), *told)
     show(table, file or sys.stdout)

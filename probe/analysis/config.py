@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,26 @@ if TYPE_CHECKING:
     pass
 
 
+@dataclass(frozen=True)
+class AtLeast:
+    """The least value of an option, as in `windows: Annotated[int, AtLeast(1)] = 32`.
+
+    Attributes:
+        bound: The value.
+    """
+
+    bound: float | int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every analysis needs to know.
+    """Options of every analysis.
 
     Attributes:
         examples: What `--help` shows as examples: options as they are typed, and what they do.
+
+    Raises:
+        InputError: If an option lies below its bound.
     """
 
     examples: ClassVar[Mapping[str, str]] = {}
@@ -32,13 +47,19 @@ class Config:
     seed: int = 0
     """Seed of everything that is drawn at random."""
 
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            for bound in getattr(hint, "__metadata__", ()):
+                if isinstance(bound, AtLeast) and (value := getattr(self, name)) is not None and value < bound.bound:
+                    raise InputError(f"{name}= must be at least {bound.bound}, got {value}: give a larger number")
+
     def require_inputs(self) -> None:
         """Refuse inputs that are neither here nor to be fetched, before the large libraries are imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    """What every analysis of a language model needs to know."""
+    """Options of every analysis of a language model."""
 
     model: str = "smollm2-135m-instruct-q4"
     """Alias, hub id, directory or .gguf file; a comma list makes one run each and a page that compares them."""
@@ -58,7 +79,7 @@ class ModelConfig(Config):
         sources.require(sources.resolve(self.model, self.revision), weights=self.random_init is None)
 
     def layer_indices(self, n_layers: int) -> list[int]:
-        """The layers to look at, in a model of `n_layers`.
+        """List the layers to look at, in a model of `n_layers`.
 
         Args:
             n_layers: Number of blocks of the model.
@@ -71,7 +92,7 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(ModelConfig):
-    """What every analysis of a language model on a text needs to know.
+    """Options of every analysis of a language model on a text.
 
     Raises:
         InputError: If both a data set and a file are named.
@@ -83,7 +104,7 @@ class TextConfig(ModelConfig):
     """A UTF-8 file instead of a data set; a line ' = Title = ' opens a document."""
     split: str = "test"
     """Split of the data set: test, validation or train."""
-    windows: int = 32
+    windows: Annotated[int, AtLeast(1)] = 32
     """Number of scored windows."""
     window_length: int = 256
     """Tokens in a window."""
@@ -91,6 +112,7 @@ class TextConfig(ModelConfig):
     """Positions at the start of each window that enter no statistics: the first is an attention sink."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.text is not None and self.dataset is not None:
             raise InputError(
                 f"only one text can be read, got data set {self.dataset} and file {self.text}: leave one of them out"
@@ -109,20 +131,20 @@ class TextConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run goes and what is said about it; these change no result."""
+    """Options that change no result: the run directory, and what is printed."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run directory, used as it is; runs/ANALYSIS/MODEL-KEY if none is named."""
     fresh: bool = False
     """Move an old run in that directory aside and begin anew."""
     dry_run: bool = False
-    """Print the units, the estimated time and memory, and stop."""
+    """Do one task of each stage, print the tasks with the time and memory that all of them would take, and stop."""
     quiet: bool = False
     """Show no progress."""
 
 
 def parse_layers(text: str, n_layers: int) -> list[int]:
-    """Layers from "all" or a comma list.
+    """Parse layers from "all" or a comma list.
 
     Args:
         text: "all", or indices as in "0,5,10".

@@ -1,104 +1,75 @@
-"""What an analysis is: a configuration, units of work, and how results, claims and figures come of them.
+"""What an analysis is: options, stages of tasks, the variables that these measure, and what is said of them.
 
-The parts of an analysis are plain functions of one module, found by their names:
+An author writes a class:
 
-=============================  =========================================================================================
-`stages(config)`               what is to be done, `Stage` after `Stage`; refuses options that contradict each other
-`assemble(config, run)`        the Dataset, made of the units that are finished
-`claims(data, config)`         optional: what the Dataset says about a paper's sentences
-`figures(data, config)`        optional: the figures of the report
-`fingerprint(config)`          optional: what the results depend on besides the configuration, such as hashes of weights
-`title(config)`                optional: the report's heading
-`notes(config)`                optional: sentences at its head
-`plan(config)`                 optional: what a run would take, by stage
-`across(results)`              optional: claims that several models decide together
-=============================  =========================================================================================
+    class Norms(Analysis[Options]):
+        name = "norms"
+        config = Options
+        schema = Schema({"log_norm": Variable("weights depth window", "nat", "mean ln ‖h‖")})
 
-All else is here, once: the run directory, resume, progress, the files of the contract, the command line. Claims and
-figures are read from the Dataset alone, so that a finished run can be judged and drawn again without its model.
+        def stages(self, subject): ...
+        def coordinates(self, subject): ...
+        def claims(self, data, config): ...
+        def figures(self, data, config): ...
 
-This module imports no torch: a configuration and its `--help` answer at once.
+All else is here, once: the run directory, resume, progress, the files of the contract, the plan, the command line. A
+claim and a figure are read from the Dataset alone, so that a finished run can be judged and drawn again without its
+model. Nothing here imports an array library: options and their `--help` answer at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
+import tempfile
+import time
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from probe import machine
 from probe.analysis import command
-from probe.analysis.config import Config
+from probe.analysis.config import Config, TextConfig
+from probe.analysis.subject import Subject
 from probe.errors import InputError
+from probe.runs.tasks import Plan, Schema, StagePlan, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import xarray as xr
 
     from probe.claims import Claim
-    from probe.report import Result
+    from probe.report import Figure, Result
     from probe.runs import Run
-    from probe.runs.engine import Plan, Unit
+    from probe.runs.engine import Measure
 
-_Config = TypeVar("_Config", bound=Config)
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Units that are worked off by one function; later stages may read what earlier ones saved.
+    """Tasks that one function does; later stages may read what earlier ones saved.
 
     Attributes:
-        name: Of the stage, as its units have it.
-        function: `function(config, unit, run)` to the unit's arrays; a function of a module.
-        units: The units.
+        name: Of the stage, as its tasks have it.
+        measure: `measure(subject, task, run)` to what the task found: a `Piece`, or arrays by name. A function of a
+            module, or a method of the analysis.
+        tasks: The tasks.
         description: What the progress bar says.
+        seconds: `seconds(subject, task)`, how long a task takes, where a plan should not do a whole one to find out.
     """
 
     name: str
-    function: Callable[[Any, Unit, Run], Mapping[str, Tensor]]
-    units: Sequence[Unit]
+    measure: Measure
+    tasks: Sequence[Task]
     description: str
-
-
-def staged(
-    stages: Mapping[str, tuple[Callable[[Any, Unit, Run], Mapping[str, Tensor]], str]],
-    units: Mapping[str, Sequence[Unit]],
-) -> list[Stage]:
-    """The stages of an analysis with their units.
-
-    Args:
-        stages: By name, in their order: the function, and what the progress bar says.
-        units: By stage.
-
-    Returns:
-        The stages, in their order.
-    """
-    return [Stage(name, function, units[name], words) for name, (function, words) in stages.items()]
-
-
-def require_at_least(config: Config, bounds: Mapping[str, int]) -> None:
-    """Refuses options that are too small.
-
-    Args:
-        config: What is to be run.
-        bounds: The least value of each field.
-
-    Raises:
-        InputError: If a field lies below its bound.
-    """
-    for field, bound in bounds.items():
-        if getattr(config, field) < bound:
-            raise InputError(
-                f"--{field.replace('_', '-')} must be at least {bound}: got {getattr(config, field)}; "
-                "give a larger number"
-            )
+    seconds: Callable[[Any, Task], float] | None = None
 
 
 def control_names(kind: str, count: int, own: int | None) -> tuple[str, ...]:
-    """The names of the controls of a kind, one a seed; a control is never the model itself.
+    """Name the controls of a kind, one a seed; a control is never the model itself.
 
     Args:
         kind: "init" for fresh initialisations, "shuffled" for shuffled weights.
@@ -112,36 +83,166 @@ def control_names(kind: str, count: int, own: int | None) -> tuple[str, ...]:
     return tuple(f"{kind}-{seed}" for seed in seeds[:count])
 
 
-@dataclass(frozen=True)
-class Analysis(Generic[_Config]):
-    """An analysis by its name; the module with its parts is imported on first use.
+class Analysis(ABC, Generic[C]):
+    """An analysis: what its author writes, and what every one can do.
 
     Attributes:
-        name: As in `python -m probe.analyses.NAME`, and in `config.json`.
-        config: Its configuration, a frozen dataclass.
-        module: Name of the module with its parts.
+        name: As in `probe NAME`, and in `config.json`.
+        config: Its options, a frozen dataclass: the API's argument, the command line and `config.json`.
+        schema: The variables that its tasks return and its Dataset holds.
     """
 
-    name: str
-    config: type[_Config]
-    module: str
+    name: ClassVar[str]
+    config: ClassVar[type[Any]]
+    schema: ClassVar[Schema]
+
+    @abstractmethod
+    def stages(self, subject: Any) -> Sequence[Stage]:
+        """List what is to be done, stage after stage.
+
+        Args:
+            subject: What is measured.
+
+        Returns:
+            The stages; one without tasks is passed over.
+        """
+
+    @abstractmethod
+    def coordinates(self, subject: Any) -> Mapping[str, Any]:
+        """Give the coordinates of the Dataset: they order the labels of pieces, and give each axis its length.
+
+        Args:
+            subject: What was measured.
+
+        Returns:
+            Coordinates by name, as `xarray.Dataset` takes them.
+        """
+
+    def subject(self, config: C) -> Any:
+        """Make what is measured from the options.
+
+        Args:
+            config: The options.
+
+        Returns:
+            A `Subject`; an analysis that needs more of it returns one of its own.
+        """
+        return Subject(config)
+
+    def check(self, config: C) -> None:
+        """Refuse options that contradict each other, before any work is done.
+
+        Args:
+            config: The options.
+        """
+
+    def fingerprint(self, subject: Any) -> Mapping[str, str]:
+        """Describe what results depend on besides the options.
+
+        Args:
+            subject: What is measured.
+
+        Returns:
+            By default hashes of weights and text, and the attention implementation.
+        """
+        found: Mapping[str, str] = subject.fingerprint
+        return found
+
+    def finish(self, data: xr.Dataset, subject: Any, run: Run) -> xr.Dataset:
+        """Add to the Dataset what follows from its variables, and its attributes.
+
+        Args:
+            data: The pieces of all tasks, put together by the schema.
+            subject: What was measured.
+            run: The run.
+
+        Returns:
+            The Dataset; by default with the attributes of model and text, where both are named.
+        """
+        if not isinstance(subject.config, TextConfig):
+            return data
+        return data.assign_attrs(subject.attributes(subject.windows()))
+
+    def claims(self, data: xr.Dataset, config: C) -> Sequence[Claim]:
+        """Judge sentences by the Dataset.
+
+        Args:
+            data: The Dataset.
+            config: The options, with the thresholds.
+
+        Returns:
+            The claims, in the order in which they are to be read; none by default.
+        """
+        return ()
+
+    def figures(self, data: xr.Dataset, config: C) -> Sequence[Figure]:
+        """Make the figures of the report.
+
+        Args:
+            data: The Dataset.
+            config: The options.
+
+        Returns:
+            The figures, in the report's order; none by default.
+        """
+        return ()
+
+    def title(self, config: C) -> str:
+        """Name the report.
+
+        Args:
+            config: The options.
+
+        Returns:
+            By default the analysis and the model.
+        """
+        return command.title(self.name, config).capitalize()
+
+    def notes(self, config: C) -> Sequence[str]:
+        """Write sentences for the report's head.
+
+        Args:
+            config: The options.
+
+        Returns:
+            By default a word on a text that is only a demonstration.
+        """
+        if getattr(config, "dataset", None) != "sample":
+            return ()
+        return (
+            "The text is 45 short articles that ship with probe. For numbers to quote, run it on WikiText "
+            "(--dataset wikitext-2) or on a text of your own (--text FILE).",
+        )
+
+    def across(self, results: Sequence[Result]) -> Sequence[Claim]:
+        """Judge what several models decide together.
+
+        Args:
+            results: One of each model.
+
+        Returns:
+            Claims; none by default.
+        """
+        return ()
+
+    # what every analysis can do
 
     def run(
         self,
-        config: _Config,
+        config: C,
         *,
         out: Path | None = None,
         fresh: bool = False,
         quiet: bool = False,
         typed: str | None = None,
     ) -> Result:
-        """Runs the analysis, or what of it is not finished yet, and writes results and claims.
+        """Run the analysis, or what of it is not finished yet, and write results and claims.
 
         Args:
             config: What to run.
             out: The run directory; by default `runs/NAME/MODEL-KEY`.
             fresh: Move an old run in that directory aside and begin anew.
-            quiet: No plan and no progress bars.
+            quiet: Show no plan and no progress bars.
             typed: The command that was typed, for the record; by default the call from Python.
 
         Returns:
@@ -152,42 +253,87 @@ class Analysis(Generic[_Config]):
         """
         from probe.runs import engine, open_run
 
-        stages = self._part("stages")(config)
-        fingerprint = self._part("fingerprint", lambda config: {})(config)
-        with open_run(self.name, config, fingerprint, out=out, fresh=fresh, typed=typed) as opened:
+        self.check(config)
+        subject = self.subject(config)
+        stages = self._stages(subject)
+        with open_run(self.name, config, self.fingerprint(subject), out=out, fresh=fresh, typed=typed) as opened:
             if not quiet:
-                command.print_plan(self.plan(config), command.title(self.name, config), sys.stderr)
+                outline = Plan([StagePlan(stage.name, len(stage.tasks)) for stage in stages])
+                command.print_plan(outline, command.title(self.name, config), sys.stderr)
             for stage in stages:
-                if stage.units:
-                    engine.work(stage.function, stage.units, config, opened, description=stage.description, quiet=quiet)
-            opened.write_results(self._part("assemble")(config, opened))
+                engine.work(
+                    stage.measure,
+                    stage.tasks,
+                    subject,
+                    opened,
+                    self.schema,
+                    description=stage.description,
+                    quiet=quiet,
+                )
+            opened.write_results(self.assemble(subject, opened))
             data = opened.read_results()
-            claims = self._part("claims", _nothing)(data, config)
+            claims = self.claims(data, config)
             opened.write_claims(claims)
             return self._result(data, claims, opened.directory, config)
 
-    def plan(self, config: _Config) -> Plan:
-        """What a run would do.
+    def assemble(self, subject: Any, run: Run) -> xr.Dataset:
+        """Put the finished tasks of a run together as its Dataset.
+
+        Args:
+            subject: What was measured.
+            run: The run.
+
+        Returns:
+            The Dataset: pieces put together by label, and what `finish` adds.
+        """
+        return self.finish(run.combine(self.schema, self.coordinates(subject)), subject, run)
+
+    def plan(self, config: C, *, quiet: bool = True) -> Plan:
+        """Estimate what a run would take here by doing one task of each stage.
 
         Args:
             config: What would be run.
+            quiet: Show no progress bar.
 
         Returns:
-            Stages with their units, estimated time on this machine, and memory: what `--dry-run` prints.
+            Stages with their tasks, estimated time on this machine, and memory: what `--dry-run` prints.
 
         Raises:
-            InputError: If As `run` does.
+            InputError: If `run` would raise one.
         """
-        own = self._part("plan", None)
-        if own is not None:
-            plan: Plan = own(config)
-            return plan
-        from probe.runs.engine import Plan, StagePlan
+        from tqdm.auto import tqdm
 
-        return Plan([StagePlan(stage.name, len(stage.units)) for stage in self._part("stages")(config)])
+        from probe.runs.rehearsal import Rehearsal
+
+        self.check(config)
+        subject = self.subject(config)
+        stages = self._stages(subject)
+        plans = []
+        with tempfile.TemporaryDirectory(prefix="probe-plan-") as folder:
+            rehearsal = Rehearsal(Path(folder))
+            for stage in tqdm(stages, desc="timing a task of each stage", disable=quiet):
+                plans.append(self._timed(stage, subject, rehearsal))
+        return Plan(plans)
+
+    def _timed(self, stage: Stage, subject: Any, rehearsal: Any) -> StagePlan:
+        """Do a task from the middle of a stage, as its neighbours would be done."""
+        task, count = stage.tasks[len(stage.tasks) // 2], len(stage.tasks)
+        if stage.seconds is not None:
+            with machine.peak_memory() as peak:
+                seconds = stage.seconds(subject, task)
+            return StagePlan(stage.name, count, count * seconds, peak.bytes)
+        loading, start = getattr(subject, "loading", 0.0), time.perf_counter()
+        with machine.peak_memory() as peak:
+            found = stage.measure(subject, task, rehearsal)
+        taken = time.perf_counter() - start - (getattr(subject, "loading", 0.0) - loading)
+        rehearsal.rehearse(stage.tasks, task, found, self.schema)
+        return StagePlan(stage.name, count, count * taken, peak.bytes)
+
+    def _stages(self, subject: Any) -> list[Stage]:
+        return [stage for stage in self.stages(subject) if stage.tasks]
 
     def read(self, directory: Path) -> Result:
-        """What a finished run found, from its directory; nothing is computed and no model is read.
+        """Read what a finished run found; nothing is computed and no model is read.
 
         Args:
             directory: Of a run of this analysis.
@@ -199,25 +345,15 @@ class Analysis(Generic[_Config]):
             InputError: If the run is not finished, or its configuration is of another version.
         """
         from probe.runs import Run
+        from probe.runs.directory import require_format
 
         run = Run(directory)
+        require_format(run)
         config = configured(self.config, run.record["config"])
         return self._result(run.read_results(), run.read_claims(), directory, config)
 
-    def across(self, results: Sequence[Result]) -> Sequence[Claim]:
-        """The claims that several models decide together.
-
-        Args:
-            results: One of each model.
-
-        Returns:
-            Claims; none where an analysis has no such claim.
-        """
-        claims: Sequence[Claim] = self._part("across", lambda results: ())(results)
-        return claims
-
     def main(self, argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
-        """Its command line.
+        """Run its command line.
 
         Args:
             argv: Arguments; those of this process by default.
@@ -226,25 +362,18 @@ class Analysis(Generic[_Config]):
         Returns:
             Exit status.
         """
-        return command.main(self.name, self.config, self.run, self.plan, argv, across=self.across, program=program)
+        return command.main(self.name, self.config, lambda: self, argv, program=program)
 
-    def _result(self, data: Any, claims: Sequence[Claim], directory: Path, config: _Config) -> Result:
+    def _result(self, data: xr.Dataset, claims: Sequence[Claim], directory: Path, config: C) -> Result:
         from probe.report import Result
 
-        title = self._part("title", lambda config: command.title(self.name, config).capitalize())(config)
-        notes = self._part("notes", lambda config: ())(config)
-        return Result(data, claims, directory, title, notes, self._part("figures", _nothing)(data, config))
-
-    def _part(self, name: str, default: Any = ...) -> Any:
-        """A function of the module; without a default there must be one."""
-        module = importlib.import_module(self.module)
-        if default is ... and not hasattr(module, name):
-            raise TypeError(f"the module of an analysis has a function {name}, but {self.module} has none")
-        return getattr(module, name, default)
+        return Result(
+            data, claims, directory, self.title(config), list(self.notes(config)), list(self.figures(data, config))
+        )
 
 
-def configured(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
-    """A configuration from what `config.json` holds of it.
+def configured(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Make a configuration from what `config.json` holds of it.
 
     Args:
         kind: The dataclass.
@@ -256,7 +385,7 @@ def configured(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
     Raises:
         InputError: If a field is missing or unknown.
     """
-    made: _Config = _rebuilt(kind, values)
+    made: C = _rebuilt(kind, values)
     return made
 
 
@@ -268,7 +397,7 @@ def _rebuilt(kind: Any, value: Any) -> Any:
         if odd := sorted({field.name for field in dataclasses.fields(kind)} ^ set(value)):
             raise InputError(
                 f"a run is read by the version that wrote it, but its configuration and {kind.__qualname__} differ in "
-                f"{', '.join(odd)}: run it again with --fresh"
+                f"{', '.join(odd)}: run it again with fresh=True"
             )
         return kind(**{name: _rebuilt(hints[name], entry) for name, entry in value.items()})
     if typing.get_origin(kind) is tuple and isinstance(value, list):
@@ -276,7 +405,3 @@ def _rebuilt(kind: Any, value: Any) -> Any:
     if isinstance(value, str) and (kind is Path or Path in parts):
         return Path(value)
     return value
-
-
-def _nothing(data: Any, config: Any) -> tuple[()]:
-    return ()

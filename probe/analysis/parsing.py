@@ -59,7 +59,7 @@ def parse(options: type[_Options], program: str, argv: Sequence[str] | None) -> 
 
 
 def completion(options: type[Any], program: str, shell: str) -> str:
-    """A script by which a shell completes a command line.
+    """Write a script by which a shell completes a command line.
 
     Args:
         options: What the command line is read into.
@@ -98,7 +98,7 @@ def _wrapped(program: str, description: str, examples: Mapping[str, str]) -> str
 
 
 def _one_line(box: str) -> str:
-    """What is wrong, out of the box of several lines that tyro draws: its sections stand between rules."""
+    """The error, out of the box of several lines that tyro draws: its sections stand between rules."""
     lines = [line.strip(" │") for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()]
     parts = itertools.groupby(lines, lambda line: line[:1] in "╭╰" or not line.strip("─-"))
     sections = [list(group) for rule, group in parts if not rule]

@@ -1,109 +1,266 @@
-"""What an analysis runs on: the model and the windows that a configuration names, and how a run tells of them."""
+"""What a run is about: the model, its controls, the windows of the text and the positions, each made once a process.
+
+A `Subject` is made from the options alone, so that a worker in another process makes its own. What it has loaded it
+keeps, and frees with itself. Nothing large is imported before it is needed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
-from typing import Any, TypeVar
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int, Int64
-from torch import Tensor
-
-from probe.analysis.config import ModelConfig, TextConfig
+from probe import machine, model, text
+from probe.analysis.config import Config, ModelConfig, TextConfig
 from probe.errors import InputError
-from probe.model import LanguageModel, load_model
 from probe.model.sources import BUNDLED
-from probe.runs.engine import Plan, StagePlan, Unit
-from probe.text import Part, Windows, load_windows
-from probe.weights import ModuleWeights
 
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+
+    from probe.model import LanguageModel
+    from probe.text import Part, Windows
+
+C = TypeVar("C", bound=Config)
+T = TypeVar("T")
+
+OWN = "model"
+"""The variant that is the model itself."""
 CONTEXT_CHARACTERS = 60
-LIBRARIES = 2**29  # bytes that Python and the libraries take before any work
-_Config = TypeVar("_Config", bound=ModelConfig)
+KEPT = 1 / 3  # of the machine's memory may hold the weights of variants
 
 
-@lru_cache(maxsize=1)
-def model_of(config: ModelConfig) -> LanguageModel:
-    """The model of a configuration, loaded once in a process."""
-    return load_model(
-        config.model,
-        revision=config.revision,
-        device=config.device,
-        dtype=config.dtype,
-        random_init=config.random_init,
-        shuffled_weights=config.shuffled_weights,
-    )
-
-
-def variant_of(config: _Config, name: str) -> _Config:
-    """The configuration under which a control's model is loaded: ``init-SEED``, ``shuffled-SEED``, or the model's own.
+class Subject(Generic[C]):
+    """The model, its controls and the text that a run's options name. It pickles as these options.
 
     Args:
-        config: Names the model.
-        name: Of a control; any other name stands for the model itself.
+        config: The options.
 
-    Returns:
-        The configuration.
+    Attributes:
+        config: The options.
+        loading: Seconds that went into loading weights so far.
     """
-    kind, _, seed = name.partition("-")
-    if kind == "init":
-        return replace(config, random_init=int(seed), shuffled_weights=None)
-    if kind == "shuffled":
-        return replace(config, random_init=None, shuffled_weights=int(seed))
-    return config
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+        self.loading = 0.0
+        self._variants: OrderedDict[tuple[int | None, int | None], LanguageModel] = OrderedDict()
+        self._kept: dict[Hashable, Any] = {}
+
+    def __reduce__(self) -> tuple[type[Subject[C]], tuple[C]]:
+        return type(self), (self.config,)
+
+    def keep(self, name: Hashable, make: Callable[[], T]) -> T:
+        """Make something once.
+
+        Args:
+            name: What it is found again by.
+            make: Makes it.
+
+        Returns:
+            What was made.
+        """
+        if name not in self._kept:
+            self._kept[name] = make()
+        found: T = self._kept[name]
+        return found
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model itself."""
+        return self.variant(OWN)
+
+    def variant(self, name: str) -> LanguageModel:
+        """Load the model, or a control of it, once.
+
+        Args:
+            name: ``init-SEED`` for fresh weights, ``shuffled-SEED`` for permuted ones; any other name stands for the
+                model itself, seen in another way.
+
+        Returns:
+            The model. Controls that no longer fit a third of the machine's memory are given up, the one that was not
+            asked for longest first, and loaded again when they are asked for.
+        """
+        control = self.control(name)
+        if control not in self._variants:
+            start = time.perf_counter()
+            self._variants[control] = self._load(*control)
+            self.loading += time.perf_counter() - start
+            self._give_up(control)
+        self._variants.move_to_end(control)
+        return self._variants[control]
+
+    def control(self, name: str) -> tuple[int | None, int | None]:
+        """Look up what is done to the weights of a variant.
+
+        Args:
+            name: As `variant` takes it.
+
+        Returns:
+            Seed of fresh weights and seed of permuted ones, None where they are the model's own.
+        """
+        kind, _, seed = name.partition("-")
+        if kind in ("init", "shuffled"):
+            return (int(seed), None) if kind == "init" else (None, int(seed))
+        return getattr(self.config, "random_init", None), getattr(self.config, "shuffled_weights", None)
+
+    def _load(self, random_init: int | None, shuffled_weights: int | None) -> LanguageModel:
+        config = self._named(ModelConfig)
+        return model.load_model(
+            config.model,
+            revision=config.revision,
+            device=config.device,
+            dtype=config.dtype,
+            random_init=random_init,
+            shuffled_weights=shuffled_weights,
+        )
+
+    def _give_up(self, asked: tuple[int | None, int | None]) -> None:
+        memory = machine.describe()["memory"]
+        sizes = {control: _bytes(kept) for control, kept in self._variants.items()}
+        for control in list(self._variants):
+            if memory is None or sum(sizes.values()) <= KEPT * memory:
+                return
+            if control not in (asked, self.control(OWN)):
+                del self._variants[control], sizes[control]
+
+    def _named(self, kind: type[T]) -> T:
+        """The options, of a kind that names what is asked for."""
+        if not isinstance(self.config, kind):
+            raise TypeError(f"options of {kind.__name__} name it, but these are {type(self.config).__name__}")
+        return self.config
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The layers that are looked at."""
+        return self._named(ModelConfig).layer_indices(self.model.n_layers)
+
+    def windows(self, part: Part = "all", count: int | None = None, *, at_most: bool = False) -> Windows:
+        """Draw windows of the text, once.
+
+        Args:
+            part: Of the documents, as `probe.text.load_windows` takes it.
+            count: How many; by default the option `windows`.
+            at_most: Where the text has fewer, take them all.
+
+        Returns:
+            The windows.
+        """
+        config = self._named(TextConfig)
+        wanted = config.windows if count is None else count
+
+        def draw() -> Windows:
+            return text.load_windows(
+                self.model,
+                dataset=None if config.text else config.dataset,
+                text=config.text,
+                split=config.split,
+                windows=wanted,
+                window_length=config.window_length,
+                part=part,
+                seed=config.seed,
+                at_most=at_most,
+            )
+
+        return self.keep(("windows", part, wanted, at_most), draw)
+
+    def draw(self, windows: Windows, count: int, *, followed: bool = False) -> Int[Tensor, "window chosen"]:
+        """Draw positions of windows from those that count.
+
+        Args:
+            windows: The windows.
+            count: Positions a window; fewer where a window has fewer.
+            followed: Only positions that a token of the window follows.
+
+        Returns:
+            Positions, sorted, the same number in each window; see `draw_positions`.
+        """
+        config = self._named(TextConfig)
+        return draw_positions(windows, count, skip_first=config.skip_first, seed=config.seed, followed=followed)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of what results depend on besides the options: weights, attention, and the text where one is read."""
+        found: dict[str, str] = {}
+        if isinstance(self.config, ModelConfig):
+            found |= {"weights": self.model.weight_hash, "attention": self.model.attention}
+        if isinstance(self.config, TextConfig):
+            found |= {"text": self.windows("all", 1).sha256}
+        return found
+
+    @property
+    def kind(self) -> str:
+        """Kind of model in a claim across architectures: "transformer", "state-space" or "control"."""
+        return kind_of(self._named(ModelConfig), recurrent=self.model.recurrent)
+
+    def attributes(self, scored: Windows) -> dict[str, Any]:
+        """Describe model and text for the Dataset.
+
+        Args:
+            scored: The windows that are measured.
+
+        Returns:
+            Attributes by name.
+        """
+        config = self._named(TextConfig)
+        return model_attributes(config, self.model) | {
+            "text": scored.name,
+            "demonstration": int(config.text is None and config.dataset == "sample"),
+            "n_scored_windows": scored.n_windows,
+            "n_documents_scored": scored.n_documents,
+            "window_length": scored.window_length,
+        }
+
+    def token_coordinates(self, windows: Windows, positions: Int[Tensor, "window chosen"]) -> dict[str, Any]:
+        """Give the coordinates of measured tokens along `query`: window, position, document, title, token, context.
+
+        Args:
+            windows: The windows.
+            positions: The measured positions of each.
+
+        Returns:
+            Coordinates by name, as `xarray.Dataset` takes them.
+        """
+        n_windows, chosen = positions.shape
+        window = [row for row in range(n_windows) for _ in range(chosen)]
+        position = positions.flatten().tolist()
+        document = windows.document[window]
+        decode = self.model.tokenizer.decode
+        tokens, contexts = [], []
+        for row, column in zip(window, position, strict=True):
+            tokens.append(decode([int(windows.tokens[row, column])]))
+            before = windows.tokens[row, max(0, column - CONTEXT_CHARACTERS) : column]
+            contexts.append(decode(before.tolist())[-CONTEXT_CHARACTERS:])
+        return {
+            "window": ("query", window),
+            "position": ("query", position),
+            "document": ("query", document.numpy()),
+            "title": ("query", [windows.titles[index] for index in document.tolist()]),
+            "token": ("query", tokens),
+            "context": ("query", contexts),
+        }
 
 
-def planned(
-    config: ModelConfig,
-    units: Mapping[str, Sequence[Unit]],
-    seconds: Mapping[str, float | int],
-    memory: Mapping[str, float | int],
-) -> Plan:
-    """What the stages of an analysis of a model would take.
+def _bytes(loaded: LanguageModel) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in loaded.module.parameters())
+
+
+def spread(layers: Sequence[int], count: int) -> list[int]:
+    """Choose some of the layers, evenly spread, first and last among them.
 
     Args:
-        config: Names the model.
-        units: By stage, in their order.
-        seconds: Of each stage, if it has units.
-        memory: Of each stage, in bytes, beyond the libraries and the weights.
+        layers: The layers.
+        count: How many at most.
 
     Returns:
-        The plan.
+        The chosen ones.
     """
-    weights = sum(p.numel() * p.element_size() for p in model_of(config).module.parameters())
-    return Plan([
-        StagePlan(stage, len(own), seconds[stage] if own else 0.0, int(LIBRARIES + weights + memory[stage]))
-        for stage, own in units.items()
-    ])
+    import torch
 
-
-@lru_cache(maxsize=6)
-def windows_of(config: TextConfig, windows: int, part: Part = "all", *, at_most: bool = False) -> Windows:
-    """Windows of a configuration's text, drawn once in a process; `part` as in `probe.text.load_windows`."""
-    return load_windows(
-        model_of(config),
-        dataset=None if config.text else config.dataset,
-        text=config.text,
-        split=config.split,
-        windows=windows,
-        window_length=config.window_length,
-        part=part,
-        seed=config.seed,
-        at_most=at_most,
-    )
-
-
-def layers_of(config: ModelConfig) -> list[int]:
-    """The layers that are analysed."""
-    return config.layer_indices(model_of(config).n_layers)
-
-
-def spread(layers: list[int], count: int) -> list[int]:
-    """At most `count` of the layers, evenly spread, first and last among them."""
     places = torch.linspace(0, len(layers) - 1, min(count, len(layers))).round().int().tolist()
     return [layers[place] for place in dict.fromkeys(places)]
 
@@ -111,7 +268,7 @@ def spread(layers: list[int], count: int) -> list[int]:
 def draw_positions(
     windows: Windows, count: int, *, skip_first: int, seed: int, followed: bool = False
 ) -> Int[Tensor, "window chosen"]:
-    """A seeded draw from each window's counted positions, sorted.
+    """Draw from each window's counted positions, under a seed.
 
     A window's positions depend on its tokens and the seed alone, whichever windows it is drawn with: analyses that read
     the same window measure it at the same positions, and can use each other's results.
@@ -124,11 +281,13 @@ def draw_positions(
         followed: Only positions that a token of the window follows.
 
     Returns:
-        Positions, the same number in each window.
+        Positions, sorted, the same number in each window.
 
     Raises:
         InputError: If a window has no such position.
     """
+    import torch
+
     counted = windows.counted(skip_first)
     if followed:
         counted[:, -1] = False
@@ -137,106 +296,42 @@ def draw_positions(
     if chosen < 1:
         raise InputError(
             f"every window needs a position that counts, and one of {windows.window_length} tokens with the first "
-            f"{skip_first} left out has none: pass a smaller --skip-first or a larger --window-length"
+            f"{skip_first} left out has none: pass a smaller skip_first= or a larger window_length="
         )
-    return drawn.topk(chosen, dim=1).indices.sort(dim=1).values
+    found: Tensor = drawn.topk(chosen, dim=1).indices.sort(dim=1).values
+    return found
 
 
-def _uniform(tokens: Int64[Tensor, " position"], seed: int) -> Float[Tensor, " position"]:
+def _uniform(tokens: Tensor, seed: int) -> Tensor:
     """Uniform numbers drawn from a window's tokens and a seed."""
+    import torch
+
     digest = hashlib.sha256(seed.to_bytes(8, "big", signed=True) + tokens.numpy().tobytes()).digest()
     return torch.rand(len(tokens), generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
 
 
-def fingerprint(model: LanguageModel, windows: Windows) -> dict[str, str]:
-    """What a run's results depend on besides its configuration, as `probe.runs.open_run` records it."""
-    return {"weights": model.weight_hash, "text": windows.sha256, "attention": model.attention}
-
-
-def notes(config: TextConfig) -> list[str]:
-    """What a report says at its head about a text that is only a demonstration."""
-    if config.dataset != "sample":
-        return []
-    return [
-        "The text is 45 short articles that ship with probe. For numbers to quote, run it on WikiText "
-        "(--dataset wikitext-2) or on a text of your own (--text FILE)."
-    ]
-
-
-def token_coordinates(
-    model: LanguageModel, windows: Windows, positions: Int[Tensor, "window chosen"]
-) -> dict[str, object]:
-    """Coordinates of the scored tokens along `query`: window, position, document, title, token and its context.
+def model_attributes(config: ModelConfig, named: Any) -> dict[str, Any]:
+    """Describe the model, or its weights alone, for the Dataset of any analysis.
 
     Args:
-        model: Its tokenizer shows the tokens.
-        windows: The scored windows.
-        positions: The scored positions of each.
+        config: The options.
+        named: A `LanguageModel`, or what `probe.weights.open_weights` gives.
 
     Returns:
-        Coordinates by name, as an `xarray.Dataset` takes them.
+        Attributes by name.
     """
-    n_windows, chosen = positions.shape
-    window = torch.arange(n_windows).repeat_interleave(chosen)
-    position = positions.flatten()
-    document = windows.document[window]
-    decode = model.tokenizer.decode
-    tokens, contexts = [], []
-    for w, p in zip(window.tolist(), position.tolist(), strict=True):
-        tokens.append(decode([int(windows.tokens[w, p])]))
-        contexts.append(decode(windows.tokens[w, max(0, p - CONTEXT_CHARACTERS) : p].tolist())[-CONTEXT_CHARACTERS:])
     return {
-        "window": ("query", window.numpy()),
-        "position": ("query", position.numpy()),
-        "document": ("query", document.numpy()),
-        "title": ("query", [windows.titles[d] for d in document.tolist()]),
-        "token": ("query", tokens),
-        "context": ("query", contexts),
-    }
-
-
-def variable(
-    dims: str | Sequence[str], values: np.ndarray, long_name: str, units: str | None = "1"
-) -> tuple[str | Sequence[str], np.ndarray, dict[str, str]]:
-    """A variable of a Dataset as `xarray.Dataset` takes it.
-
-    Args:
-        dims: Names of its axes.
-        values: Numbers, or labels.
-        long_name: What it is.
-        units: Its unit, "1" for a plain number; None for labels.
-
-    Returns:
-        Dimensions, values and attributes.
-    """
-    return dims, values, ({} if units is None else {"units": units}) | {"long_name": long_name}
-
-
-def subject_attributes(config: ModelConfig, model: LanguageModel | ModuleWeights) -> dict[str, Any]:
-    """What every analysis of a model, or of its weights alone, writes into its Dataset's attributes."""
-    return {
-        "model": model.name,
+        "model": named.name,
         "revision": config.revision or "",
-        "description": model.description,
-        "architecture": model.architecture,
-        "kind": kind_of(config, recurrent=model.recurrent),
-        "d_model": model.d_model,
-    }
-
-
-def attributes(config: TextConfig, scored: Windows) -> dict[str, Any]:
-    """What every analysis of a model on a text writes into its Dataset's attributes."""
-    return subject_attributes(config, model_of(config)) | {
-        "text": scored.name,
-        "demonstration": int(config.text is None and config.dataset == "sample"),
-        "n_scored_windows": scored.n_windows,
-        "n_documents_scored": scored.n_documents,
-        "window_length": scored.window_length,
+        "description": named.description,
+        "architecture": named.architecture,
+        "kind": kind_of(config, recurrent=named.recurrent),
+        "d_model": named.d_model,
     }
 
 
 def kind_of(config: ModelConfig, *, recurrent: bool) -> str:
-    """What a claim across architectures counts a model as; controls and our own small models decide nothing there.
+    """Sort a model for claims across architectures, in which controls and our own small models decide nothing.
 
     Args:
         config: Names the model.

@@ -1,4 +1,4 @@
-"""A run as its claims read it: variables by label; where tokens are scored, intervals over documents; a row a claim."""
+"""A run as its claims read it: variables by label, intervals over documents where tokens are scored, a row a claim."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Weights: TypeAlias = Num[np.ndarray, "..."]
 
 @runtime_checkable
 class Limits(Protocol):
-    """What every analysis's thresholds hold."""
+    """Fields that the thresholds of every analysis have."""
 
     @property
     def threshold_documents(self) -> int:
-        """Fewer scored documents than this decide nothing."""
+        """Least number of scored documents for a verdict."""
 
 
 T = TypeVar("T")
@@ -33,17 +33,17 @@ L = TypeVar("L", bound=Limits)
 
 
 class AbsentError(LookupError):
-    """A variable, or a label of it, that a claim needs is not in this run."""
+    """A run lacks a variable, or a label of it, that a claim needs."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the intervals of a run's claims are over.
+    """The sample over which the intervals of a run's claims are computed.
 
     Attributes:
-        unit: Its name in the plural: "documents", "seeds".
-        size: How many of them the run holds.
-        needed: Fewer than this decide nothing.
+        unit: Name of its members in the plural: "documents", "seeds".
+        size: Number of members in the run.
+        needed: Least number for a verdict.
     """
 
     unit: str
@@ -62,18 +62,18 @@ class Reading(ABC, Generic[T]):
     @property
     @abstractmethod
     def sample(self) -> Sample:
-        """What the intervals are over."""
+        """The sample over which the intervals are computed."""
 
     def get(self, variable: str, *, dims: Sequence[str] = ("layer", "query"), **labels: object) -> Floats:
-        """A variable at chosen labels as float64, axes in the order of ``dims``.
+        """Select a variable at chosen labels as float64, with axes in the order of ``dims``.
 
         Args:
-            variable: Its name.
+            variable: Name of the variable.
             dims: The dimensions that remain.
-            **labels: The labels chosen along the other dimensions.
+            **labels: The labels along the other dimensions.
 
         Returns:
-            Its values.
+            The values.
 
         Raises:
             AbsentError: If the variable or a label is absent, or holds no finite value.
@@ -91,20 +91,20 @@ class Reading(ABC, Generic[T]):
         return values
 
     def find(self, variable: str, *, dims: Sequence[str] = ("layer", "query"), **labels: object) -> Floats | None:
-        """As `get`, but None for what is absent: for values that are shown and decide nothing."""
+        """Select as `get` does, but return None if absent: for values that are shown and decide nothing."""
         try:
             return self.get(variable, dims=dims, **labels)
         except AbsentError:
             return None
 
     def repeats(self, kind: str, *, along: str = "variant") -> list[str]:
-        """The controls of a kind that were measured, one a seed or draw: the labels ``KIND-NUMBER``."""
+        """List the measured controls of a kind, one a seed or draw, by their labels ``KIND-NUMBER``."""
         return [str(label) for label in self.data[along].values if str(label).startswith(f"{kind}-")]
 
 
 @dataclass(frozen=True)
 class Table(Reading[L]):
-    """A run of scored tokens, whose documents are resampled."""
+    """A run of scored tokens whose documents are resampled."""
 
     resamples: int
 
@@ -119,13 +119,13 @@ class Table(Reading[L]):
         return Sample("documents", len(np.unique(self.documents)), self.thresholds.threshold_documents)
 
     def measured(self, values: Floats) -> Table[L]:
-        """The same run, of its scored tokens those alone at which something was measured.
+        """Restrict the run to the scored tokens at which something was measured.
 
-        What costs much is measured on fewer tokens than the rest: an interval must count the documents it rests on,
-        and a contrast compares the same tokens.
+        Expensive quantities are measured on fewer tokens than the rest: an interval must count the documents that it
+        rests on, and a contrast must compare the same tokens.
 
         Args:
-            values: (..., query), NaN where it was not measured.
+            values: (..., query), NaN where nothing was measured.
 
         Returns:
             A table of the tokens at which some value is finite.
@@ -134,7 +134,7 @@ class Table(Reading[L]):
         return replace(self, data=self.data.isel(query=np.flatnonzero(finite)))
 
     def intervals(self, statistic: Callable[[Weights], Mapping[str, float]]) -> dict[str, Interval]:
-        """Intervals of several named statistics from the same resamples of documents."""
+        """Compute intervals of several named statistics from the same resamples of documents."""
         n = len(self.documents)
         names = list(statistic(np.ones(n)))
 
@@ -142,7 +142,7 @@ class Table(Reading[L]):
             return np.array([*statistic(np.bincount(index, minlength=n).astype(np.float64)).values()])
 
         interval = bootstrap(values, self.documents, resamples=self.resamples, seed=self.seed)
-        return {name: interval[place] for place, name in enumerate(names)}
+        return {name: interval[index] for index, name in enumerate(names)}
 
 
 class Typical:
@@ -159,48 +159,49 @@ class Typical:
         self._ranking = Ranking(rows)
 
     def __call__(self, weights: Weights) -> float:
-        """The statistic of the resample in which each token occurs as often as its weight says."""
+        """Compute the statistic of the resample in which each token occurs as often as its weight says."""
         return float(self._ranking.median(weights).mean()) if self.layers else float("nan")
 
 
 def each(parts: Mapping[str, Callable[[Weights], float]]) -> Callable[[Weights], dict[str, float]]:
-    """The statistic that names the value of each part."""
+    """Combine statistics to one that returns the value of each by name."""
     return lambda weights: {name: part(weights) for name, part in parts.items()}
 
 
 def crossed(table: Table[Any], statistic: Callable[[Weights], Mapping[str, Floats | float]]) -> dict[str, Interval]:
-    """Intervals over documents and, where a statistic has a value for each seed of a control, over seeds as well.
+    """Compute intervals over documents and, where a statistic has a value for each seed of a control, over seeds too.
 
-    The documents are resampled with all seeds in place, the seeds vary with all documents in place; `joined` adds the
-    two errors.
+    Documents are resampled with all seeds in place, and seeds vary with all documents in place; `joined` adds the two
+    errors.
 
     Args:
         table: The run.
-        statistic: Weights of the tokens to named values; an array holds one value a seed, and its mean counts.
+        statistic: Function of the tokens' weights that gives named values; an array holds one value a seed, and its
+            mean counts.
 
     Returns:
-        Intervals by name; of documents alone where there is one value, or one seed.
+        Intervals by name; over documents alone where there is one value or one seed.
     """
 
     def means(weights: Weights) -> dict[str, float]:
         return {name: float(np.mean(value)) for name, value in statistic(weights).items()}
 
-    found = table.intervals(means)
+    intervals = table.intervals(means)
     for name, value in statistic(np.ones(len(table.documents))).items():
         if np.size(value) > 1:
-            found[name] = joined(found[name], seed_interval(np.asarray(value, dtype=np.float64)))
-    return found
+            intervals[name] = joined(intervals[name], seed_interval(np.asarray(value, dtype=np.float64)))
+    return intervals
 
 
 def joined(documents: Interval, seeds: Interval) -> Interval:
-    """The interval of a mean that varies with documents and, independently, with seeds.
+    """Compute the interval of a mean that varies with documents and, independently, with seeds.
 
     The two standard errors, each half an interval's width over its t quantile, add in squares; the degrees of freedom
     are Welch and Satterthwaite's ``(a² + b²)² / (a⁴/(n − 1) + b⁴/(m − 1))``.
 
     Args:
-        documents: Over n documents, all seeds in place.
-        seeds: Over m seeds, all documents in place, of the same level.
+        documents: Interval over n documents, all seeds in place.
+        seeds: Interval over m seeds, all documents in place, of the same level.
 
     Returns:
         A t interval around the documents' estimate.
@@ -209,7 +210,7 @@ def joined(documents: Interval, seeds: Interval) -> Interval:
     """
     level, n = 0.5 + documents.level / 2, documents.n_units
     freedom = np.array([n - 1, seeds.n_units - 1])
-    half = np.array([np.subtract(one.high, one.low) / 2 for one in (documents, seeds)])
+    half = np.array([np.subtract(interval.high, interval.low) / 2 for interval in (documents, seeds)])
     variances = np.square(half / stats.t.ppf(level, freedom))
     total = reach = variances.sum()  # 0 without any spread, NaN where an end is missing
     if total > 0:
@@ -221,7 +222,7 @@ def joined(documents: Interval, seeds: Interval) -> Interval:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a row found: `decide` adds the verdict."""
+    """The outcome of a row, to which `decide` adds the verdict."""
 
     evidence: Evidence
     statistic: str
@@ -232,7 +233,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Row:
-    """One claim: what it says, the field of the thresholds that holds its θ₀, how it is computed."""
+    """One claim: its sentence, the field of the thresholds that holds its θ₀, and its computation."""
 
     sentence: Sentence
     threshold: str
@@ -240,45 +241,46 @@ class Row:
 
 
 def claim_of(table: Reading[Any], row: Row) -> Claim:
-    """One row's claim; inconclusive, with the reason, where the run lacks what it needs.
+    """Decide the claim of one row; inconclusive, with the reason, where the run lacks what it needs.
 
     Args:
         table: The run.
-        row: A claim and how it is computed.
+        row: A claim and its computation.
 
     Returns:
         The claim.
     """
     sample = table.sample
     try:
-        found = row.compute(table)
+        finding = row.compute(table)
     except AbsentError as absent:
         bound = float(getattr(table.thresholds, row.threshold))
         nothing = Interval(float("nan"), float("nan"), float("nan"), sample.size, "none")
         evidence = Evidence([Criterion("θ", nothing, bound)], preconditions=[Condition(False, str(absent))])
-        found = Finding(evidence, "not computed", {}, unit=sample.unit)
-    deciding = [one.interval for one in (*found.evidence.parts, *found.evidence.contrasts) if one.interval is not None]
+        finding = Finding(evidence, "not computed", {}, unit=sample.unit)
+    criteria = (*finding.evidence.parts, *finding.evidence.contrasts)
+    deciding = [criterion.interval for criterion in criteria if criterion.interval is not None]
     fewest = min([sample.size, *(interval.n_units for interval in deciding)])
     enough = enough_units(fewest, sample.needed, sample.unit)
-    evidence = replace(found.evidence, preconditions=[*found.evidence.preconditions, enough])
+    evidence = replace(finding.evidence, preconditions=[*finding.evidence.preconditions, enough])
     return decide(
-        row.sentence, evidence, statistic=found.statistic, unit=found.unit, null=found.null, shown=found.shown
+        row.sentence, evidence, statistic=finding.statistic, unit=finding.unit, null=finding.null, shown=finding.shown
     )
 
 
 def claims_of(table: Reading[Any], rows: Sequence[Row]) -> list[Claim]:
-    """The claims of all rows, in their order: that in which they are printed.
+    """Decide the claims of all rows, in the order in which they are printed.
 
     Args:
         table: The run.
-        rows: Claims and how they are computed.
+        rows: Claims and their computations.
 
     Returns:
-        A claim a row; what the run cannot decide is inconclusive, and its reason says what is missing.
+        A claim a row; those that the run cannot decide are inconclusive, and their reasons name what is missing.
     """
     return [claim_of(table, row) for row in rows]
 
 
 def number(value: float) -> Interval:
-    """A value without an interval, to be printed beside a claim."""
+    """Wrap a value without an interval, to be printed beside a claim."""
     return Interval(value, float("nan"), float("nan"), 0, "none")

@@ -1,4 +1,4 @@
-"""A paper's sentence, the statistic that tests it, and a verdict that is computed.
+"""A paper's sentence, the statistic that tests it, and the computed verdict.
 
 A claim has one or more statistics θ, each with a threshold, and deciding contrasts Δ = θ − θ(control), each with a
 margin. All intervals come from the same resamples of the claim's unit. `judge` reads them in this order:
@@ -38,17 +38,17 @@ class Claim:
         id: For example "updates.alignment".
         statement: What the paper says, in one sentence.
         source: Paper and place, or "ours".
-        statistic: How θ is computed, in words.
+        statistic: Description of θ.
         estimate: θ of the whole sample; NaN if it could not be computed.
         ci_low: Lower end of the 95 % interval of θ.
         ci_high: Upper end.
         threshold: θ₀.
-        unit: What was resampled: "documents", "seeds", "blocks", "models".
-        n_units: How many of them.
+        unit: The resampled units: "documents", "seeds", "blocks", "models".
+        n_units: Number of units.
         null: The null line: name, estimate, ci_low, ci_high.
-        controls: Every contrast and every value shown beside: name, role, estimate, ci_low, ci_high, threshold.
+        controls: All contrasts and all values shown beside: name, role, estimate, ci_low, ci_high, threshold.
         verdict: "supported", "mechanical", "not supported" or "inconclusive".
-        reason: Why, with the numbers and the control that decided.
+        reason: Reason of the verdict, with the numbers and the control that decided.
     """
 
     id: str
@@ -86,14 +86,14 @@ class Claim:
         return _numbers(Interval(self.estimate, self.ci_low, self.ci_high, self.n_units, ""))
 
     def to_dict(self) -> dict[str, Any]:
-        """The claim as JSON can hold it: a number that is not finite becomes None."""
+        """Convert the claim to values that JSON can hold: a number that is not finite becomes None."""
         plain = _jsonable(asdict(self))
         assert isinstance(plain, dict)
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Claim:
-        """The claim that `to_dict` wrote; None becomes NaN again.
+        """Rebuild the claim that `to_dict` wrote; None becomes NaN again.
 
         Args:
             values: One object of ``claims.json``.
@@ -107,7 +107,10 @@ class Claim:
         expected = {entry.name for entry in fields(cls)}
         if set(values) != expected:
             odd = ", ".join(sorted(set(values) ^ expected))
-            raise InputError(f"a claim has exactly its {len(expected)} fields; missing or unknown: {odd}")
+            raise InputError(
+                f"a claim must have exactly its {len(expected)} fields, and these are missing or unknown: {odd}; "
+                "read a file that this version wrote"
+            )
         read: dict[str, Any] = dict(values)
         for number in ("estimate", "ci_low", "ci_high", "threshold"):
             read[number] = math.nan if values[number] is None else values[number]
@@ -116,7 +119,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Sentence:
-    """What is claimed and by whom, apart from any data."""
+    """A claimed statement and its source, apart from any data."""
 
     id: str
     statement: str
@@ -129,7 +132,7 @@ class Criterion:
 
     Attributes:
         name: For a contrast the control's name, as the reason prints it.
-        interval: Of θ or Δ; NaN or None where it could not be computed.
+        interval: Interval of θ or Δ; NaN or None where it could not be computed.
         bound: Threshold or margin.
         direction: "above": the interval must lie above the bound; "below": below it.
     """
@@ -141,7 +144,7 @@ class Criterion:
 
     @property
     def place(self) -> Place:
-        """Where the whole interval lies; an end on the bound counts as astride."""
+        """The place of the whole interval; with an end on the bound it is astride."""
         ends = self._ends()
         if not all(map(math.isfinite, ends)):
             return "missing"
@@ -160,7 +163,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Condition:
-    """Something that must hold, and the words for the case that it does not."""
+    """A condition of a verdict, and the reason to give if it does not hold."""
 
     holds: bool
     otherwise: str
@@ -173,8 +176,8 @@ class Evidence:
     Attributes:
         parts: The statistics θ, the headline first; all must lie beyond their thresholds.
         contrasts: The deciding contrasts Δ.
-        preconditions: Without one of these nothing is decided.
-        conditions: Without one of these the claim is not supported, but not refuted either.
+        preconditions: If one of these fails, nothing is decided.
+        conditions: If one of these fails, the claim is neither supported nor refuted.
         fixed_by: The identity that fixes θ whatever the model does; θ beyond its threshold is then mechanical.
     """
 
@@ -186,13 +189,13 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, str]:
-    """The verdict and its reason, by the order given at the head of this module.
+    """Judge the evidence in the order given at the head of this module.
 
     Args:
         evidence: Statistics, contrasts and conditions of one claim.
 
     Returns:
-        Verdict and a reason that names the numbers and the control.
+        The verdict, and a reason that names the numbers and the control.
     """
     parts, contrasts = evidence.parts, evidence.contrasts
     failed = [condition.otherwise for condition in evidence.preconditions if not condition.holds]
@@ -230,15 +233,15 @@ def decide(
     null: Mapping[str, Any],
     shown: Mapping[str, Interval] | None = None,
 ) -> Claim:
-    """The whole claim: verdict, headline numbers, and every control with its numbers.
+    """Decide a claim: verdict, headline numbers, and every control with its numbers.
 
     Args:
-        sentence: What is claimed.
-        evidence: What decides it; the first part gives estimate, interval and threshold.
-        statistic: How θ is computed, in words.
-        unit: What was resampled.
+        sentence: The claimed sentence.
+        evidence: The deciding evidence; its first part gives estimate, interval and threshold.
+        statistic: Description of θ.
+        unit: The resampled units.
         null: The null line (`line` makes one of an interval).
-        shown: Values printed beside, which decide nothing.
+        shown: Values printed beside the claim, which decide nothing.
 
     Returns:
         The claim.
@@ -271,14 +274,14 @@ def decide(
 
 
 def line(name: str, interval: Interval | None) -> dict[str, Any]:
-    """A named value with its interval, as it stands in a claim's ``null`` and ``controls``.
+    """Name a value with its interval, in the form of a claim's ``null`` and ``controls``.
 
     Args:
-        name: What the value is.
-        interval: Its estimate and ends; None where there is none.
+        name: Name of the value.
+        interval: Its estimate and ends, or None.
 
     Returns:
-        name, estimate, ci_low, ci_high; None for a number that is not finite.
+        Name, estimate, ci_low, ci_high; None for a number that is not finite.
     """
     values = (None, None, None) if interval is None else (interval.estimate, interval.low, interval.high)
     keys = ("estimate", "ci_low", "ci_high")
@@ -286,12 +289,12 @@ def line(name: str, interval: Interval | None) -> dict[str, Any]:
 
 
 def enough_units(n_units: int, needed: int, unit: str) -> Condition:
-    """The precondition that enough documents or seeds were resampled.
+    """State the precondition that enough documents or seeds were resampled.
 
     Args:
-        n_units: How many there are.
-        needed: How many it takes.
-        unit: Their name in the plural.
+        n_units: Number of units.
+        needed: Least number for a verdict.
+        unit: Name of the units in the plural.
 
     Returns:
         The condition.
@@ -306,7 +309,7 @@ def _numbers(interval: Interval | None) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    """Plain Python values; a number that is not finite becomes None, which JSON can hold."""
+    """Convert to plain Python values; a number that is not finite becomes None, which JSON can hold."""
     if isinstance(value, dict):
         return {key: _jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

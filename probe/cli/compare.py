@@ -18,6 +18,7 @@ import tyro
 
 from probe import display
 from probe.analysis import command
+from probe.analysis.config import RunOptions
 from probe.analysis.parsing import parse
 from probe.errors import InputError
 
@@ -49,7 +50,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "probe compare") -> int:
-    """The command line of a comparison.
+    """Run the command line of a comparison.
 
     Prints the path of the page on standard output.
 
@@ -67,4 +68,4 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe compare") -
 
         display.write_path(working.compare(options.runs, options.out))
 
-    return command.exit_status(work, shlex.join(command.typed(program, argv)))
+    return command.exit_status(work, shlex.join(command.typed(program, argv)), Options, RunOptions)

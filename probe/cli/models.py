@@ -1,4 +1,4 @@
-"""The names that models have, what each stands for, and which are on this machine: `probe models`.
+"""The names that models have, what each stands for, and the models that are on this machine: `probe models`.
 
 Nothing is loaded, and the hub is not asked.
 """
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Options:
-    """What each name of a model stands for, and whether the model is on this machine.
+    """The names of models, what each stands for, and whether the model is on this machine.
 
     A directory or a .gguf file works as a name, too, and so does every id of a model on the hub.
     """
@@ -86,7 +86,7 @@ def entries(*, every: bool = False) -> list[Entry]:
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "probe models") -> int:
-    """The command line of `probe models`.
+    """Run the command line of `probe models`.
 
     Args:
         argv: Arguments; those of this process by default.
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe models") ->
         else:
             _show(found)
 
-    return command.exit_status(work, program)
+    return command.exit_status(work, program, Options)
 
 
 def _show(found: Sequence[Entry]) -> None:

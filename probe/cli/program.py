@@ -62,7 +62,7 @@ Examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line.
+    """Run the command that is named first.
 
     Args:
         argv: Arguments; those of this process by default.
@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _analysis(name: str, argv: Sequence[str], program: str) -> int:
-    loaded = []
-    status = command.exit_status(lambda: loaded.append(analyses.load(name)), program)  # another package may be broken
-    return status or loaded[0].main(argv, program=program)
+    kinds: list[type[Any]] = []
+    status = command.exit_status(lambda: kinds.append(analyses.config_of(name)), program)  # of a package: may be broken
+    return status or command.main(name, kinds[0], lambda: analyses.load(name), argv, program=program)
 
 
 def _typed() -> str:
@@ -131,7 +131,7 @@ def _aligned(lines: Mapping[str, str], column: int) -> str:
 def _completion(words: Sequence[str]) -> str:
     if list(words) not in [[shell] for shell in SHELLS]:
         raise InputError(f"--completion takes one of {', '.join(SHELLS)}, got {shlex.join(words) or 'nothing'}")
-    kinds = {name: command.with_run_options(analyses.load(name).config) for name in analyses.names()}
+    kinds = {name: command.with_run_options(analyses.config_of(name)) for name in analyses.names()}
     for name, (module, _) in PROGRAMS.items():
         kinds[name] = importlib.import_module(module).Options
     commands = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in kinds.items()]

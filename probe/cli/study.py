@@ -1,4 +1,4 @@
-"""A paper as a study: one TOML names models, controls, settings and claims; its runs and their ledger come of it.
+"""A paper as a study: one TOML names models, controls, settings and claims; its runs and their ledger follow.
 
     probe study analyses/layer_updates.toml --text FILE
 
@@ -47,7 +47,7 @@ class Options:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where runs and ledger go; runs/study/NAME if none is named."""
     only: Annotated[str, tyro.conf.arg(metavar="PATTERN")] = "*"
-    """Work off only runs whose name ANALYSIS/LABEL matches one of these patterns, for example tokenwise/bundled-*."""
+    """Do only runs whose name ANALYSIS/LABEL matches one of these patterns, for example tokenwise/bundled-*."""
     ledger: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Another folder to write the ledger to, for example docs/ledger/layer_updates."""
     dry_run: bool = False
@@ -63,7 +63,7 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "probe study") -> int:
-    """The command line of a study.
+    """Run the command line of a study.
 
     Prints the path of the ledger's page on standard output, last.
 
@@ -90,4 +90,4 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe study") -> 
             quiet=options.quiet,
         )
 
-    return command.exit_status(work, shlex.join(command.typed(program, argv)))
+    return command.exit_status(work, shlex.join(command.typed(program, argv)), Options)

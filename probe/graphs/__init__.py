@@ -1,4 +1,6 @@
-"""Graphs of units, their communities, the place of a unit among them, and null graphs; needs no model.
+"""Graphs, the communities of their nodes, the position of a node among them, and null graphs; needs no model.
+
+A node is a column of the states or a row of the matrix: a coordinate of the stream, or a neuron of an MLP.
 
     g = correlation_graph(states)            # or from_matrix(A)
     c = communities(g, seed=0)               # c.labels, c.quality, c.stability
@@ -10,11 +12,12 @@
 - partitions: `ami`, `pairwise_ami`, `stability`, `consensus`, `canonical_labels`
 - nulls: `null_graph`, `permuted_columns`, `rewired`, `degree_deciles`, `compare_with_null`
 - drawing: `layout`
-- topology: `node_topology`, `participation`, `community_topology`
+- topology: `node_topology`, `participation_coefficient`, `community_topology`
 """
 
 from __future__ import annotations
 
+from probe.errors import renamed
 from probe.graphs.algorithms import Algorithm
 from probe.graphs.build import correlation_graph, from_matrix, permuted_columns
 from probe.graphs.detect import (
@@ -31,7 +34,7 @@ from probe.graphs.drawing import layout
 from probe.graphs.graph import Graph
 from probe.graphs.nulls import degree_deciles, null_graph, rewired
 from probe.graphs.partition import ami, canonical_labels, consensus, pairwise_ami, stability
-from probe.graphs.topology import community_topology, node_topology, participation
+from probe.graphs.topology import community_topology, node_topology, participation_coefficient
 
 __all__ = [
     "RESOLUTIONS",
@@ -54,9 +57,11 @@ __all__ = [
     "node_topology",
     "null_graph",
     "pairwise_ami",
-    "participation",
+    "participation_coefficient",
     "permuted_columns",
     "resolution_profile",
     "rewired",
     "stability",
 ]
+
+__getattr__ = renamed(__name__, {"participation": "participation_coefficient"})

@@ -1,14 +1,14 @@
-"""One run of one algorithm: Leiden and Louvain of an objective with signs, Infomap, spectral clustering.
+"""One run of one algorithm: Leiden or Louvain on a signed objective, Infomap, spectral clustering.
 
 Objectives, of edge weights w with signs, resolution γ, and δ = 1 inside a community:
 
 - ``cpm``: ``Σ_{i<j} (w_ij − γ) δ_ij``. No resolution limit, and negative weights as they are (Traag, Van Dooren &
   Nesterov, arXiv 1104.3083). γ is a weight; it is given in units of γ₀, the mean ``|w|`` over all pairs.
-- ``modularity``: ``Σ_{i<j}`` of positive weights against their configuration model less the same of negative ones
+- ``modularity``: ``Σ_{i<j}`` of positive weights against their configuration model, less the same for negative ones
   (Gómez, Jensen & Arenas, arXiv 0812.3030); γ multiplies both models and is 1 for Newman's modularity.
 
 Leiden moves a node only to communities that it has an edge to. Under signed modularity two nodes without an edge can
-belong together (each is less hostile than chance), and then the best partition is out of its reach.
+belong together (each is less hostile than chance), and then Leiden cannot reach the best partition.
 
 Signs: ``signed`` as written, ``layers`` the same as a two-layer multiplex with layer weights (1, −1), ``merged`` with
 ``|w|`` for w, which loses opposed communities.
@@ -41,20 +41,21 @@ _igraph_random = threading.Lock()
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How communities are found.
+    """A way to find communities: method, objective and treatment of signs.
 
     Attributes:
         method: ``leiden`` and ``louvain`` maximise the objective; Louvain is Leiden's local moves and aggregation
             without its refinement, in one layer, so it cannot do signed modularity. ``infomap`` compresses random
             walks; it has no resolution. ``spectral`` is k-means on the rows of the leading eigenvectors of the
             normalised signed adjacency (Ng, Jordan & Weiss 2001; Kunegis 2010).
-        objective: ``cpm`` or ``modularity``; what quality is measured by, whatever the method.
-        signs: How negative weights enter. Infomap, whose walks cannot follow them, leaves them out unless ``merged``.
-        n_communities: For ``spectral``: how many; None takes as many of two nodes and more as Leiden finds.
-        iterations: Of Leiden; −1 goes on until nothing improves; 2 takes a quarter of the time in noise.
+        objective: ``cpm`` or ``modularity``; the measure of quality, whatever the method.
+        signs: Treatment of negative weights. Infomap's walks cannot follow them; it leaves them out unless ``merged``.
+        n_communities: Their number, for ``spectral``; None takes the number of communities of two or more nodes that
+            Leiden finds.
+        iterations: Iterations of Leiden; −1 continues until nothing improves; 2 take a quarter of the time in noise.
 
     Raises:
-        InputError: If there is no such method, objective or way with signs.
+        InputError: If the method, objective or treatment of signs is unknown.
     """
 
     method: Method = "leiden"
@@ -70,23 +71,23 @@ class Algorithm:
             ("signs", self.signs, ("signed", "layers", "merged")),
         ):
             if value not in known:
-                raise InputError(f"{name} is one of {', '.join(known)}, got {value!r}: choose one of them")
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}: choose one of them")
 
     def seen(self, graph: Graph) -> Graph:
-        """The graph with the weights that the objective sees: merged signs are absolute values."""
+        """Return the graph with the weights that the objective sees: merged signs are absolute values."""
         return graph.with_weights(np.abs(graph.weights)) if self.signs == "merged" else graph
 
     def gamma(self, graph: Graph, resolution: float) -> float:
-        """The objective's γ: for CPM the resolution in units of the mean ``|w|`` over pairs."""
+        """Convert a resolution to the objective's γ: for CPM it is in units of the mean ``|w|`` over pairs."""
         return resolution * graph.mean_weight if self.objective == "cpm" else resolution
 
     def run(self, graph: Graph, resolution: float, seed: int) -> Labels:
-        """One partition from one seed.
+        """Find one partition from one seed.
 
         Args:
             graph: The graph, signs as they are.
             resolution: Resolution in units of γ₀ (CPM) or of 1 (modularity).
-            seed: Of the algorithm's random choices.
+            seed: Seed of the algorithm's random choices.
 
         Returns:
             Canonical labels, (n,).
@@ -104,7 +105,7 @@ class Algorithm:
         return self._optimise(graph, resolution, seed)
 
     def quality(self, graph: Graph, labels: Labels, resolution: float) -> float:
-        """The objective of a partition per edge weight: divided by ``Σ|w|``.
+        """Evaluate the objective of a partition per edge weight: divided by ``Σ|w|``.
 
         Args:
             graph: The graph, signs as they are.
@@ -146,7 +147,7 @@ class Algorithm:
         if two and self.objective == "modularity":
             raise InputError(
                 "Louvain moves nodes in one layer and signed modularity has two: "
-                'take objective="cpm", or signs="merged", or method="leiden"'
+                'choose objective="cpm", signs="merged" or method="leiden"'
             )
         partition = layer(graph, gamma)
         if self.method == "leiden":
@@ -208,7 +209,7 @@ def _spectral(graph: Graph, count: int, seed: int) -> Labels:
 
 @contextmanager
 def seeded_igraph(seed: int) -> Iterator[None]:
-    """Let igraph draw from a seed of its own, then from Python's `random` again, as it does when imported."""
+    """Let igraph draw from a generator with this seed, then from Python's `random` again, its default."""
     import igraph
 
     with _igraph_random:

@@ -1,9 +1,9 @@
 """Graphs from states and from matrices, and the Haar-random basis as the null of the former.
 
-A correlation graph of residual coordinates depends on the basis in which the states are written. Its deciding null is
-therefore the same standardised states in a Haar-random basis: the covariance has the same spectrum, and only the
-coordinates mean nothing. Permuting each column over the tokens or rewiring the edges destroys the spectrum as well, so
-that any low-rank structure passes such nulls.
+A correlation graph of residual coordinates depends on the basis in which the states are written. The null that
+decides is therefore the same standardised states in a Haar-random basis: the covariance has the same spectrum, and only
+the coordinates lose their meaning. Permuting each column over the tokens or rewiring the edges destroys the spectrum as
+well, so that any low-rank structure passes such nulls.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from probe.geometry import haar_frame
 from probe.graphs.graph import Graph
 from probe.graphs.sparsify import sparsify
 
-States: TypeAlias = Float[Tensor, "token unit"] | Float[np.ndarray, "token unit"]
-Matrix: TypeAlias = Float[Tensor, "unit other"] | Float[np.ndarray, "unit other"]
+States: TypeAlias = Float[Tensor, "token node"] | Float[np.ndarray, "token node"]
+Matrix: TypeAlias = Float[Tensor, "node other"] | Float[np.ndarray, "node other"]
 Kind: TypeAlias = Literal["signed", "absolute", "partial"]
 
 TOP_K = 30
@@ -34,12 +34,12 @@ BLOCK = 512
 def correlation_graph(
     states: States, *, kind: Kind = "signed", top_k: int | None = None, density: float | None = None
 ) -> Graph:
-    """Graph of units that go together: an edge is a strong correlation of two columns over the tokens.
+    """Build the graph of strong correlations over the tokens: each column of the states is a node.
 
-    ``r_ij`` of the standardised columns; for ``kind="partial"`` the correlation given all other units,
-    ``r_ij = −P_ij / sqrt(P_ii P_jj)`` with the precision ``P = ((1 − s) C + s I)⁻¹`` of the correlation matrix, shrunk
-    by Ledoit and Wolf's s. Kept are each unit's k strongest pairs by ``|r|``, symmetrised by OR, or the strongest pairs
-    at a given density. A column without spread is an isolated node.
+    A weight is ``r_ij`` of the standardised columns. For ``kind="partial"`` it is the correlation given all other
+    columns, ``r_ij = −P_ij / sqrt(P_ii P_jj)`` with the precision ``P = ((1 − s) C + s I)⁻¹`` of the correlation
+    matrix, shrunk by Ledoit and Wolf's s. Each node keeps its k strongest pairs by ``|r|``, symmetrised by OR; or the
+    strongest pairs are kept up to a given density. A column without spread is an isolated node.
 
     A correlation of N tokens has noise of ``1/√N``: with fewer than about 2d tokens the strongest links are noise (at
     N = 1,000 and d = 4,096 the top 30 are). Take more tokens, or the shrunk partial correlation.
@@ -48,23 +48,23 @@ def correlation_graph(
         states: N states in rows, any float dtype, (N, d).
         kind: ``"signed"`` keeps the sign of r, ``"absolute"`` takes ``|r|``, ``"partial"`` the signed partial
             correlation.
-        top_k: Neighbours a unit keeps, 30 where neither rule is given.
+        top_k: Neighbours that a node keeps; 30 if neither rule is given.
         density: Share of all pairs to keep instead.
 
     Returns:
         The graph; its `null` draws graphs of the same states in a Haar-random basis and holds a reference to them.
 
     Raises:
-        InputError: If Fewer than three tokens or two units, or a value that is not finite.
+        InputError: If there are fewer than three tokens or two columns, or a value is not finite.
 
     Cost: N d² multiplications in blocks of 512 rows, one standardised copy of the states; partial correlation takes the
-    d × d matrix in float64 and d³. At d = 4,096 and N = 8,192 some seconds.
+    d × d matrix in float64 and d³. At d = 4,096 and N = 8,192 a few seconds.
     """
     found = torch.as_tensor(states)
     if len(found) < 3 or found.shape[1] < 2:
-        raise InputError(f"a correlation needs 3 tokens and 2 units, got states {tuple(found.shape)}: give (N, d)")
+        raise InputError(f"a correlation needs 3 tokens and 2 columns, got states {tuple(found.shape)}: pass (N, d)")
     if not bool(found.isfinite().all()):
-        raise InputError("states must be finite, got NaN or infinity: leave such tokens or units out")
+        raise InputError("states must be finite, got NaN or infinity: leave such tokens or columns out")
     source = _Source(found, kind, TOP_K if top_k is None and density is None else top_k, density)
     if kind == "partial":
         return source.graph(source.matrix)
@@ -79,14 +79,14 @@ def correlation_graph(
 
 
 def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None, density: float | None = None) -> Graph:
-    """Graph of a matrix of couplings: weights between units, or a Jacobian, made symmetric.
+    """Build the graph of a matrix of couplings, such as weights or a Jacobian, made symmetric.
 
-    ``(A + Aᵀ)/2``, or ``(|A| + |A|ᵀ)/2`` where only the size of a coupling counts; the diagonal is left out.
+    ``(A + Aᵀ)/2``, or ``(|A| + |A|ᵀ)/2`` if only the size of a coupling counts; the diagonal is left out.
 
     Args:
-        A: Coupling of each pair of units, (d, d); a symmetric matrix is taken as it is.
+        A: Coupling of each pair of nodes, (d, d); a symmetric matrix is taken as it is.
         magnitude: Take absolute values first: opposite couplings of a pair then add up instead of cancelling.
-        top_k: Neighbours a unit keeps; all pairs that are not zero where neither rule is given.
+        top_k: Neighbours that a node keeps; all pairs that are not zero if neither rule is given.
         density: Share of all pairs to keep instead.
 
     Returns:
@@ -97,9 +97,9 @@ def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None,
     """
     coupling = torch.as_tensor(A)
     if coupling.shape[0] != coupling.shape[1]:
-        raise InputError(f"A couples units with units, got {tuple(coupling.shape)}: give a square matrix")
+        raise InputError(f"A must be square, got {tuple(coupling.shape)}: pass a coupling for each pair of nodes")
     if not bool(coupling.isfinite().all()):
-        raise InputError("couplings must be finite, got NaN or infinity: leave such units out")
+        raise InputError("couplings must be finite, got NaN or infinity: leave such nodes out")
     coupling = coupling.abs() if magnitude else coupling
     edges, weights = sparsify(
         lambda start: (coupling[start : start + BLOCK] + coupling[:, start : start + BLOCK].mT).double() / 2,
@@ -113,13 +113,14 @@ def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None,
 def permuted_columns(
     states: States, seed: int, *, kind: Kind = "signed", top_k: int | None = None, density: float | None = None
 ) -> Graph:
-    """Null graph of states whose columns are permuted over the tokens, each by itself: no correlation but by chance.
+    """Draw the null graph of states whose columns are permuted over the tokens, each separately.
 
-    Far too weak to decide anything about a real model, whose states have a steep spectrum; shown beside the Haar basis.
+    Any correlation that is left is chance. Far too weak to decide anything about a real model, whose states have a
+    steep spectrum; shown beside the Haar basis.
 
     Args:
         states: N states in rows, (N, d).
-        seed: Of the permutations.
+        seed: Seed of the permutations.
         kind: As in `correlation_graph`.
         top_k: As in `correlation_graph`.
         density: As in `correlation_graph`.
@@ -135,22 +136,22 @@ def permuted_columns(
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """The states of a correlation graph and how it was made: what its null graphs are drawn from."""
+    """The states and options of a correlation graph, from which its null graphs are drawn."""
 
-    states: Float[Tensor, "token unit"]
+    states: Float[Tensor, "token node"]
     kind: Kind
     top_k: int | None
     density: float | None
 
     def null(self, seed: int) -> Graph:
-        """The graph of the same standardised states in a Haar-random basis Q: from ``Qᵀ M Q``."""
+        """Draw the graph of the same standardised states in a Haar-random basis Q: from ``Qᵀ M Q``."""
         generator = torch.Generator(self.matrix.device).manual_seed(seed)
         basis = haar_frame(len(self.matrix), len(self.matrix), generator, dtype=self.matrix.dtype)
         return self.graph(basis.mT @ self.matrix @ basis)
 
     @cached_property
-    def matrix(self) -> Float[Tensor, "unit unit"]:
-        """The correlation matrix C, or the precision of the shrunk one, which turns with the basis just so."""
+    def matrix(self) -> Float[Tensor, "node node"]:
+        """The correlation matrix C, or the precision of the shrunk one, which turns with the basis the same way."""
         standard = _standardised(self.states)
         if self.kind != "partial":
             return standard.mT @ standard
@@ -160,13 +161,13 @@ class _Source:
         shrinkage = ledoit_wolf_shrinkage(rows.cpu().numpy(), assume_centered=True)
         shrunk = (1 - shrinkage) * (rows.mT @ rows) / len(rows)
         shrunk.diagonal().add_(shrinkage)
-        # A column without spread has neither variance nor, for want of shrinkage, an inverse.
+        # A column without spread has no variance and, without shrinkage, no inverse.
         shrunk.diagonal()[(rows == 0).all(0)] = 1.0
         precision: Tensor = torch.linalg.inv(shrunk)
         return precision
 
-    def graph(self, matrix: Float[Tensor, "unit unit"]) -> Graph:
-        """The sparse graph of a covariance or precision matrix, scaled to unit diagonal."""
+    def graph(self, matrix: Float[Tensor, "node node"]) -> Graph:
+        """Build the sparse graph of a covariance or precision matrix, scaled to unit diagonal."""
         scale = matrix.diagonal().clamp(min=torch.finfo(matrix.dtype).tiny).rsqrt()
         sign = -1.0 if self.kind == "partial" else 1.0
         edges, weights = sparsify(
@@ -179,17 +180,17 @@ class _Source:
         )
         return Graph(len(matrix), edges, weights, f"{self.kind} correlation", self.null)
 
-    def weight(self, r: Float[Tensor, "rows unit"]) -> Float[Tensor, "rows unit"]:
-        """The weight that a correlation gives an edge."""
+    def weight(self, r: Float[Tensor, "rows node"]) -> Float[Tensor, "rows node"]:
+        """Turn correlations into weights of edges, in place."""
         return r.abs_().clamp_(max=1) if self.kind == "absolute" else r.clamp_(-1, 1)
 
 
-def _standardised(states: Float[Tensor, "token unit"]) -> Float[Tensor, "token unit"]:
+def _standardised(states: Float[Tensor, "token node"]) -> Float[Tensor, "token node"]:
     """Columns of mean 0 and length 1, so that ``ZᵀZ`` is the correlation; a column without spread is zero."""
     dtype = torch.promote_types(states.dtype, torch.float32)
-    mean: Float64[Tensor, " unit"] = states.mean(0, dtype=torch.float64)
+    mean: Float64[Tensor, " node"] = states.mean(0, dtype=torch.float64)
     centred = states.to(dtype, copy=True).sub_(mean.to(dtype))
     length: Tensor = torch.linalg.vector_norm(centred, dim=0)
-    # What rounding leaves of a constant column is no spread.
+    # The rounding of a constant column is not spread.
     rounding = 4 * torch.finfo(dtype).eps * mean.abs().to(dtype) * len(states) ** 0.5
     return centred.mul_(torch.where(length > rounding, 1 / length, 0.0))

@@ -1,4 +1,4 @@
-"""Communities by consensus over seeds, the resolution at which they are stable, and whether a null has them too."""
+"""Communities by consensus over seeds, the resolution at which they are stable, and their comparison with a null."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ RESOLUTIONS = tuple(2.0**power for power in range(-4, 4))
 
 @dataclass(frozen=True, eq=False)
 class Communities:
-    """The consensus partition of a graph and how sure it is.
+    """The consensus partition of a graph, with its quality and its stability.
 
     Attributes:
-        labels: The community of each node, by falling size, then smallest member, (n,).
+        labels: The community of each node, by decreasing size, then smallest member, (n,).
         quality: The objective of the consensus partition per edge weight.
-        modularity: Signed modularity of the same partition at resolution 1, beside.
+        modularity: Signed modularity of the same partition at resolution 1, for comparison.
         stability: Mean pairwise AMI of the seeds' partitions.
         stability_error: Its standard error by the jackknife over seeds.
         resolution: In units of γ₀ (CPM) or of 1 (modularity).
-        algorithm: How it was found.
+        algorithm: The algorithm that found it.
         runs: The partition of each seed, canonical labels, (run, n).
     """
 
@@ -46,12 +46,12 @@ class Communities:
 
     @property
     def sizes(self) -> Int[np.ndarray, " community"]:
-        """Number of nodes of each community, falling."""
+        """Number of nodes of each community, decreasing."""
         return np.bincount(self.labels)
 
     @property
     def n_communities(self) -> int:
-        """Number of communities of two nodes and more."""
+        """Number of communities of two or more nodes."""
         return int((self.sizes > 1).sum())
 
 
@@ -62,7 +62,7 @@ class ResolutionChoice:
     Attributes:
         resolution: In units of γ₀ (CPM) or of 1 (modularity); NaN where no resolution has two communities.
         excess: Stability there above that of the null; NaN likewise.
-        stable: Whether any excess passes the least that counts: if not, there are no stable communities.
+        stable: True if the largest excess passes the least that counts; if not, there are no stable communities.
     """
 
     resolution: float
@@ -75,10 +75,10 @@ class NullComparison:
     """A graph's communities beside those of its null graphs, found in the same way.
 
     Attributes:
-        quality: Of the graph.
-        null_quality: Of each null graph, (draw,).
-        stability: Of the graph.
-        null_stability: Of each null graph, (draw,).
+        quality: Quality of the graph's communities.
+        null_quality: Quality of the communities of each null graph, (draw,).
+        stability: Stability of the graph's communities.
+        null_stability: Stability of the communities of each null graph, (draw,).
     """
 
     quality: float
@@ -93,7 +93,7 @@ class NullComparison:
 
     @property
     def above(self) -> bool:
-        """Whether the quality lies above the 95 % point of the null's."""
+        """True if the quality lies above the 95 % point of the null's."""
         return bool(self.quality > np.quantile(self.null_quality, 0.95))
 
 
@@ -109,23 +109,23 @@ def communities(
     seeds: int = 10,
     seed: int = 0,
 ) -> Communities:
-    """Communities of units: the consensus of several seeds.
+    """Find the communities of a graph by consensus over several seeds.
 
-    At a fixed resolution this takes one run a seed. `resolution_profile` and `choose_resolution` find the resolution
-    whose partitions are the most stable beyond a null, which takes hundreds of runs; whether a graph has communities at
-    all is for `compare_with_null` to say. In pure noise every algorithm finds some: their stability is low.
+    At a fixed resolution this takes one run for each seed. `resolution_profile` and `choose_resolution` find the
+    resolution whose partitions are the most stable beyond a null, which takes hundreds of runs. `compare_with_null`
+    tests whether a graph has communities at all: in pure noise every algorithm finds some, of low stability.
 
     Args:
         graph: A graph, or states (N, d), which stand for their signed correlation graph.
         method: ``leiden``, ``louvain``, ``infomap`` or ``spectral``; see `Algorithm`.
         objective: ``cpm`` or ``modularity``.
         signs: ``signed``, ``layers`` (a two-layer multiplex) or ``merged``.
-        n_communities: How many, for ``spectral``.
-        iterations: Of Leiden in each run; −1 goes on until nothing improves.
+        n_communities: Their number, for ``spectral``.
+        iterations: Iterations of Leiden in each run; −1 continues until nothing improves.
         resolution: In units of the mean ``|w|`` over all pairs (CPM) or of 1 (modularity); or what `choose_resolution`
             returned.
         seeds: Number of runs, at least 3.
-        seed: From which the runs' seeds are drawn: equal seeds give equal partitions in any process.
+        seed: Seed from which the runs' seeds are drawn: equal seeds give equal partitions in any process.
 
     Returns:
         The partition with its quality and stability.
@@ -133,7 +133,7 @@ def communities(
     Raises:
         InputError: If the resolution is not positive, or there are fewer than three seeds.
 
-    Cost: with leiden and 10 seeds about 10 s for 4,096 units of 30 neighbours with clear structure, several times that
+    Cost: with leiden and 10 seeds about 10 s for 4,096 nodes of 30 neighbours with clear structure, several times that
     in noise.
 
     Source: Traag, Waltman & van Eck, *From Louvain to Leiden*, arXiv 1810.08473.
@@ -153,29 +153,29 @@ def resolution_profile(
     draws: int = 5,
     seed: int = 0,
 ) -> xr.Dataset:
-    """How number, quality and stability of communities depend on the resolution, for a graph and for its null.
+    """Measure number, quality and stability of communities over resolutions, for a graph and for its null.
 
     Each graph, null graphs included, has its own γ₀, so that a resolution means the same on all of them.
 
     Args:
         graph: The graph.
-        algorithm: How communities are found.
+        algorithm: The way to find communities.
         resolutions: In units of γ₀ (CPM) or of 1 (modularity).
         seeds: Runs at each resolution, at least 3.
-        draws: Null graphs.
-        seed: From which the seeds of runs and null graphs are drawn.
+        draws: Number of null graphs.
+        seed: Seed from which the seeds of runs and null graphs are drawn.
 
     Returns:
-        Dataset over `resolution` with `communities` (of two nodes and more; median over seeds), `quality` (mean over
+        Dataset over `resolution` with `communities` (of two or more nodes; median over seeds), `quality` (mean over
         seeds), `stability`, `stability_error`, and over (`draw`, `resolution`) `null_quality` and `null_stability`.
 
     Raises:
-        InputError: If A resolution is not positive, or there are fewer than three seeds.
+        InputError: If a resolution is not positive, or there are fewer than three seeds.
 
-    Cost: ``(1 + draws) · len(resolutions) · seeds`` runs, 480 as it stands.
+    Cost: ``(1 + draws) · len(resolutions) · seeds`` runs, 480 by default.
     """
-    nulls = [null_graph(graph, own) for own in _seeds(seed + 1, draws)]
-    rows = [[_spread(one, algorithm, value, seeds, seed) for value in resolutions] for one in (graph, *nulls)]
+    nulls = [null_graph(graph, null_seed) for null_seed in _seeds(seed + 1, draws)]
+    rows = [[_spread(each, algorithm, value, seeds, seed) for value in resolutions] for each in (graph, *nulls)]
     table = np.asarray(rows)  # (graph, resolution, measure)
     names = ("communities", "quality", "stability", "stability_error")
     data = xr.Dataset(
@@ -194,7 +194,7 @@ def resolution_profile(
 def choose_resolution(
     profile: xr.Dataset, *, least_communities: int = 8, least_excess: float = 0.2
 ) -> ResolutionChoice:
-    """The resolution whose communities are the most stable beyond the null: the coarsest of those as good as the best.
+    """Choose the resolution of the most stable communities beyond the null: the coarsest of those as good as the best.
 
     Excess is the stability less the mean stability of the null graphs. The best resolution has the largest excess;
     chosen is the coarsest within one standard error of it (over seeds and null graphs) that has enough communities, or
@@ -203,7 +203,7 @@ def choose_resolution(
 
     Args:
         profile: From `resolution_profile`.
-        least_communities: What is enough.
+        least_communities: Number of communities that is enough.
         least_excess: The excess above which communities are stable.
 
     Returns:
@@ -226,15 +226,15 @@ def choose_resolution(
 
 
 def compare_with_null(graph: Graph, found: Communities, *, draws: int = 20, seed: int = 0) -> NullComparison:
-    """Are a graph's communities better than those of its null graphs, found in the same way?
+    """Compare a graph's communities with those of its null graphs, found in the same way.
 
     Each null graph goes through the same consensus at the same resolution in units of its own γ₀.
 
     Args:
         graph: The graph.
         found: Its communities.
-        draws: Null graphs; 20 are the least whose p value can pass .05.
-        seed: From which the seeds of the null graphs are drawn.
+        draws: Number of null graphs; the p value can fall below .05 from 20 on.
+        seed: Seed from which the seeds of the null graphs are drawn.
 
     Returns:
         Qualities and stabilities of both.
@@ -243,8 +243,8 @@ def compare_with_null(graph: Graph, found: Communities, *, draws: int = 20, seed
     """
     seeds = len(found.runs)
     nulls = [
-        _communities(null_graph(graph, own), found.algorithm, found.resolution, seeds, own)
-        for own in _seeds(seed, draws)
+        _communities(null_graph(graph, null_seed), found.algorithm, found.resolution, seeds, null_seed)
+        for null_seed in _seeds(seed, draws)
     ]
     quality = np.asarray([null.quality for null in nulls])
     return NullComparison(found.quality, quality, found.stability, np.asarray([null.stability for null in nulls]))
@@ -278,10 +278,10 @@ def _runs(graph: Graph, algorithm: Algorithm, resolution: float, seeds: int, see
     if not (np.isfinite(resolution) and resolution > 0):
         raise InputError(f"resolution must be positive, got {resolution}: it is in units of the mean |w| over pairs")
     if seeds < 3:
-        raise InputError(f"a consensus and its stability need at least 3 seeds, got {seeds}: ask for more")
-    return np.stack([canonical_labels(algorithm.run(graph, resolution, own)) for own in _seeds(seed, seeds)])
+        raise InputError(f"a consensus and its stability need at least 3 seeds, got {seeds}: pass more")
+    return np.stack([canonical_labels(algorithm.run(graph, resolution, run_seed)) for run_seed in _seeds(seed, seeds)])
 
 
 def _seeds(seed: int, count: int) -> list[int]:
     """Seeds below 2³¹, drawn from one."""
-    return [int(own) >> 1 for own in np.random.SeedSequence(seed).generate_state(count)]
+    return [int(state) >> 1 for state in np.random.SeedSequence(seed).generate_state(count)]

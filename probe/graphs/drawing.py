@@ -1,4 +1,4 @@
-"""Where to draw the nodes of a graph."""
+"""The positions at which the nodes of a graph are drawn."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from probe.graphs.algorithms import seeded_igraph
 from probe.graphs.graph import Graph
 from probe.graphs.partition import Labels
 
-INSIDE = 4.0  # how much stronger a link inside a community pulls
+INSIDE = 4.0  # the pull of a link inside a community, relative to others
 
 
 def layout(graph: Graph, labels: Labels, *, seed: int = 0) -> Float[np.ndarray, "node 2"]:
-    """Places of the nodes in the plane by Fruchterman and Reingold's forces, communities held together.
+    """Place the nodes in the plane by Fruchterman and Reingold's forces, communities held together.
 
     Links pull by ``|w|``, those inside a community four times as much.
 
     Args:
         graph: The graph.
         labels: The community of each node, (n,).
-        seed: Of the places at the start.
+        seed: Seed of the initial positions.
 
     Returns:
         Coordinates, centred, of unit root mean square, (n, 2).
@@ -30,6 +30,6 @@ def layout(graph: Graph, labels: Labels, *, seed: int = 0) -> Float[np.ndarray, 
     network = graph.to_igraph()
     with seeded_igraph(seed):
         found = network.layout_fruchterman_reingold(weights=pull.tolist())
-    place = np.asarray(found.coords, dtype=np.float64)
-    place -= place.mean(axis=0)
-    return np.asarray(place / max(float(np.sqrt(np.square(place).mean())), np.finfo(float).tiny))
+    positions = np.asarray(found.coords, dtype=np.float64)
+    positions -= positions.mean(axis=0)
+    return np.asarray(positions / max(float(np.sqrt(np.square(positions).mean())), np.finfo(float).tiny))

@@ -1,4 +1,4 @@
-"""A weighted, undirected graph of units, and its way out to igraph, networkx and GraphML."""
+"""A weighted, undirected graph, and its export to igraph, networkx and GraphML."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Graph:
         n_nodes: Number of nodes n.
         edges: Pairs i < j in lexicographic order, (edge, 2).
         weights: Weight of each edge, finite and not zero, (edge,).
-        kind: What a weight is, in words.
-        null: Draws a null graph from a seed. Graphs of correlations bring the Haar-random basis of their states, to
-            which it holds a reference; without one, `null_graph` rewires.
+        kind: Meaning of a weight, in words.
+        null: Function that draws a null graph from a seed. That of a graph of correlations takes a Haar-random basis of
+            its states, to which it holds a reference. Without one, `null_graph` rewires.
 
     Raises:
         InputError: If the edges or weights are not as described.
@@ -45,11 +45,11 @@ class Graph:
         inside = not len(code) or bool(self.edges.min() >= 0 and self.edges.max() < self.n_nodes)
         if not (inside and (self.edges[:, 0] < self.edges[:, 1]).all() and (np.diff(code) > 0).all()):
             raise InputError(
-                f"edges are pairs i < j < {self.n_nodes} in lexicographic order, each once: "
+                f"edges must be pairs i < j < {self.n_nodes} in lexicographic order, each once: "
                 "sort them, or build the graph with from_matrix"
             )
         if not (np.isfinite(self.weights).all() and self.weights.all()):
-            raise InputError("the weight of an edge is finite and not zero: leave such edges out")
+            raise InputError("weights must be finite and not zero, got one that is not: leave such edges out")
 
     @property
     def n_edges(self) -> int:
@@ -78,13 +78,13 @@ class Graph:
         return np.bincount(self.edges.ravel(), weights=doubled, minlength=self.n_nodes).astype(np.float64)
 
     def adjacency(self) -> sparse.csr_array:
-        """The symmetric matrix of weights, sparse, (n, n)."""
+        """Build the symmetric matrix of weights, sparse, (n, n)."""
         i, j = self.edges.T
         half = sparse.coo_array((self.weights, (i, j)), shape=(self.n_nodes, self.n_nodes))
         return sparse.csr_array(half + half.T)
 
     def with_weights(self, weights: Float[np.ndarray, " edge"]) -> Graph:
-        """The graph with other weights on the same edges; edges of weight zero are left out.
+        """Build the graph with other weights on the same edges; edges of weight zero are left out.
 
         Args:
             weights: The new weights, (edge,).
@@ -96,13 +96,13 @@ class Graph:
         return Graph(self.n_nodes, self.edges[kept], weights[kept], self.kind)
 
     def to_igraph(self) -> igraph.Graph:
-        """The graph for igraph, weights as the edge attribute ``weight``."""
+        """Convert the graph to igraph, weights as the edge attribute ``weight``."""
         import igraph
 
         return igraph.Graph(n=self.n_nodes, edges=self.edges, edge_attrs={"weight": self.weights.tolist()})
 
     def to_networkx(self, labels: Int[np.ndarray, " node"] | None = None) -> nx.Graph:
-        """The graph for networkx, weights as the edge attribute ``weight``.
+        """Convert the graph to networkx, weights as the edge attribute ``weight``.
 
         Args:
             labels: The community of each node, which becomes the node attribute ``community``, (n,).
@@ -132,5 +132,5 @@ class Graph:
 
 
 def n_pairs(n: int) -> int:
-    """Number of pairs of n nodes."""
+    """Count the pairs of n nodes."""
     return n * (n - 1) // 2

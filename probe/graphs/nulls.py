@@ -1,4 +1,4 @@
-"""Null graphs of any graph, and strata of like degree for permutations of labels."""
+"""Null graphs of any graph, and strata of similar degree for permutations of labels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from probe.graphs.graph import Graph
 
 
 def null_graph(graph: Graph, seed: int) -> Graph:
-    """A null graph of a graph: the one it brings (correlations: a Haar-random basis), else `rewired`.
+    """Draw a null graph: by the graph's own `null` (correlations: a Haar-random basis), else `rewired`.
 
     Args:
         graph: The graph.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Returns:
         A graph of the same nodes.
@@ -23,14 +23,14 @@ def null_graph(graph: Graph, seed: int) -> Graph:
 
 
 def rewired(graph: Graph, seed: int, *, trials_per_edge: int = 10) -> Graph:
-    """The graph with its edges rewired at random, every degree kept, and its weights dealt out anew.
+    """Rewire the edges at random, keeping every degree, and permute the weights.
 
     Pairs of edges (a, b), (c, d) become (a, d), (c, b) wherever that makes no loop and no double edge (Maslov & Sneppen
     2002). For correlation graphs this null is far too weak: it breaks the transitivity that any correlation has.
 
     Args:
         graph: The graph.
-        seed: Of the rewiring and of the permutation of weights.
+        seed: Seed of the rewiring and of the permutation of weights.
         trials_per_edge: Swaps tried for each edge.
 
     Returns:
@@ -46,19 +46,19 @@ def rewired(graph: Graph, seed: int, *, trials_per_edge: int = 10) -> Graph:
 
 
 def degree_deciles(graph: Graph, groups: int = 10) -> Int[np.ndarray, " node"]:
-    """Groups of nodes of like degree, about as many in each: the strata in which labels or gains may be permuted.
+    """Group nodes of similar degree, about as many in each group: strata in which labels or gains may be permuted.
 
-    Handed to `probe.inference.permutation_null` as its groups. Nodes of one degree never fall into two
-    groups, so that many of them (those of degree k in a top-k graph) make a group large.
+    Pass them to `probe.inference.permutation_null` as its groups. Nodes of one degree never fall into two groups, so
+    that many of them (those of degree k in a top-k graph) make a group large.
 
     Args:
         graph: The graph.
-        groups: How many.
+        groups: Number of groups.
 
     Returns:
         The group of each node, 0 for the lowest degrees, (n,).
     """
     # The mid-rank of a degree decides for all nodes that have it.
-    _, place, count = np.unique(graph.degree, return_inverse=True, return_counts=True)
+    _, index, count = np.unique(graph.degree, return_inverse=True, return_counts=True)
     middle = np.cumsum(count) - count / 2
-    return np.minimum((groups * middle / graph.n_nodes).astype(np.int64), groups - 1)[place]
+    return np.minimum((groups * middle / graph.n_nodes).astype(np.int64), groups - 1)[index]

@@ -1,4 +1,4 @@
-"""Partitions of nodes: canonical labels, how alike two are, how stable many are, and what many agree on."""
+"""Partitions of nodes: canonical labels, similarity of two, stability and consensus of many."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = 1024
 
 
 def canonical_labels(labels: Labels) -> Labels:
-    """The same partition with communities numbered by falling size, equal sizes by their smallest member.
+    """Label the communities of a partition by decreasing size, equal sizes by their smallest member.
 
     >>> canonical_labels(np.array([7, 3, 3]))
     array([1, 0, 0])
@@ -39,12 +39,12 @@ def canonical_labels(labels: Labels) -> Labels:
 
 
 def ami(a: Labels, b: Labels) -> float:
-    """Adjusted mutual information of two partitions, ``(I − E I) / ((H_a + H_b)/2 − E I)``.
+    """Compute the adjusted mutual information of two partitions, ``(I − E I) / ((H_a + H_b)/2 − E I)``.
 
     ``E I`` is the mean over permutations of the labels (Vinh, Epps & Bailey 2010, Journal of Machine Learning Research
-    11, eq. 24a): 0 for independent partitions whatever their sizes, 1 for equal ones. scikit-learn's measure; as the
-    expectation depends on sizes only, it is summed over distinct sizes here, of which there are at most ``√(2n)``: many
-    small communities cost nothing.
+    11, eq. 24a): 0 for independent partitions whatever their sizes, 1 for equal ones. This is scikit-learn's measure.
+    The expectation depends on sizes only and is summed here over distinct sizes, of which there are at most ``√(2n)``:
+    many small communities cost nothing.
 
     >>> ami(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0]))  # the names of communities do not count
     1.0
@@ -60,7 +60,9 @@ def ami(a: Labels, b: Labels) -> float:
         InputError: If the two do not label the same nodes.
     """
     if a.shape != b.shape or not len(a):
-        raise InputError(f"two partitions of the same nodes are compared, got {len(a)} and {len(b)} labels")
+        raise InputError(
+            f"two partitions must label the same nodes, got {len(a)} and {len(b)} labels: pass partitions of one graph"
+        )
     n = len(a)
     a, b = canonical_labels(a), canonical_labels(b)
     if np.array_equal(a, b):
@@ -76,7 +78,7 @@ def ami(a: Labels, b: Labels) -> float:
 
 
 def pairwise_ami(partitions: Partitions) -> Float[np.ndarray, "run run"]:
-    """AMI of every two of several partitions of the same nodes.
+    """Compute the AMI of each two of several partitions of the same nodes.
 
     Args:
         partitions: One partition a row, (run, n).
@@ -91,7 +93,7 @@ def pairwise_ami(partitions: Partitions) -> Float[np.ndarray, "run run"]:
 
 
 def stability(partitions: Partitions) -> tuple[float, float]:
-    """Mean pairwise AMI of several runs, and its standard error by the delete-one jackknife over runs.
+    """Average the pairwise AMI of several runs, with the standard error of the delete-one jackknife over runs.
 
     Args:
         partitions: One partition a row, at least three, (run, n).
@@ -100,11 +102,11 @@ def stability(partitions: Partitions) -> tuple[float, float]:
         Mean and standard error.
 
     Raises:
-        InputError: If Fewer than three runs.
+        InputError: If there are fewer than three runs.
     """
     runs = len(partitions)
     if runs < 3:
-        raise InputError(f"stability compares at least 3 runs, got {runs}: use more seeds")
+        raise InputError(f"stability needs at least 3 runs, got {runs}: use more seeds")
     table = pairwise_ami(partitions)
     np.fill_diagonal(table, 0.0)
     total = table.sum()
@@ -114,7 +116,7 @@ def stability(partitions: Partitions) -> tuple[float, float]:
 
 
 def consensus(partitions: Partitions, seed: int = 0) -> Labels:
-    """The partition that several runs agree on: their co-assignment graph, clustered again.
+    """Find the partition that several runs agree on: their co-assignment graph, clustered again.
 
     ``D_ij`` is the share of runs that put i and j together, kept where it is at least a half, and the partition
     maximises ``Σ_{i<j} (D_ij − ½) δ_ij`` (CPM at ½, by Leiden): nodes share a community if most runs say so. Runs
@@ -122,7 +124,7 @@ def consensus(partitions: Partitions, seed: int = 0) -> Labels:
 
     Args:
         partitions: One partition a row, (run, n).
-        seed: Of Leiden on the co-assignment graph.
+        seed: Seed of Leiden on the co-assignment graph.
 
     Returns:
         Canonical labels, (n,).

@@ -1,7 +1,7 @@
-"""Where a unit lies in a partition of its graph, and what kind of a thing each community is.
+"""Measures of each node in a graph and in a partition of it, and of each community.
 
-Strengths are sums of ``|w|`` unless their name says positive or negative. Paths have length ``1/|w|``. What an isolated
-node does not have (a participation, a path) is NaN.
+Strengths are sums of ``|w|`` unless their name says positive or negative. Paths have length ``1/|w|``. A measure
+that an isolated node lacks (a participation, a path) is NaN.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMMUNITY_NAMES = {
 
 
 def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dataset:
-    """The place of each node in the graph and in a partition of it.
+    """Measure the position of each node in the graph and in a partition of it.
 
     With ``k_ic`` the strength of node i towards community c, ``k_i`` its sum and ``c_i`` the node's own community:
 
@@ -75,15 +75,15 @@ def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dat
     membership = _membership(labels)
     adjacency = graph.adjacency()
     towards = (abs(adjacency) @ membership).toarray()  # k_ic, (n, community)
-    own = towards[np.arange(graph.n_nodes), labels]
+    inside = towards[np.arange(graph.n_nodes), labels]
     measures = {
         "degree": graph.degree,
         "strength": graph.strength,
-        "within_module_z": _z_within(own, labels),
+        "within_module_z": _z_within(inside, labels),
         "participation": _participation(towards),
         "participation_positive": _participation((adjacency.maximum(0) @ membership).toarray()),
         "participation_negative": _participation(((-adjacency).maximum(0) @ membership).toarray()),
-        "external_share": 1 - _ratio(own, graph.strength),
+        "external_share": 1 - _ratio(inside, graph.strength),
         "eigenvector_centrality": _eigenvector_centrality(graph),
         "core": np.asarray(graph.to_igraph().coreness()),
     }
@@ -94,8 +94,11 @@ def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dat
     return _dataset("node", measures, NODE_NAMES).assign_coords(node=np.arange(graph.n_nodes))
 
 
-def participation(graph: Graph, labels: Labels) -> Floats:
-    """Participation coefficient of each node, as in `node_topology`, by itself.
+def participation_coefficient(graph: Graph, labels: Labels) -> Floats:
+    """Compute the participation coefficient of each node in a partition: `participation` of `node_topology` alone.
+
+    0 for a node whose links all stay in one community, near 1 for one whose links are spread evenly over many. Not the
+    participation ratio of singular values (`probe.spectra`) or of a vector's coordinates (`probe.weights`).
 
     Args:
         graph: The graph.
@@ -103,13 +106,15 @@ def participation(graph: Graph, labels: Labels) -> Floats:
 
     Returns:
         ``1 − Σ_c (k_ic / k_i)²``, (n,); NaN for isolated nodes.
+
+    Source: Guimerà & Amaral, Nature 433 (2005).
     """
     _check(graph, labels)
     return _participation((abs(graph.adjacency()) @ _membership(labels)).toarray())
 
 
 def community_topology(graph: Graph, labels: Labels, nodes: xr.Dataset | None = None) -> xr.Dataset:
-    """What each community is like.
+    """Measure each community of a partition.
 
     - `size` ``n_c``
     - `internal_density`: share of its ``n_c (n_c − 1) / 2`` pairs that have an edge; `internal_weight`: mean ``|w|``
@@ -154,8 +159,8 @@ def community_topology(graph: Graph, labels: Labels, nodes: xr.Dataset | None = 
 def _check(graph: Graph, labels: Labels) -> None:
     if len(labels) != graph.n_nodes or labels.min() < 0:
         raise InputError(
-            f"a partition of {graph.n_nodes} nodes has as many labels 0, 1, …, got {len(labels)} from {labels.min()}: "
-            "take the labels found on this graph"
+            f"a partition of {graph.n_nodes} nodes needs as many labels 0, 1, …, got {len(labels)} labels from "
+            f"{labels.min()} on: pass labels found on this graph"
         )
 
 
@@ -173,10 +178,10 @@ def _participation(towards: Float[np.ndarray, "node community"]) -> Floats:
     return 1 - _ratio(np.square(towards).sum(axis=1), np.square(towards.sum(axis=1)))
 
 
-def _z_within(own: Floats, labels: Labels) -> Floats:
+def _z_within(inside: Floats, labels: Labels) -> Floats:
     size = np.bincount(labels)
-    mean = np.bincount(labels, weights=own) / np.maximum(size, 1)
-    away = own - mean[labels]
+    mean = np.bincount(labels, weights=inside) / np.maximum(size, 1)
+    away = inside - mean[labels]
     spread = np.sqrt(np.bincount(labels, weights=np.square(away)) / np.maximum(size, 1))
     # Rounding of equal strengths is no spread.
     flat = spread <= 1e-12 * np.maximum(mean, np.finfo(float).tiny)

@@ -1,4 +1,4 @@
-"""How sure is a number? Intervals over documents and seeds, permutation nulls, rank correlation.
+"""The uncertainty of a number: intervals over documents and seeds, permutation nulls, rank correlation.
 
 - intervals: `bootstrap` (`resampled_rows`, `bootstrap_interval`), `circular_block_bootstrap`, `jackknife`,
   `seed_interval`

@@ -27,7 +27,7 @@ class Ranking:
     have weight zero.
 
     Args:
-        values: (..., row); each leading index (layer, draw) is sorted by itself.
+        values: (..., row); each leading index (layer, draw) is sorted separately.
     """
 
     def __init__(self, values: Num[np.ndarray, "*lead row"]) -> None:
@@ -39,15 +39,15 @@ class Ranking:
         self._tied = bool((self._last - self._first > 1).any())
 
     def median(self, weights: Num[np.ndarray, "... row"]) -> Floats:
-        """Median of the rows, each counted as often as its weight says: (...,), NaN where all weights are zero."""
+        """Take the median of the rows, each counted by its weight: (...,), NaN where all weights are zero."""
         cumulated = self._cumulated(weights)
         half = cumulated[..., -1:] / 2
-        at = [np.argmax(cumulated[..., 1:] >= half, axis=-1), np.argmax(cumulated[..., 1:] > half, axis=-1)]
-        lower, upper = (_gather(self._sorted, index[..., None])[..., 0] for index in at)
+        middle = [np.argmax(cumulated[..., 1:] >= half, axis=-1), np.argmax(cumulated[..., 1:] > half, axis=-1)]
+        lower, upper = (_gather(self._sorted, index[..., None])[..., 0] for index in middle)
         return np.where(cumulated[..., -1] > 0, (lower + upper) / 2, np.nan)
 
     def midranks(self, weights: Num[np.ndarray, "... row"]) -> Floats:
-        """Average rank of each row among all rows of the resample, from 1; equal to ranking the repeated rows."""
+        """Rank each row among all rows of the resample, from 1, ties by their mean; as if rows were repeated."""
         cumulated = self._cumulated(weights)
         below = _gather(cumulated, self._first)
         if self._tied:
@@ -55,7 +55,7 @@ class Ranking:
         return np.asarray(below + (self._present(weights) + 1) / 2)
 
     def _cumulated(self, weights: Num[np.ndarray, "... row"]) -> Floats:
-        """Weight of the rows before each sorted place, with the total at the end: (..., row + 1)."""
+        """Weight of the rows before each sorted position, with the total at the end: (..., row + 1)."""
         in_order = _gather(self._present(weights), self._order)
         cumulated = np.zeros((*in_order.shape[:-1], in_order.shape[-1] + 1))
         np.cumsum(in_order, axis=-1, out=cumulated[..., 1:])
@@ -65,13 +65,13 @@ class Ranking:
         return weights if self._complete else weights * self.finite
 
     def _ties(self) -> tuple[Ints, Ints]:
-        """For each row, the sorted places at which its group of equal values begins and ends."""
+        """For each row, the sorted positions at which its group of equal values begins and ends."""
         n = self._sorted.shape[-1]
-        place = np.broadcast_to(np.arange(n), self._sorted.shape)
+        position = np.broadcast_to(np.arange(n), self._sorted.shape)
         edge = np.ones((*self._sorted.shape[:-1], 1), dtype=bool)
         differs = np.concatenate([edge, self._sorted[..., 1:] != self._sorted[..., :-1], edge], axis=-1)
-        first_sorted = np.maximum.accumulate(np.where(differs[..., :-1], place, 0), axis=-1)
-        last_sorted = np.minimum.accumulate(np.where(differs[..., 1:], place + 1, n)[..., ::-1], axis=-1)[..., ::-1]
+        first_sorted = np.maximum.accumulate(np.where(differs[..., :-1], position, 0), axis=-1)
+        last_sorted = np.minimum.accumulate(np.where(differs[..., 1:], position + 1, n)[..., ::-1], axis=-1)[..., ::-1]
         first, last = np.empty_like(self._order), np.empty_like(self._order)
         np.put_along_axis(first, self._order, first_sorted, axis=-1)
         np.put_along_axis(last, self._order, last_sorted, axis=-1)
@@ -84,7 +84,7 @@ def spearman(
     *,
     weights: Num[np.ndarray, "... row"] | None = None,
 ) -> Floats:
-    """Spearman's ρ along the last axis: the correlation of the midranks.
+    """Compute Spearman's ρ along the last axis: the correlation of the midranks.
 
     >>> float(spearman(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 16.0])))
     1.0
@@ -92,7 +92,7 @@ def spearman(
     Args:
         a: (..., row), or a `Ranking` of it, so that a bootstrap sorts once.
         b: (..., row) or a `Ranking`; leading axes broadcast.
-        weights: How often each row occurs; default once.
+        weights: Number of times that each row occurs; once by default.
 
     Returns:
         ρ, (...,); pairs with a value that is not finite are left out; NaN for fewer than three rows or a constant side.
@@ -112,7 +112,7 @@ def partial_spearman(
     *,
     weights: Num[np.ndarray, "... row"] | None = None,
 ) -> Floats:
-    """Spearman's ρ of a and b given covariates: the correlation of what a linear fit on the covariates' ranks leaves.
+    """Compute Spearman's ρ of a and b given covariates, from the residuals of linear fits on the covariates' ranks.
 
     ``S_ab − S_ac S_cc⁺ S_cb`` over the geometric mean of the two residual variances, S the covariance of midranks.
 
@@ -120,11 +120,11 @@ def partial_spearman(
         a: (..., row), or a `Ranking` of it.
         b: (..., row) or a `Ranking`.
         covariates: Each (..., row) or a `Ranking`; collinear and constant ones do no harm.
-        weights: How often each row occurs; default once.
+        weights: Number of times that each row occurs; once by default.
 
     Returns:
         Partial ρ, (...,); rows with any value that is not finite are left out; NaN where the covariates explain a or b
-        whole, or fewer than three rows are left.
+        entirely, or fewer than three rows remain.
     """
     rankings = [_ranking(a), _ranking(b), *map(_ranking, covariates)]
     weights = _joint_weights(rankings, weights)
@@ -140,7 +140,7 @@ def partial_spearman(
 
 
 def fisher_mean(rho: Floats, axis: int | tuple[int, ...] = -1) -> Floats:
-    """Mean of correlations on Fisher's scale: ``tanh(mean(atanh ρ))``.
+    """Average correlations on Fisher's scale: ``tanh(mean(atanh ρ))``.
 
     >>> round(float(fisher_mean(np.array([0.2, 0.8]))), 3)  # not 0.5: atanh stretches the ends
     0.572

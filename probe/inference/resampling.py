@@ -1,17 +1,17 @@
 """Intervals that resample whole documents or seeds, and permutation nulls.
 
-Tokens and windows of one article are not independent, so the unit is the document: a resample draws documents with
-replacement and takes all their rows. The statistic is recomputed on the rows of every resample.
+Tokens and windows of one article are not independent, so the sampling unit is the document: a resample draws
+documents with replacement and takes all their rows. The statistic is recomputed on the rows of every resample.
 
 Below 40 documents the interval is ``estimate ± t(n − 1) · bootstrap standard error · sqrt(n / (n − 1))``, from 40 on
 the percentile interval at levels widened as for t(n − 1) (Hesterberg 2015). For the mean of skewed data
 (skewness of a document's mean: 1) they cover 94 % at n = 12 and 95 % at n = 62; the plain percentile interval covers
-90 % at n = 12. The simulation is a test, its long form is marked `study`.
+90 % at n = 12. The simulation is a test; its long form is marked `study`.
 
 A resample whose statistic is not finite is left out of that statistic's interval, and an interval that would lose more
 than a twentieth of its resamples, or whose estimate is not finite, is NaN.
 
-Cost: one call of the statistic a resample.
+Cost: one call of the statistic for each resample.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Interval:
         estimate: The statistic of the whole sample.
         low: Lower end, in the statistic's unit; NaN where there is no interval.
         high: Upper end.
-        n_units: How many documents, seeds or blocks were resampled.
-        method: How the interval was made, in words.
+        n_units: Number of documents, seeds or blocks that were resampled.
+        method: Construction of the interval, in words.
         level: Nominal coverage.
     """
 
@@ -72,11 +72,12 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Interval of a statistic under resampling of whole documents.
+    """Estimate the interval of a statistic by resampling whole documents.
 
-    Below 40 documents ``estimate ± t · se · sqrt(n / (n − 1))`` with the standard deviation ``se`` of the resampled
-    statistic (a bootstrap of n documents has the variance of the plug-in, short by the factor (n − 1) / n); from 40 on
-    the percentile interval at the levels ``Φ(± sqrt(n / (n − 1)) · t)``, which is as wide and may be skewed.
+    Below 40 documents it is ``estimate ± t · se · sqrt(n / (n − 1))`` with the standard deviation ``se`` of the
+    resampled statistic: a bootstrap of n documents has the variance of the plug-in, short by the factor (n − 1) / n.
+    From 40 on it is the percentile interval at the levels ``Φ(± sqrt(n / (n − 1)) · t)``, which is as wide and may be
+    skewed.
     Components of an array-valued statistic share their resamples: a difference of two is a paired contrast.
 
     >>> values, documents = np.arange(60.0), np.repeat(np.arange(20), 3)
@@ -88,7 +89,7 @@ def bootstrap(
         statistic: Called with row indices (with repeats) into the sample; returns a float or an array of fixed shape.
         documents: The document of each row (any dtype that can be compared).
         resamples: Number of bootstrap resamples.
-        seed: Of the draw of documents; equal seeds and documents give equal resamples.
+        seed: Seed of the draw of documents; equal seeds and documents give equal resamples.
         level: Nominal coverage, in (0, 1).
 
     Returns:
@@ -101,7 +102,7 @@ def bootstrap(
     """
     if len(documents) == 0 or resamples < 2:
         raise InputError(
-            f"a bootstrap needs at least one row and two resamples, not {len(documents)} and {resamples}: pass more"
+            f"a bootstrap needs at least one row and two resamples, got {len(documents)} and {resamples}: pass more"
         )
     estimate = statistic(np.arange(len(documents)))
     rows = resampled_rows(documents, resamples=resamples, seed=seed)
@@ -112,12 +113,12 @@ def bootstrap(
 def resampled_rows(
     documents: Shaped[np.ndarray, " row"], *, resamples: int, seed: int = 0
 ) -> Iterator[Int[np.ndarray, " row"]]:
-    """The rows of each resample of whole documents, for statistics that are computed apart from each other.
+    """Draw the rows of each resample of whole documents, for statistics that are computed separately.
 
     Args:
         documents: The document of each row.
-        resamples: How many.
-        seed: Of the draw of documents.
+        resamples: Number of resamples.
+        seed: Seed of the draw of documents.
 
     Yields:
         Row indices, with repeats: equal ones for equal documents and seed.
@@ -131,12 +132,12 @@ def resampled_rows(
 def bootstrap_interval(
     estimate: Value, draws: Float[np.ndarray, "draw ..."], n_documents: int, *, level: float = 0.95
 ) -> Interval:
-    """The interval of `bootstrap` from a statistic's values on `resampled_rows`.
+    """Build the interval of `bootstrap` from a statistic's values on `resampled_rows`.
 
     Args:
         estimate: The statistic of the whole sample.
         draws: The statistic of each resample, along the first axis.
-        n_documents: How many documents were resampled.
+        n_documents: Number of documents that were resampled.
         level: Nominal coverage.
 
     Returns:
@@ -155,26 +156,26 @@ def circular_block_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile interval over blocks of adjacent layers, the curve closed to a circle.
+    """Estimate a percentile interval by resampling blocks of adjacent layers, the curve closed to a circle.
 
     Args:
-        statistic: Called with n indices into the n adjacent units; returns a float or an array of fixed shape.
-        n: Number of units (for example adjacent pairs of layers).
+        statistic: Called with n indices into the n adjacent points; returns a float or an array of fixed shape.
+        n: Number of points of the curve (for example adjacent pairs of layers).
         block: Length of a block; neighbours within it stay together.
         resamples: Number of resamples.
-        seed: Of the draw of block starts.
+        seed: Seed of the draw of block starts.
         level: Nominal coverage.
 
     Returns:
         The interval: over depth, of one model. ``n_units`` is the number of whole blocks.
 
     Raises:
-        InputError: If unless 1 <= block <= n.
+        InputError: If block is not in 1 … n.
 
     Source: Politis & Romano (1992), circular block resampling.
     """
     if not 1 <= block <= n:
-        raise InputError(f"a block holds between 1 and n = {n} units, not {block}: choose a shorter block")
+        raise InputError(f"block must lie between 1 and n = {n}, got {block}: choose another length")
     generator = np.random.default_rng(seed)
     offsets = np.arange(block)
     draws = []
@@ -186,7 +187,7 @@ def circular_block_bootstrap(
 
 
 def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, level: float = 0.95) -> Interval:
-    """Delete-one-document jackknife: estimate without first-order bias, t interval.
+    """Estimate a statistic by the delete-one-document jackknife: no first-order bias, and a t interval.
 
     ``estimate = n θ − (n − 1) mean θ(i)`` and ``se² = (n − 1)/n Σ (θ(i) − mean θ(i))²``, θ(i) without document i.
     Meant for smooth statistics, such as the scores of a mean matrix; not for medians of few values.
@@ -200,14 +201,14 @@ def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, le
         The interval.
 
     Raises:
-        InputError: If for fewer than two documents.
+        InputError: If there are fewer than two documents.
 
     Source: Efron & Tibshirani (1993), ch. 11.
     """
     groups = _rows_of_groups(documents)
     n = len(groups)
     if n < 2:
-        raise InputError(f"a jackknife leaves out one document of at least two, and there is {n}: pass more documents")
+        raise InputError(f"a jackknife needs at least two documents to leave one out, got {n}: pass more documents")
     left_out = np.stack([
         np.asarray(statistic(np.sort(np.concatenate(groups[:i] + groups[i + 1 :]))), dtype=np.float64) for i in range(n)
     ])
@@ -224,14 +225,14 @@ def seed_interval(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """Student's t interval over seeds, of the mean or of the paired difference to a control with the same seeds.
+    """Estimate Student's t interval over seeds, of the mean or of the paired difference to a control.
 
     >>> interval = seed_interval(np.array([1.0, 2.0, 3.0]))
     >>> round(float(interval.low), 2), float(interval.estimate), round(float(interval.high), 2)
     (-0.48, 2.0, 4.48)
 
     Args:
-        values: One value (or array) a seed.
+        values: One value (or array) for each seed.
         control: The control's value of the same seed (same initialisation, same data).
         level: Nominal coverage.
 
@@ -249,12 +250,12 @@ def seed_interval(
 
 @dataclass(frozen=True)
 class PermutationNull:
-    """What a statistic is when the pairing is broken.
+    """A statistic beside its values when the pairing is broken.
 
     Attributes:
         observed: The statistic of the data.
         values: The statistic of each permutation, (permutation,).
-        p_value: As `permutation_p_value` gives it.
+        p_value: The result of `permutation_p_value`.
     """
 
     observed: float
@@ -271,18 +272,18 @@ def permutation_null(
     seed: int = 0,
     alternative: Alternative = "greater",
 ) -> PermutationNull:
-    """Null distribution of a statistic under permutation of rows, optionally only within groups.
+    """Draw the null distribution of a statistic under permutation of rows, optionally only within groups.
 
     Args:
         statistic: Called with a permutation of ``arange(n)``; the identity gives the observed value.
         n: Number of rows.
         groups: Rows move only within a group (within a window, within a degree decile).
-        permutations: How many.
-        seed: Of the permutations.
-        alternative: Which end of the null counts as extreme; "two-sided" compares absolute values.
+        permutations: Number of permutations.
+        seed: Seed of the permutations.
+        alternative: The end of the null that counts as extreme; "two-sided" compares absolute values.
 
     Returns:
-        Observed value, null values, p value.
+        The observed value, the null values and the p value.
     """
     members = [np.arange(n)] if groups is None else _rows_of_groups(groups)
     generator = np.random.default_rng(seed)
@@ -299,15 +300,15 @@ def permutation_null(
 def permutation_p_value(
     observed: float, values: Float[np.ndarray, " draw"], *, alternative: Alternative = "greater"
 ) -> float:
-    """P value of a statistic beside draws of its null, ``(1 + #{draws at least as extreme}) / (1 + draws)``.
+    """Compute the p value of a statistic from draws of its null, ``(1 + #{draws at least as extreme}) / (1 + draws)``.
 
     >>> permutation_p_value(2.0, np.array([0.0, 1.0, 2.0]))
     0.5
 
     Args:
         observed: The statistic of the data.
-        values: The statistic of each draw; one that is NaN counts as extreme, so that it never speaks for the claim.
-        alternative: Which end of the null counts as extreme; "two-sided" compares absolute values.
+        values: The statistic of each draw; one that is NaN counts as extreme, so that it never favours the claim.
+        alternative: The end of the null that counts as extreme; "two-sided" compares absolute values.
 
     Returns:
         The p value, in (0, 1]; NaN where the observed statistic is NaN.
@@ -331,7 +332,7 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
     array([0.03, 0.06, 0.5 ])
 
     Args:
-        p_values: One a test.
+        p_values: One for each test.
 
     Returns:
         Adjusted p values in the order given, at most 1.

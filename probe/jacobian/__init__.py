@@ -7,9 +7,9 @@ J_l(t) = ∂h_{l+1}(t)/∂h_l(t), d × d, and
 - the spectrum of the whole-sequence Jacobian is the union of the same-position spectra. (Its singular values are not:
   they depend on the blocks between positions, `cross_jacobian`.)
 
-Which method `method="auto"` takes (`method_of`), and how many times faster it was than `torch.func.jacrev` on the
-block's call with the whole sequence, a position (random weights, d = 256, T = 128, 8 positions, CPU time of one thread;
-`benchmarks/test_jacobian.py` measures it again):
+The table shows the method that `method="auto"` takes (`method_of`), and how many times faster it was for each position
+than `torch.func.jacrev` on the block's call with the whole sequence (random weights, d = 256, T = 128, 8 positions, CPU
+time of one thread; `benchmarks/test_jacobian.py` measures it again):
 
 ================================================  ========  =========
 architecture                                      method    times
@@ -19,37 +19,40 @@ Llama, Qwen 3, Gemma 3, OLMo 3                    analytic  160 – 220
 Mamba                                             frozen    900
 Mamba 2                                           frozen    80
 others that run transformers' AttentionInterface  frozen    –
-all other code, a TransformerBridge among it      jacrev    1
+all other code, such as a TransformerBridge       jacrev    1
 ================================================  ========  =========
 
 The ratio grows with d: on SmolLM2-135M (d = 576) it was 299.
 """
 
+from probe.errors import renamed
 from probe.jacobian.block import (
     block_jacobian,
     iter_block_jacobians,
-    mlp_unit_gain,
+    mlp_neuron_gain,
     norm_gains,
     recorded_jacobian,
 )
 from probe.jacobian.operators import operator
-from probe.jacobian.options import MEMORY, Options, method_of
+from probe.jacobian.options import MEMORY, JacobianOptions, method_of
 from probe.jacobian.products import MeanJacobian, cumulative_jacobian, mean_jacobian
 from probe.jacobian.sites import cross_jacobian, site_jacobian
 
 __all__ = [
     "MEMORY",
+    "JacobianOptions",
     "MeanJacobian",
-    "Options",
     "block_jacobian",
     "cross_jacobian",
     "cumulative_jacobian",
     "iter_block_jacobians",
     "mean_jacobian",
     "method_of",
-    "mlp_unit_gain",
+    "mlp_neuron_gain",
     "norm_gains",
     "operator",
     "recorded_jacobian",
     "site_jacobian",
 ]
+
+__getattr__ = renamed(__name__, {"Options": "JacobianOptions", "mlp_unit_gain": "mlp_neuron_gain"})

@@ -8,7 +8,7 @@ derivatives, a block has
 - A norm's derivative is diagonal times identity minus rank one or two: it acts at O(d) a row (`NormDerivative`).
 - Same-position attention is, head by head, `M_h R` on the queries, a rank-one term on the keys and p on the values,
   all at the primal point (`probe.replay.attention`); then one product with W_O.
-- The MLP is W_down (diag(φ') W_in); a gated one W_down (diag(φ'(g) u) W_gate + diag(φ(g)) W_up): the two are added
+- The MLP is W_down (diag(φ') W_in); a gated one W_down (diag(φ'(g) u) W_gate + diag(φ(g)) W_up), where the sum comes
   first, so that there is one product.
 
 FLOPs a position, with d_q = heads · d_head: 2 d² d_q (W_O) + 2 d d_q d_head (queries) + 2 d² d_ff (MLP) + 2 d³ (the
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from probe.jacobian.detached import detached_ratio
 from probe.jacobian.norms import NormDerivative, norm_derivative
+from probe.jacobian.parts import PartName
 from probe.model import HuggingFaceModel
 from probe.model.architectures import STANDARD, Form, form_of
 from probe.replay import AttentionPrimal, Context
@@ -36,11 +37,11 @@ from probe.replay import AttentionPrimal, Context
 
 @dataclass(frozen=True)
 class StandardBlock:
-    """The matrices of a standard block, in the arithmetic's dtype, and its working copy.
+    """Matrices of a standard block, in the dtype of the arithmetic, and its working copy.
 
     Attributes:
         block: Working copy of the block, with linearised attention.
-        form: Where its norms and its activation are.
+        form: Paths of its norms and its activation.
         query: W_Q by head, (head, d_head, d).
         key: W_K by key head.
         value: W_V by key head.
@@ -49,7 +50,7 @@ class StandardBlock:
         up: W_up or W_in, (d_ff, d).
         down: W_down, (d, d_ff).
         paths: Paths of the modules that hold the projections, by name.
-        parallel: Attention and MLP read the same state.
+        parallel: Whether attention and MLP read the same state.
     """
 
     block: nn.Module
@@ -66,13 +67,13 @@ class StandardBlock:
 
     @classmethod
     def of(cls, model: HuggingFaceModel, layer: int, copy: nn.Module, dtype: torch.dtype) -> StandardBlock:
-        """The block `layer` of a model.
+        """Gather the matrices of block `layer`.
 
         Args:
             model: The model, of an architecture in `STANDARD`.
-            layer: Which block.
+            layer: Index of the block.
             copy: Its working copy.
-            dtype: Of the arithmetic.
+            dtype: The dtype of the arithmetic.
 
         Returns:
             The block.
@@ -101,7 +102,7 @@ class StandardBlock:
 
 @dataclass(frozen=True)
 class Primal:
-    """What the derivative of a block at N positions is made of: tensors seen in one replay of it.
+    """Tensors of one replay of a block, of which its derivative at N positions is made.
 
     Attributes:
         seen: Inputs of the norms and of the activation, outputs of the projections, by path, each (N, width).
@@ -135,11 +136,11 @@ def _seeing(block: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> 
 
 @torch.no_grad()
 def primal_point(context: Context, layer: int, standard: StandardBlock) -> Primal:
-    """Replays the block once at the chosen positions and keeps what its derivative needs.
+    """Replay the block once at the chosen positions and keep what its derivative needs.
 
     Args:
         context: The recorded context.
-        layer: Which block.
+        layer: Index of the block.
         standard: The block.
 
     Returns:
@@ -161,29 +162,33 @@ def primal_point(context: Context, layer: int, standard: StandardBlock) -> Prima
 
 
 def update_jacobian(
-    standard: StandardBlock, primal: Primal, rows: slice, part: str, *, detached: bool, symmetrised_ov: bool = False
+    standard: StandardBlock,
+    primal: Primal,
+    rows: slice,
+    part: PartName,
+    *,
+    detached: bool,
+    symmetrised_ov: bool = False,
 ) -> Float[Tensor, "n d d"]:
-    """K = J − I of a part of a standard block.
+    """Compute K = J − I of a part of a standard block.
 
     Args:
         standard: The block.
         primal: Its primal point.
-        rows: Which of its positions.
+        rows: Rows of the primal point: the positions.
         part: The block, its attention or its MLP.
-        detached: Norms' variances, attention's probabilities and gates are held fixed.
-        symmetrised_ov: Each head's W_O W_V is replaced by its symmetric part.
+        detached: Hold the norms' variances, the attention probabilities and the gates fixed.
+        symmetrised_ov: Replace each head's W_O W_V by its symmetric part.
 
     Returns:
         The matrices.
     """
-    ways = {"detached": detached, "symmetrised_ov": symmetrised_ov}
-    attention = None if part == "mlp" else _attention(standard, primal, rows, **ways)
+    if part == "mlp":
+        return _mlp(standard, primal, rows, detached=detached)
+    attention = _attention(standard, primal, rows, detached=detached, symmetrised_ov=symmetrised_ov)
     if part == "attention":
-        assert attention is not None
         return attention
     mlp = _mlp(standard, primal, rows, detached=detached)
-    if attention is None:
-        return mlp
     if standard.parallel:
         return attention.add_(mlp)
     return (attention + mlp).baddbmm_(mlp, attention)
@@ -217,10 +222,10 @@ def _between_norms(
 def _attention(
     standard: StandardBlock, primal: Primal, rows: slice, *, detached: bool, symmetrised_ov: bool
 ) -> Float[Tensor, "n d d"]:
-    """N_o' W_O [diag_h(M_h R) W_Q' + u_h w_hᵀ W_K' + p_h W_V] N_a', W' being behind a norm of the queries or keys."""
+    """N_o' W_O [diag_h(M_h R) W_Q' + u_h w_hᵀ W_K' + p_h W_V] N_a', W' with the norm of the queries or keys."""
     form, point = standard.form, primal.attention
-    own = _by_position(point.live.diagonal(dim1=-2, dim2=-1)[..., None])[rows]  # (n, g, r, 1)
-    value = own[..., None] * standard.value[:, None]  # (n, g, r, d_head, d)
+    live = _by_position(point.live.diagonal(dim1=-2, dim2=-1)[..., None])[rows]  # p: (n, g, r, 1)
+    value = live[..., None] * standard.value[:, None]  # (n, g, r, d_head, d)
     if detached:
         mixed = value.flatten(1, 2)
     else:
@@ -228,11 +233,11 @@ def _attention(
         slope = _by_position(point.slope.diagonal(dim1=-2, dim2=-1)[..., None])[rows]
         query_map = _unrotated(_by_position(point.query_map)[rows], primal.rotation, rows)  # (n, g, r, d_head, d_head)
         to_key = _unrotated(_by_position(point.query)[rows], primal.rotation, rows)  # (n, g, r, d_head)
-        surprise = own * slope * (_by_position(point.value)[rows] - _by_position(point.output)[rows])
+        surprise = live * slope * (_by_position(point.value)[rows] - _by_position(point.output)[rows])
         query = _normed(standard, primal, form.query_norm, "q", standard.query, rows)
         key = _normed(standard, primal, form.key_norm, "k", standard.key, rows)
         along = to_key @ key  # (n, g, r, d)
-        count, heads = len(own), len(standard.query)
+        count, heads = len(live), len(standard.query)
         mixed = torch.bmm(
             query_map.flatten(0, 2), query.expand(count, -1, -1, -1).reshape(count * heads, *query.shape[-2:])
         ).unflatten(0, (count, heads))
@@ -250,7 +255,7 @@ def _by_position(tensor: Float[Tensor, "window g r n *rest"]) -> Float[Tensor, "
 
 
 def _unrotated(vectors: Tensor, rotation: tuple[Tensor, Tensor] | None, rows: slice) -> Tensor:
-    """The last dimension behind the transposed rotation of the positions: Rᵀ y = cos ∘ y − rot(sin ∘ y)."""
+    """Apply the transposed rotation of the positions to the last dimension: Rᵀ y = cos ∘ y − rot(sin ∘ y)."""
     if rotation is None:
         return vectors
     cosine, sine = (table[rows].reshape(-1, *(1,) * (vectors.ndim - 2), table.shape[-1]) for table in rotation)
@@ -268,16 +273,16 @@ def _normed(
     weight: Float[Tensor, "head d_head d"],
     rows: slice,
 ) -> Float[Tensor, "#n head d_head d"]:
-    """The weight of the queries or keys behind the derivative of their norm, of each head or of all together."""
+    """Multiply the weight of the queries or keys by the derivative of their norm, a head's own or one for all heads."""
     if path is None:
         return weight[None]
     projected = primal.seen[standard.paths[name]][rows]  # (n, head · d_head)
     module, gain_offset = standard.block.get_submodule(path), standard.form.gain_offset
     assert isinstance(module.weight, Tensor)
-    each = module.weight.numel() == weight.shape[1]
-    points = projected.reshape(-1, weight.shape[1]) if each else projected
+    by_head = module.weight.numel() == weight.shape[1]
+    points = projected.reshape(-1, weight.shape[1]) if by_head else projected
     derivative = norm_derivative(module, points, gain_offset, detached=False)
-    rows_of_weight = weight if each else weight.flatten(0, 1)[None]
+    rows_of_weight = weight if by_head else weight.flatten(0, 1)[None]
     repeated = rows_of_weight.repeat(len(projected), 1, 1)
     return derivative.times(repeated).reshape(len(projected), *weight.shape)
 
@@ -289,7 +294,7 @@ def _mlp(standard: StandardBlock, primal: Primal, rows: slice, *, detached: bool
 
 
 def _read(standard: StandardBlock, primal: Primal, rows: slice, *, detached: bool) -> Float[Tensor, "n d_ff d"]:
-    """What the MLP's units read of its normed input: the derivative of what enters the matrix `down`."""
+    """Differentiate the MLP's neurons, the input of the matrix `down`, by the MLP's normed input."""
     activation = standard.block.get_submodule(standard.form.activation)
     before = primal.seen[standard.form.activation][rows]
     active, slope = _activation(activation, before)
@@ -302,8 +307,8 @@ def _read(standard: StandardBlock, primal: Primal, rows: slice, *, detached: boo
     return torch.mul(standard.gate, (slope * upward)[..., None]).addcmul_(standard.up, active[..., None])
 
 
-def unit_terms(standard: StandardBlock, primal: Primal) -> Float[Tensor, "n d_ff"]:
-    """Norm of each MLP unit's term of rank one in K; see `probe.jacobian.mlp_unit_gain`.
+def neuron_terms(standard: StandardBlock, primal: Primal) -> Float[Tensor, "n d_ff"]:
+    """Compute the norm of each MLP neuron's rank-one term in K; see `probe.jacobian.mlp_neuron_gain`.
 
     Args:
         standard: The block.
@@ -312,20 +317,20 @@ def unit_terms(standard: StandardBlock, primal: Primal) -> Float[Tensor, "n d_ff
     Returns:
         ``‖N_o' w_i‖ ‖N' ∂a_i/∂x‖`` at each position.
     """
-    form, found = standard.form, list[Tensor]()
-    for start in range(next(iter(primal.seen.values())).shape[0]):
-        rows = slice(start, start + 1)
+    form, terms = standard.form, list[Tensor]()
+    for position in range(next(iter(primal.seen.values())).shape[0]):
+        rows = slice(position, position + 1)
         read, write = _read(standard, primal, rows, detached=False), standard.down[None].clone()
         inner = _norm(standard, primal, form.mlp_norm, rows, False)
         outer = _norm(standard, primal, form.mlp_out_norm, rows, False)
         read = read if inner is None else inner.after(read)
         write = write if outer is None else outer.times(write)
-        found.append(torch.linalg.vector_norm(read, dim=-1) * torch.linalg.vector_norm(write, dim=-2))
-    return torch.cat(found)
+        terms.append(torch.linalg.vector_norm(read, dim=-1) * torch.linalg.vector_norm(write, dim=-2))
+    return torch.cat(terms)
 
 
 def _activation(module: nn.Module, before: Tensor) -> tuple[Tensor, Tensor]:
-    """φ and φ', elementwise."""
+    """Evaluate φ and φ', elementwise."""
     with torch.enable_grad():
         point = before.detach().requires_grad_()
         active = module(point)

@@ -23,14 +23,14 @@ class NormDerivative:
     directions: Float[Tensor, "n d rank"]
 
     def after(self, matrix: Float[Tensor, "n m d"]) -> Float[Tensor, "n m d"]:
-        """`matrix` · D; the matrix is overwritten."""
+        """Compute `matrix` · D in place."""
         matrix *= self.scale[:, None]
         if self.directions.shape[-1]:
             matrix.baddbmm_(matrix @ self.directions, self.directions.mT, alpha=-1)
         return matrix
 
     def times(self, matrix: Float[Tensor, "n d m"]) -> Float[Tensor, "n d m"]:
-        """D · `matrix`; the matrix is overwritten."""
+        """Compute D · `matrix` in place."""
         if self.directions.shape[-1]:
             matrix.baddbmm_(self.directions, self.directions.mT @ matrix, alpha=-1)
         matrix *= self.scale[..., None]
@@ -40,7 +40,7 @@ class NormDerivative:
 def norm_derivative(
     module: nn.Module, point: Float[Tensor, "n d"], gain_offset: float = 0.0, *, detached: bool
 ) -> NormDerivative:
-    r"""The derivative of an RMSNorm or a LayerNorm.
+    r"""Compute the derivative of an RMSNorm or a LayerNorm.
 
     .. math:: \mathrm{RMS}: \mathrm{diag}(g)\,(I/\rho - x x^\top / (d \rho^3)), \qquad
        \mathrm{LN}: \mathrm{diag}(g)\,(I - 1 1^\top/d - \hat x \hat x^\top/d) / \sigma
@@ -48,8 +48,8 @@ def norm_derivative(
     Args:
         module: The norm: `torch.nn.LayerNorm`, or an RMSNorm with `weight` and `eps` or `variance_epsilon`.
         point: Its input x.
-        gain_offset: What it adds to its weight to get the gain (Gemma: 1).
-        detached: ρ or σ is held fixed, so that the term with x falls away.
+        gain_offset: Added to its weight to get the gain (Gemma: 1).
+        detached: Whether ρ or σ is held fixed, so that the term with x falls away.
 
     Returns:
         The derivative.
@@ -66,7 +66,7 @@ def norm_derivative(
 
 
 def standardised(module: nn.Module, point: Float[Tensor, "*batch d"]) -> tuple[Tensor, Tensor]:
-    """A norm's input, centred if the norm centres, and 1/ρ or 1/σ.
+    """Center a norm's input if the norm does, and return it with 1/ρ or 1/σ.
 
     Args:
         module: The norm.
@@ -83,12 +83,12 @@ def standardised(module: nn.Module, point: Float[Tensor, "*batch d"]) -> tuple[T
 
 
 def gain_of(module: nn.Module, point: Float[Tensor, "*batch d"], gain_offset: float) -> Float[Tensor, " d"]:
-    """A norm's gain, in the dtype of its input.
+    """Return a norm's gain, in the dtype of its input.
 
     Args:
         module: The norm.
         point: Its input.
-        gain_offset: What the norm adds to its weight.
+        gain_offset: Added to the norm's weight to get the gain.
 
     Returns:
         The gain; ones where the norm has no weight.

@@ -1,4 +1,4 @@
-"""A block's Jacobian, or a stretch of blocks', as a linear operator: products with vectors, no matrix."""
+"""The Jacobian of one or several blocks as a linear operator: products with vectors, no matrix."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from probe import replay
 from probe.errors import InputError
 from probe.jacobian.block import positions_of, working_copy_of
-from probe.jacobian.options import Options
+from probe.jacobian.options import ContextName, JacobianOptions, OutputName
 from probe.jacobian.rows import ForwardProducts
 from probe.model import LanguageModel
 
 
-def _run(recorded: replay.Context, layer: int, end: int, options: Options) -> tuple[Tensor, Tensor]:
+def _run(recorded: replay.Context, layer: int, end: int, options: JacobianOptions) -> tuple[Tensor, Tensor]:
     """A leaf with the stream that enters block `layer`, and the stream that enters block `end`, with its graph."""
     point = state = recorded.state(layer).to(options.dtype).requires_grad_()
     with torch.enable_grad():
@@ -63,42 +63,45 @@ def operator(
     *,
     window: int = 0,
     to_layer: int | None = None,
-    context: str = "sequence",
-    of: str = "state",
+    context: ContextName = "sequence",
+    of: OutputName = "state",
     dtype: torch.dtype = torch.float32,
 ) -> LinearOperator[Any]:
-    """The Jacobian at one position as an operator, for Krylov methods and for widths where d × d is too much.
+    """Make the Jacobian at one position an operator, for Krylov methods and for widths where d × d is too much.
 
     A product costs about one (`rmatvec`) or two (`matvec`) backward passes of the position through the blocks,
-    2 · params FLOPs each, whatever T; `matmat` and `rmatmat` take many vectors at once. The graph of the blocks at this
-    one position is held.
+    2 · params FLOPs each, whatever T; `matmat` and `rmatmat` take many vectors at once. The operator holds the graph of
+    the blocks at this one position.
 
     Args:
         model: The model.
         tokens: Int64 (W, T).
         layer: The block whose input is varied.
-        position: Where; negative ones count from the end.
-        window: In which window.
-        to_layer: The depth that is reached; by default `layer + 1`, one block.
+        position: Position in the window; negative ones count from the end.
+        window: Index of the window.
+        to_layer: Depth of the output; by default `layer + 1`, one block.
         context: "sequence", "alone" (one block only) or "detached", as in `probe.block_jacobian`.
         of: "state": J. "update": J − I.
-        dtype: Of the arithmetic.
+        dtype: The dtype of the arithmetic.
 
     Returns:
         The operator, (d, d), with `matvec`, `rmatvec`, `matmat`, `rmatmat`.
 
     Raises:
-        InputError: If an option, layer, window or position that is not there.
+        InputError: If an option, layer, window or position does not exist.
     """
-    options = Options(context=context, of=of, dtype=dtype)
+    options = JacobianOptions(context=context, of=of, dtype=dtype)
     options.resolved(model)
     end = layer + 1 if to_layer is None else to_layer
     if not 0 <= layer < end <= model.n_layers:
-        raise InputError(f"an operator needs 0 ≤ layer < to_layer ≤ {model.n_layers}, got {layer} and {end}")
+        raise InputError(
+            f"an operator needs 0 ≤ layer < to_layer ≤ {model.n_layers}, got layer={layer} and to_layer={end}: choose "
+            "two depths in this order"
+        )
     if not 0 <= window < len(tokens):
-        raise InputError(f"window must lie in 0 … {len(tokens) - 1}, got {window}")
+        raise InputError(f"window must lie in 0 … {len(tokens) - 1}, got {window}: choose one of the windows")
     if context == "alone" and end > layer + 1:
-        raise InputError('context="alone" runs one block on a one-token input: leave out to_layer')
+        raise InputError(f'context="alone" runs one block on a one-token input, got to_layer={end}: leave it out')
     tokens = tokens[window : window + 1]
     recorded = replay.record(model, tokens, positions_of(tokens, [position]))
     point, state = _run(recorded.alone() if context == "alone" else recorded, layer, end, options)

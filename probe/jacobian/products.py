@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.errors import InputError
-from probe.jacobian.block import Positions, iter_block_jacobians, positions_of
-from probe.jacobian.options import MEMORY
+from probe.jacobian.block import Positions, jacobians_by_layer, positions_of
+from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName, OutputName
+from probe.jacobian.parts import PartName
 from probe.model import LanguageModel
 
 
@@ -22,30 +23,30 @@ def cumulative_jacobian(
     to_layer: int,
     positions: Positions,
     *,
-    context: str = "sequence",
-    method: str = "auto",
+    context: ContextName = "sequence",
+    method: MethodName = "auto",
     chunk: int | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "window chosen d d"]:
-    r"""The Jacobian at one position from one depth to another: the product of the blocks' own, multiplied in float64.
+    r"""Multiply the block Jacobians at one position from one depth to another, in float64.
 
     .. math:: \partial h_b(t) / \partial h_a(t) = J_{b-1}(t) \cdots J_a(t), \qquad a = \mathrm{from}, b = \mathrm{to}
 
-    In a causal model this is exact: earlier states do not depend on h_a(t). With `context="alone"` the product is
-    formal, as no network was run from one block's one-token input to the next.
+    In a causal model this is the exact Jacobian: earlier states do not depend on h_a(t). With `context="alone"` the
+    product is formal, as no network runs from one block's one-token input to the next.
 
     Args:
         model: The model.
         tokens: Int64 (W, T).
         from_layer: a, the block whose input is varied.
-        to_layer: B; `model.n_layers` means the stream behind the last block.
+        to_layer: b; `model.n_layers` means the stream after the last block.
         positions: (P,) or (W, P), as in `probe.block_jacobian`.
         context: As in `probe.block_jacobian`.
         method: As in `probe.block_jacobian`.
         chunk: As in `probe.block_jacobian`.
         memory: As in `probe.block_jacobian`.
-        dtype: Of the blocks' Jacobians and of the result.
+        dtype: The dtype of the block Jacobians and of the result.
 
     Returns:
         The product, (W, P, d, d); the identity for a = b.
@@ -55,21 +56,12 @@ def cumulative_jacobian(
     """
     if not 0 <= from_layer <= to_layer <= model.n_layers:
         raise InputError(
-            f"a cumulative Jacobian needs 0 ≤ from_layer ≤ to_layer ≤ {model.n_layers}, got {from_layer} and {to_layer}"
+            f"a cumulative Jacobian needs 0 ≤ from_layer ≤ to_layer ≤ {model.n_layers}, got {from_layer} and "
+            f"{to_layer}: choose two depths in this order"
         )
-    blocks = iter_block_jacobians(
-        model,
-        tokens,
-        range(from_layer, to_layer),
-        positions,
-        context=context,
-        method=method,
-        chunk=chunk,
-        memory=memory,
-        dtype=dtype,
-    )
+    options = JacobianOptions(context=context, method=method, chunk=chunk, memory=memory, dtype=dtype)
     product: Tensor | None = None
-    for _, block in blocks:
+    for _, block in jacobians_by_layer(model, tokens, range(from_layer, to_layer), positions, options):
         product = block.double() if product is None else block.double() @ product
     if product is None:
         shape = (*positions_of(tokens, positions).shape, model.d_model, model.d_model)
@@ -81,7 +73,7 @@ def cumulative_jacobian(
 class MeanJacobian:
     """Mean and spread of block Jacobians over tokens.
 
-    A mean of matrices is smoother than the matrices: its scores are not the mean of theirs.
+    A mean of matrices is smoother than the matrices: its scores are not the means of their scores.
 
     Attributes:
         layers: The blocks.
@@ -97,7 +89,7 @@ class MeanJacobian:
 
     @property
     def spread(self) -> Float[Tensor, " layer"]:
-        """sqrt(mean ‖J − J̄‖_F²) / ‖J̄‖_F, the size of a token's deviation relative to the mean."""
+        """Size of a token's deviation relative to the mean, sqrt(mean ‖J − J̄‖_F²) / ‖J̄‖_F."""
         spread: Tensor = torch.linalg.matrix_norm(self.deviation) / torch.linalg.matrix_norm(self.mean)
         return spread
 
@@ -109,49 +101,37 @@ def mean_jacobian(
     positions: Positions,
     *,
     batch_size: int | None = 8,
-    context: str = "sequence",
-    part: str = "block",
-    of: str = "state",
-    method: str = "auto",
+    context: ContextName = "sequence",
+    part: PartName = "block",
+    of: OutputName = "state",
+    method: MethodName = "auto",
     chunk: int | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float32,
 ) -> MeanJacobian:
-    """The mean block Jacobian over windows and positions, and its spread, streamed: 2 · layers · d² float64 are held.
+    """Average block Jacobians over windows and positions, streamed: 2 · layers · d² float64 numbers are held.
 
     Args:
         model: The model.
         tokens: Int64 (W, T).
-        layers: Which blocks; None: all.
+        layers: Indices of the blocks; None: all.
         positions: (P,) or (W, P), as in `probe.block_jacobian`.
-        batch_size: Windows a forward pass.
+        batch_size: Windows in a forward pass.
         context: As in `probe.block_jacobian`.
         part: As in `probe.block_jacobian`.
         of: As in `probe.block_jacobian`.
         method: As in `probe.block_jacobian`.
         chunk: As in `probe.block_jacobian`.
         memory: As in `probe.block_jacobian`.
-        dtype: Of the single Jacobians.
+        dtype: The dtype of the single Jacobians.
 
     Returns:
         Mean and deviation, N = W · P.
     """
+    options = JacobianOptions(context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype)
     chosen = tuple(range(model.n_layers) if layers is None else layers)
     sums = {layer: _Moments() for layer in chosen}
-    for layer, jacobian in iter_block_jacobians(
-        model,
-        tokens,
-        chosen,
-        positions,
-        batch_size=batch_size,
-        context=context,
-        part=part,
-        of=of,
-        method=method,
-        chunk=chunk,
-        memory=memory,
-        dtype=dtype,
-    ):
+    for layer, jacobian in jacobians_by_layer(model, tokens, chosen, positions, options, batch_size):
         for matrix in jacobian.flatten(0, 1):
             sums[layer].add(matrix.double())
     mean, deviation = (torch.stack(parts) for parts in zip(*(sums[layer].moments() for layer in chosen), strict=True))
@@ -159,7 +139,7 @@ def mean_jacobian(
 
 
 class _Moments:
-    """Running mean and sum of squared deviations (Welford 1962), which does not cancel as a sum of squares does."""
+    """Running mean and sum of squared deviations (Welford 1962), free of the cancellation in a sum of squares."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""Jacobians row by row, with automatic differentiation: of the whole sequence, or in the frozen context."""
+"""Jacobians row by row by automatic differentiation: of the whole sequence, or in the frozen context."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from probe.replay import Context
 def jacobian_of_rows(
     output: Float[Tensor, "window chosen m"], point: Float[Tensor, "window chosen d"], chunk: int
 ) -> Float[Tensor, "window chosen m d"]:
-    """∂output/∂point where the output at each chosen position depends on the point at that position alone.
+    """Compute ∂output/∂point where each position's output depends on the point at that position alone.
 
-    Row i of every matrix comes from one vector-Jacobian product with cotangent e_i at all positions at once, `chunk`
-    rows in one batch.
+    Row i of every matrix comes from one vector-Jacobian product with the cotangent e_i at all positions at once;
+    `chunk` rows make one batch.
 
     Args:
-        output: What was computed from `point`, with its graph.
+        output: The output computed from `point`, with its graph.
         point: The leaf.
         chunk: Rows at once.
 
@@ -37,10 +37,10 @@ def jacobian_of_rows(
 
 
 class ForwardProducts:
-    """Products of ∂output/∂point with vectors on its right, out of backward passes.
+    """Products of ∂output/∂point with vectors on its right, made of backward passes.
 
-    The vector-Jacobian product is linear in its cotangent: its own derivative there is the Jacobian. (Forward-mode
-    differentiation would take half the time, but state-space blocks write in place, which it does not allow.)
+    The vector-Jacobian product is linear in its cotangent, and its derivative by it is the Jacobian. (Forward-mode
+    differentiation would take half the time, but does not allow the in-place writes of state-space blocks.)
     """
 
     def __init__(self, output: Tensor, point: Tensor) -> None:
@@ -48,22 +48,24 @@ class ForwardProducts:
         (self.pulled,) = torch.autograd.grad(output, point, self.cotangent, create_graph=True)
 
     def __call__(self, vectors: Float[Tensor, "many ..."]) -> Float[Tensor, "many ..."]:
-        """∂output/∂point times each vector, which has the point's shape; the products have the output's."""
-        (found,) = torch.autograd.grad(self.pulled, self.cotangent, vectors, retain_graph=True, is_grads_batched=True)
-        return found
+        """Multiply ∂output/∂point by each vector, of the point's shape; the products have the output's shape."""
+        (products,) = torch.autograd.grad(
+            self.pulled, self.cotangent, vectors, retain_graph=True, is_grads_batched=True
+        )
+        return products
 
 
 def units(first: int, last: int, size: int, like: Tensor) -> Float[Tensor, "row size"]:
-    """Unit vectors e_first … e_(last − 1).
+    """Return the unit vectors e_first … e_(last − 1).
 
     Args:
-        first: The first one.
-        last: One past the last.
-        size: How many entries each has.
-        like: A tensor of their dtype and device.
+        first: Index of the first one.
+        last: One past the index of the last.
+        size: Number of entries of each.
+        like: A tensor of the wanted dtype and device.
 
     Returns:
-        One a row.
+        One unit vector a row.
     """
     rows = like.new_zeros((last - first, size))
     rows.diagonal(first).fill_(1)
@@ -73,13 +75,13 @@ def units(first: int, last: int, size: int, like: Tensor) -> Float[Tensor, "row 
 def frozen(
     context: Context, layer: int, part: PartOfBlock, dtype: torch.dtype, chunk: int
 ) -> Float[Tensor, "window chosen d d"]:
-    """∂ part(x)/∂x at the chosen positions, everything before them constant; 2 · d · params FLOPs a position.
+    """Compute ∂ part(x)/∂x at the chosen positions, all before them constant; 2 · d · params FLOPs a position.
 
     Args:
         context: The recorded context.
-        layer: Which block.
+        layer: Index of the block.
         part: The block's part, over a working copy with linearised attention.
-        dtype: Of the arithmetic.
+        dtype: The dtype of the arithmetic.
         chunk: Rows at once.
 
     Returns:
@@ -94,24 +96,25 @@ def frozen(
 def reference(
     context: Context, layer: int, part: PartOfBlock, dtype: torch.dtype, chunk: int
 ) -> Float[Tensor, "window chosen d d"]:
-    """The same by `torch.func.jacrev` on the block's call with the whole sequence; 2 · d · params · T FLOPs a position.
+    """Compute what `frozen` does, but with `torch.func.jacrev` of whole sequences; 2 · d · params · T FLOPs a position.
 
     Args:
         context: The recorded context.
-        layer: Which block.
+        layer: Index of the block.
         part: The block's part, over a working copy with its own attention.
-        dtype: Of the arithmetic.
+        dtype: The dtype of the arithmetic.
         chunk: Rows at once.
 
     Returns:
         The matrices.
     """
     windows, chosen = context.positions.shape
-    found = []
-    for window in range(windows):
-        for position in context.positions[window].tolist():
-            found.append(sequence_jacobian(context, layer, part, window, position, position, dtype, chunk))
-    return torch.stack(found).reshape(windows, chosen, *found[0].shape)
+    matrices = [
+        sequence_jacobian(context, layer, part, window, position, position, dtype, chunk)
+        for window in range(windows)
+        for position in context.positions[window].tolist()
+    ]
+    return torch.stack(matrices).reshape(windows, chosen, *matrices[0].shape)
 
 
 def sequence_jacobian(
@@ -124,18 +127,18 @@ def sequence_jacobian(
     dtype: torch.dtype,
     chunk: int,
 ) -> Float[Tensor, "d d"]:
-    """∂ part(sequence)(s)/∂ sequence(t) by `torch.func.jacrev` on the block's call with the whole sequence of a window.
+    """Compute ∂ part(sequence)(s)/∂ sequence(t) by `torch.func.jacrev` of a window's whole sequence.
 
-    SDPA's fused kernels have no batching rule for their backward pass: the plain mathematical kernel runs instead.
+    SDPA's fused kernels have no batching rule for their backward pass, so the plain mathematical kernel runs instead.
 
     Args:
         context: The recorded context.
-        layer: Which block.
+        layer: Index of the block.
         part: The block's part, over a working copy with its own attention.
-        window: Which window.
-        out_position: S.
-        in_position: T.
-        dtype: Of the arithmetic.
+        window: Index of the window.
+        out_position: s.
+        in_position: t.
+        dtype: The dtype of the arithmetic.
         chunk: Rows at once.
 
     Returns:

@@ -13,8 +13,8 @@ from torch import Tensor
 from probe import replay
 from probe.errors import InputError
 from probe.jacobian.block import Positions, positions_of, recorded_jacobian, require_layer, working_copy_of
-from probe.jacobian.options import MEMORY, Options
-from probe.jacobian.parts import PartOfBlock, part_of_block, tap_of
+from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
+from probe.jacobian.parts import PartName, PartOfBlock, part_of_block, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
 from probe.model import HuggingFaceModel, LanguageModel
 
@@ -29,56 +29,59 @@ def cross_jacobian(
     *,
     out_position: int,
     in_position: int,
-    context: str = "sequence",
-    part: str = "block",
+    context: ContextName = "sequence",
+    part: PartName = "block",
     chunk: int | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "window d d"]:
-    r"""The Jacobian of a block from one position to a later one, ∂h_{l+1}(s)/∂h_l(t) with s ≥ t.
+    r"""Compute the Jacobian of a block from one position to a later one, ∂h_{l+1}(s)/∂h_l(t) with s ≥ t.
 
     The singular values and the non-normality of the whole-sequence Jacobian depend on these; its spectrum does not.
-    By `torch.func.jacrev` on the block's call with the whole sequence: 2 · d · params · T FLOPs a window.
+    It runs `torch.func.jacrev` on the block's call with the whole sequence: 2 · d · params · T FLOPs a window.
 
     Args:
         model: The model.
         tokens: Int64 (W, T).
-        layer: Which block.
+        layer: Index of the block.
         out_position: s, the same in all windows; negative ones count from the end.
-        in_position: T.
+        in_position: t, likewise.
         context: "sequence", or "detached" as in `probe.block_jacobian`.
         part: As in `probe.block_jacobian`.
         chunk: Rows at once; by default what fits `memory`.
-        memory: Bytes to be used besides the result.
-        dtype: Of the arithmetic and the result.
+        memory: Bytes to use besides the result.
+        dtype: The dtype of the arithmetic and the result.
 
     Returns:
         (W, d, d): [w, i, j] = ∂ out_i / ∂ in_j.
 
     Raises:
-        InputError: If s < t, where the Jacobian of a causal block is zero; `context="alone"`; or an option, layer or
-            position that is not there.
+        InputError: If s < t, where the Jacobian of a causal block is zero; if `context="alone"`; or if an option, layer
+            or position does not exist.
     """
-    options = Options(context=context, part=part, method="jacrev", chunk=chunk, memory=memory, dtype=dtype)
+    options = JacobianOptions(context=context, part=part, method="jacrev", chunk=chunk, memory=memory, dtype=dtype)
     options.resolved(model)
     require_layer(model, layer)
     where = positions_of(tokens, [out_position, in_position])
     later, earlier = where[0].tolist()
     if later < earlier:
         raise InputError(
-            f"out_position must not lie before in_position, where a causal block's Jacobian is zero: got {later} and "
-            f"{earlier}; exchange them"
+            f"out_position must not lie before in_position, where a causal block's Jacobian is zero, got {later} and "
+            f"{earlier}: exchange them"
         )
     if context == "alone":
-        raise InputError('a one-token input has one position: use context="sequence" or "detached"')
+        raise InputError(
+            'a Jacobian between positions needs a context with several positions, got context="alone": use "sequence" '
+            'or "detached"'
+        )
     recorded = replay.record(model, tokens, where[:, :1])
     part_of = part_of_block(model, layer, working_copy_of(recorded, layer, options, None), part)
     rows = options.rows_at_once(recorded, part_of.block)
-    found = [
+    matrices = [
         sequence_jacobian(recorded, layer, part_of, window, later, earlier, dtype, rows)
         for window in range(len(tokens))
     ]
-    return torch.stack(found)
+    return torch.stack(matrices)
 
 
 def site_jacobian(
@@ -88,35 +91,35 @@ def site_jacobian(
     target: str,
     positions: Positions,
     *,
-    method: str = "auto",
+    method: MethodName = "auto",
     chunk: int | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "window chosen out d"]:
-    """The Jacobian at one position from one named site to another, ∂target(t)/∂source(t), earlier positions fixed.
+    """Compute the Jacobian between two named sites at one position, ∂target(t)/∂source(t), earlier positions fixed.
 
-    It is the product of what lies between: the rest of the source's block, whole blocks, the part of the target's
-    block before the target; behind the last block the final norm and the head.
+    It is the product over all that lies between the sites: the rest of the source's block, whole blocks, the part of
+    the target's block before the target, and after the last block the final norm and the head.
 
     Args:
         model: The model.
         tokens: Int64 (W, T).
-        source: A site of the stream (`blocks.L.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`), or something
+        source: A site of the stream (`blocks.L.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`), or of an output
             that is added to it (`hook_attn_out`, `hook_mlp_out`, `hook_mixer_out`).
-        target: A site of `model.sites` behind it, or "logits".
+        target: A later site of `model.sites`, or "logits".
         positions: (P,) or (W, P), as in `probe.block_jacobian`.
         method: Of the whole blocks, as in `probe.block_jacobian`.
         chunk: As in `probe.block_jacobian`.
         memory: As in `probe.block_jacobian`.
-        dtype: Of the arithmetic and the result.
+        dtype: The dtype of the arithmetic and the result.
 
     Returns:
-        (W, P, out, d), with out = d, or the vocabulary for the logits.
+        (W, P, out, d), where out is d, or the size of the vocabulary for the logits.
 
     Raises:
-        InputError: If no such site, a source that is not of the stream, or a target that is not behind it.
+        InputError: If there is no such site, the source is not of the stream, or the target is not after it.
     """
-    options = Options(method=method, chunk=chunk, memory=memory, dtype=dtype)
+    options = JacobianOptions(method=method, chunk=chunk, memory=memory, dtype=dtype)
     options.resolved(model)
     if target != LOGITS:
         model.site(target)
@@ -131,7 +134,9 @@ def site_jacobian(
     if inside and (last, name) == (layer, "hook_mlp_out"):
         return recorded_jacobian(recorded, layer, replace(options, part="mlp", of="update"))
     if order.index(source) > order.index(target) or last < layer + inside:
-        raise InputError(f"a target must lie behind its source in the forward pass: got {source} and {target}")
+        raise InputError(
+            f"a target must come after its source in the forward pass, got {source} and {target}: exchange them"
+        )
     product = recorded_jacobian(recorded, layer, replace(options, part="mlp")) if inside else identity
     for between in range(layer + inside, last):
         product = recorded_jacobian(recorded, between, options) @ product
@@ -139,12 +144,15 @@ def site_jacobian(
 
 
 def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
-    """The block that a source of the stream enters, and whether it does so between attention and MLP."""
+    """The block that a source enters, and whether it does so between attention and MLP."""
     model.site(source)
-    found = _BLOCK_SITE.fullmatch(source)
-    if found is None:
-        raise InputError(f"a source must be a site of the stream inside the blocks, or added to it; got {source!r}")
-    layer, name = int(found[1]), found[2]
+    parsed = _BLOCK_SITE.fullmatch(source)
+    if parsed is None:
+        raise InputError(
+            f"a source must be a site of the stream inside the blocks, or of an output added to it, got {source!r}: "
+            "choose one such as blocks.0.hook_resid_pre"
+        )
+    layer, name = int(parsed[1]), parsed[2]
     if name == "hook_resid_pre":
         return layer, False
     middle = f"blocks.{layer}.hook_resid_mid" in model.sites
@@ -154,17 +162,17 @@ def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
 
 
 def _end(model: LanguageModel, target: str) -> tuple[int, str]:
-    """The block that holds the target (L: what lies behind the last one), and the target's name there."""
-    found = _BLOCK_SITE.fullmatch(target)
-    if found is None:
+    """The block that holds the target (L: after the last block), and the target's name there."""
+    parsed = _BLOCK_SITE.fullmatch(target)
+    if parsed is None:
         return model.n_layers, target
-    if found[2] == "hook_resid_post":
-        return int(found[1]) + 1, "hook_resid_pre"
-    return int(found[1]), found[2]
+    if parsed[2] == "hook_resid_post":
+        return int(parsed[1]) + 1, "hook_resid_pre"
+    return int(parsed[1]), parsed[2]
 
 
-def _local(recorded: replay.Context, layer: int, name: str, options: Options, product: Tensor) -> Tensor:
-    """∂name/∂(stream that enters block `layer`) times `product`."""
+def _local(recorded: replay.Context, layer: int, name: str, options: JacobianOptions, product: Tensor) -> Tensor:
+    """Multiply ∂name/∂(stream that enters block `layer`) by `product`."""
     model, d = recorded.model, recorded.model.d_model
     if name in ("hook_resid_pre", "ln_final.hook_in"):
         return product.clone()
@@ -181,12 +189,13 @@ def _local(recorded: replay.Context, layer: int, name: str, options: Options, pr
     if name == "ln_final.hook_out":
         norm = replay.working_copy(model.site(name).module, options.dtype)
         return _along_columns(norm, states, product, options.chunk or d)
-    each = product.element_size() * recorded.positions.numel() * 3 * model.n_vocab
-    return _along_columns(_head(model, options.dtype), states, product, options.chunk or max(1, options.memory // each))
+    bytes_a_column = product.element_size() * recorded.positions.numel() * 3 * model.n_vocab
+    columns = options.chunk or max(1, options.memory // bytes_a_column)
+    return _along_columns(_head(model, options.dtype), states, product, columns)
 
 
 def _along_columns(function: Callable[[Tensor], Tensor], states: Tensor, product: Tensor, chunk: int) -> Tensor:
-    """∂function/∂state times `product`, column by column: there are fewer of them than logits."""
+    """Multiply ∂function/∂state by `product`, column by column: there are fewer columns than logits."""
     point = states.detach().requires_grad_()
     with torch.enable_grad():
         multiply = ForwardProducts(function(point), point)
@@ -195,10 +204,12 @@ def _along_columns(function: Callable[[Tensor], Tensor], states: Tensor, product
 
 
 def _head(model: LanguageModel, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """`model.unembed`, in the arithmetic's dtype."""
+    """`model.unembed` in the dtype of the arithmetic."""
     if model.dtype is dtype:
         return model.unembed
     if not isinstance(model, HuggingFaceModel):
-        raise InputError(f"the logits of {model.name} come in {model.dtype}; ask for that dtype")
+        raise InputError(
+            f"dtype must be that of the logits of {model.name}, {model.dtype}, got {dtype}: pass dtype={model.dtype}"
+        )
     without = model.module.get_submodule(model.layout.blocks)
     return replace(model, module=replay.working_copy(model.module, dtype, without=without)).unembed

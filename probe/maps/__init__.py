@@ -1,12 +1,12 @@
 """Maps of one token's state: what a block does as a function of that state alone, fitted to pairs (x, y).
 
 Row i of ``x`` is the state of token i, row i of ``y`` the update (or anything else) that is to be predicted from it.
-Every map is affine or locally affine in centred coordinates, has `fit`, `predict`, `score`, `save` and `load`, and
-needs no model:
+Every map has `fit`, `predict`, `score`, `save` and `load`, and needs no model; all but `MLPMap` are affine or locally
+affine in centred coordinates:
 
 - baselines: `ZeroMap`, `MeanMap`, `DiagonalMap`
 - one map for all tokens: `LinearMap` (ridge, from one pass of `SufficientStatistics`), `ReducedRankMap`, `MLPMap`
-- one map a token, fitted on its nearest neighbours: `LocalMap`; `instability` compares two of them
+- one map for each token, fitted on its nearest neighbours: `LocalMap`; `instability` compares two of them
 """
 
 from __future__ import annotations

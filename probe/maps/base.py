@@ -1,4 +1,4 @@
-"""What all maps share: checks, score, and files without pickle."""
+"""The base of all maps: checks, score, and files without pickle."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Map(ABC):
             x: States, (N, d), any float dtype.
             y: Targets of the same tokens, (N, e).
             groups: The document of each token, (N,). Local maps never let a query use its own document; the MLP
-                holds whole documents out when it gets no validation pairs. The others ignore it.
+                holds whole documents out when there are no validation pairs. The others ignore it.
             validation: Pairs (x, y) of other documents: `LinearMap` chooses its ridge by them, `MLPMap` stops by
                 them. The others ignore them.
 
@@ -59,11 +59,13 @@ class Map(ABC):
             The map itself.
 
         Raises:
-            InputError: If Shapes do not agree, there are fewer than two rows, or a value is not finite.
+            InputError: If shapes do not agree, there are fewer than two rows, or a value is not finite.
         """
         check_pair(x, y)
         if groups is not None and groups.shape != x.shape[:1]:
-            raise InputError(f"groups must name one document for each row of x: got {len(groups)} for {len(x)} rows")
+            raise InputError(
+                f"groups must name a document for each row of x, got {len(groups)} for {len(x)} rows: pass (n,)"
+            )
         if validation is not None:
             check_pair(*validation, widths=(x.shape[1], y.shape[1]))
         self.d_in_, self.d_out_ = x.shape[1], y.shape[1]
@@ -96,7 +98,7 @@ class Map(ABC):
         *,
         groups: Int[Tensor, " query"] | None = None,
     ) -> float:
-        """Explained variance R² of predictions, ``1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖²``, pooled over tokens and coordinates.
+        """Score predictions by explained variance, ``R² = 1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖²``, over all tokens and coordinates.
 
         Args:
             x: States, (n, d).
@@ -107,8 +109,8 @@ class Map(ABC):
             At most 1; below 0 where the mean of these targets would have been better.
 
         Raises:
-            InputError: If the map is not fitted, shapes do not agree with each other or with the fitted pairs, there are
-                fewer than two rows, or a value is not finite.
+            InputError: If the map is not fitted, shapes do not agree with each other or with the fitted pairs, there
+                are fewer than two rows, or a value is not finite.
         """
         self._check_targets(x, y)
         return float(explained_variance(y.double(), self.predict(x, groups=groups).double()))
@@ -150,7 +152,7 @@ class Map(ABC):
             The fitted map, on the CPU.
 
         Raises:
-            InputError: If the file is missing, is no saved map, or holds a map of another class.
+            InputError: If the file is missing, is not a saved map, or holds a map of another class.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -186,7 +188,9 @@ class Map(ABC):
         if x.ndim != 2 or x.shape[1] != self.d_in_:
             raise InputError(f"x must have the width of the fitted states, (n, {self.d_in_}), got {tuple(x.shape)}")
         if groups is not None and groups.shape != x.shape[:1]:
-            raise InputError(f"groups must name one document for each row of x: got {len(groups)} for {len(x)} rows")
+            raise InputError(
+                f"groups must name a document for each row of x, got {len(groups)} for {len(x)} rows: pass (n,)"
+            )
         check_finite("x", x)
 
     def _check_targets(self, x: Tensor, y: Tensor) -> None:
@@ -215,17 +219,17 @@ def check_finite(name: str, values: Tensor) -> None:
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64, else float32: half precision is storage, not arithmetic."""
+    """Choose float64 for float64, else float32: half precision is for storage, not for arithmetic."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def row_blocks(values: Tensor, *, elements: int = 2**22) -> Iterator[tuple[int, Tensor]]:
-    """Consecutive rows with at most so many elements at a time, each with the index of its first row."""
+    """Yield blocks of consecutive rows of at most so many elements, each with the index of its first row."""
     rows = max(1, elements // max(1, values.shape[1]))
     for start in range(0, max(1, len(values)), rows):
         yield start, values[start : start + rows]
 
 
 def _descendants(kind: type[Map]) -> list[Any]:
-    """A class and all classes below it."""
+    """A class and all its subclasses."""
     return [kind, *(below for child in kind.__subclasses__() for below in _descendants(child))]

@@ -23,7 +23,7 @@ AnyLinear = TypeVar("AnyLinear", bound="LinearMap")
 
 
 class SufficientStatistics:
-    """All that ridge regression needs of pairs (x, y), from one pass over any number of tokens.
+    """The sums over pairs (x, y) that ridge regression needs, from one pass over any number of tokens.
 
     O(d² + d e) memory. Means and centred sums of products in float64, merged by the pairwise update of Chan, Golub &
     LeVeque (*The American Statistician* 37, 1983), so that large means cost no digits.
@@ -35,7 +35,7 @@ class SufficientStatistics:
 
     Attributes:
         count: Number of tokens n.
-        mean_x: X̄, (d,).
+        mean_x: x̄, (d,).
         mean_y: ȳ, (e,).
         xx: Σ (x − x̄)(x − x̄)ᵀ, (d, d).
         xy: Σ (x − x̄)(y − ȳ)ᵀ, (d, e).
@@ -49,7 +49,7 @@ class SufficientStatistics:
         self.yy = torch.zeros(e, dtype=torch.float64, device=device)
 
     def update(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> SufficientStatistics:
-        """Take in more tokens: one more block of a stream.
+        """Add tokens: one more block of a stream.
 
         Args:
             x: States, (n, d), any float dtype.
@@ -59,7 +59,7 @@ class SufficientStatistics:
             The statistics themselves.
 
         Raises:
-            InputError: If Shapes do not agree, or a value is not finite.
+            InputError: If shapes do not agree, or a value is not finite.
         """
         check_pair(x, y, widths=(len(self.mean_x), len(self.mean_y)))
         for start, states in row_blocks(x, elements=2**21):
@@ -75,13 +75,13 @@ class SufficientStatistics:
         return self
 
     def merge(self, other: SufficientStatistics) -> SufficientStatistics:
-        """Take in the tokens of other statistics.
+        """Add the tokens of other statistics.
 
         Args:
             other: Statistics of other tokens, of the same widths.
 
         Returns:
-            The statistics themselves, as if they had seen both.
+            The statistics themselves, as if they had come from all tokens.
 
         Raises:
             InputError: If the widths differ.
@@ -96,7 +96,7 @@ class SufficientStatistics:
         return self
 
     def _shift_means(self, count: int, mean_x: Tensor, mean_y: Tensor) -> None:
-        """Move to the means of both parts and add what lies between them to the sums of products."""
+        """Move to the means of both parts and add the scatter between them to the sums of products."""
         total = self.count + count
         gap_x, gap_y = mean_x - self.mean_x, mean_y - self.mean_y
         weight = self.count * count / total
@@ -110,7 +110,7 @@ class SufficientStatistics:
 
 @dataclass(eq=False)
 class ZeroMap(Map):
-    """Predicts no update at all, ``ŷ = 0``: relative error 1 by definition."""
+    """The map to no update at all, ``ŷ = 0``: relative error 1 by definition."""
 
     def _fit(self, x: Tensor, y: Tensor, groups: Tensor | None, validation: Validation | None) -> None:
         """Nothing beyond the widths is needed."""
@@ -121,7 +121,7 @@ class ZeroMap(Map):
 
 @dataclass(eq=False)
 class MeanMap(Map):
-    """Predicts the mean of the fitted targets, ``ŷ = ȳ``.
+    """The map to the mean of the fitted targets, ``ŷ = ȳ``.
 
     Attributes:
         mean_y_: ȳ, (e,).
@@ -141,7 +141,7 @@ class DiagonalMap(Map):
     """A scale and an offset for each coordinate by least squares, ``ŷ_j = ȳ_j + (x_j − x̄_j) w_j``; needs e = d.
 
     Attributes:
-        mean_x_: X̄, (d,).
+        mean_x_: x̄, (d,).
         mean_y_: ȳ, (d,).
         weight_: w, (d,); 0 where a coordinate does not vary.
     """
@@ -174,8 +174,8 @@ class LinearMap(Map):
     One eigendecomposition of XᵀX serves all values of λ: O(n d (d + e) + d³) time, O(d² + d e) memory.
 
     >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
-    >>> fit = LinearMap().fit(x, 2 * x + 1)
-    >>> round(fit.score(x, 2 * x + 1), 3)
+    >>> linear = LinearMap().fit(x, 2 * x + 1)
+    >>> round(linear.score(x, 2 * x + 1), 3)
     1.0
 
     Args:
@@ -185,10 +185,10 @@ class LinearMap(Map):
 
     Attributes:
         weight_: W, (d, e), float64.
-        mean_x_: X̄, (d,).
+        mean_x_: x̄, (d,).
         mean_y_: ȳ, (e,).
         ridge_: The relative strength that was used.
-        penalty_: λ itself, what other libraries call alpha.
+        penalty_: λ itself, called alpha in other libraries.
     """
 
     ridge: float | None = field(default=None, kw_only=True)
@@ -200,7 +200,7 @@ class LinearMap(Map):
 
     def __post_init__(self) -> None:
         if self.ridge is not None and self.ridge < 0:
-            raise InputError(f"ridge must be at least 0, or None to choose it, got {self.ridge}")
+            raise InputError(f"ridge must be at least 0, or None to choose it, got {self.ridge}: pass another")
 
     def fit_statistics(
         self: AnyLinear, statistics: SufficientStatistics, *, validation: Validation | None = None
@@ -208,7 +208,7 @@ class LinearMap(Map):
         """Fit from sums that were gathered in one pass over any number of tokens.
 
         Args:
-            statistics: What `SufficientStatistics.update` has gathered.
+            statistics: Sums gathered by `SufficientStatistics.update`.
             validation: Pairs (x, y) to choose the ridge by, as for `fit`.
 
         Returns:
@@ -219,7 +219,7 @@ class LinearMap(Map):
         """
         if statistics.count < 2:
             raise InputError(
-                f"a linear map needs at least 2 tokens, the statistics hold {statistics.count}: update them"
+                f"a linear map needs at least 2 tokens, the statistics hold {statistics.count}: add tokens by update"
             )
         d, e = statistics.xy.shape
         if validation is not None:
@@ -272,7 +272,7 @@ class ReducedRankMap(LinearMap):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 1:
-            raise InputError(f"rank must be at least 1, got {self.rank}")
+            raise InputError(f"rank must be at least 1, got {self.rank}: choose a larger one")
 
     def _solve(self, normal: _NormalEquations, penalty: float) -> Tensor:
         directions: Tensor = torch.linalg.eigh(normal.explained(penalty)).eigenvectors[:, -self.rank :]
@@ -294,17 +294,17 @@ class _NormalEquations:
         self.total = float(statistics.yy.sum())
 
     def coefficients(self, penalty: float) -> Tensor:
-        """``(XᵀX + λI)⁻¹ XᵀY``, (d, e)."""
+        """Compute ``(XᵀX + λI)⁻¹ XᵀY``, (d, e)."""
         coefficients: Tensor = self.vectors @ (self.targets / (self.squares + penalty)[:, None])
         return coefficients
 
     def explained(self, penalty: float) -> Tensor:
-        """``YᵀX (XᵀX + λI)⁻¹ XᵀY``, (e, e)."""
+        """Compute ``YᵀX (XᵀX + λI)⁻¹ XᵀY``, (e, e)."""
         explained: Tensor = self.targets.T @ (self.targets / (self.squares + penalty)[:, None])
         return explained
 
     def cross_validation(self, penalty: float) -> float:
-        """``n RSS / (n − tr H)²``; infinite where no degree of freedom is left."""
+        """Compute ``n RSS / (n − tr H)²``; infinite where no degree of freedom is left."""
         shrinkage = self.squares / (self.squares + penalty)
         freedom = self.count - 1 - float(shrinkage.sum())  # the mean is one fitted parameter
         if freedom < 0.5:

@@ -1,14 +1,14 @@
-"""One map a token, fitted on its nearest neighbours among the fitted tokens (the bank).
+"""One map for each token, fitted on its nearest neighbours among the fitted tokens (the bank).
 
 For a query q with neighbours X (k, d), targets Y (k, e), both centred on the neighbours' means x̄, ȳ, all three
 kinds start from the k × k Gram matrix ``XXᵀ = U diag(s²) Uᵀ``, never from a d × d matrix; the top-r right singular
-vectors of X are ``P = XᵀU / s``. Cost a query: O(n d) for the search, O(k² (d + k)) for the Gram matrix and its
-eigenvectors, O(k r e) for the fit. Queries are worked off in blocks under a memory budget, on the CPU each block by one
-thread: LAPACK gains little from two threads on so small a matrix, and loses much where cores are shared.
+vectors of X are ``P = XᵀU / s``. Cost of a query: O(n d) for the search, O(k² (d + k)) for the Gram matrix and its
+eigenvectors, O(k r e) for the fit. Queries are processed in blocks within a memory budget. On the CPU each block has
+one thread: LAPACK gains little from two threads on so small a matrix, and loses much where cores are shared.
 
 Arithmetic has the states' precision. Squaring X squares its condition: where the smallest of the r eigenvalues falls
-below a thousandth of the largest, float32 states are worked in float64. On four blocks of SmolLM2-135M predictions then
-agreed with a float64 SVD to 2.4e-4 of their size, at half the time of float64 throughout.
+below a thousandth of the largest, float32 states are processed in float64. On four blocks of SmolLM2-135M predictions
+then agreed with a float64 SVD to 2.4e-4 of their size, at half the time of float64 throughout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from probe.errors import InputError
 from probe.geometry import relative_error
 from probe.maps.base import Map, Validation, working_dtype
 
-# Least s_r² / s_1² that is worked in float32.
+# Least s_r² / s_1² that is processed in float32.
 LEAST_CONDITION = 1e-3
 # Ridge strengths relative to the mean of the kept eigenvalues; the largest leaves the neighbours' mean.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4)
@@ -35,9 +35,9 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4)
 
 @dataclass(eq=False)
 class LocalMap(Map):
-    """A map of each query's own, fitted on its k nearest neighbours (arXiv 2604.02459).
+    """A separate map for each query, fitted on its k nearest neighbours (arXiv 2604.02459).
 
-    Kinds, with the symbols of the module's head:
+    Kinds, in the notation of the module's docstring:
 
     - ``"low_rank"``: ridge regression on the neighbours' top-r directions,
       ``T(q) = ȳ + Σ_j ((q − x̄)·P_j) s_j / (s_j² + λ) U_jᵀY`` with ``λ = c · mean s_j²`` over the r directions.
@@ -49,13 +49,12 @@ class LocalMap(Map):
       the part of q − x̄ outside the subspace, h̄ = x̄ + ȳ. Needs e = d.
 
     c is chosen for each query from `STRENGTHS` by leave-one-out over its own neighbours (for the basis P held fixed,
-    exact and without refits). So no validation data are needed and a query's map does not depend on which other
-    queries are asked.
+    exact and without refits). No validation data are needed, and a query's map does not depend on the other queries.
 
     Args:
         neighbours: Number k of neighbours.
         rank: Number r of directions; at most k − 1 exist, a larger r means all of them. The diagonal kind has none.
-        kind: Class of the map.
+        kind: Kind of the map, see above.
         metric: Neighbours by Euclidean distance in coordinates scaled to unit variance over the bank, or in raw
             coordinates, where a few outlier coordinates decide.
         memory_budget: Bytes that working arrays may take, beside the bank and the result.
@@ -95,9 +94,9 @@ class LocalMap(Map):
         neighbours: Sequence[int] = (32, 64, 128, 256),
         ranks: Sequence[int] = (4, 8, 16, 32, 64),
     ) -> Float[Tensor, "neighbours rank query d_out"]:
-        """Predictions for every number of neighbours and every rank.
+        """Predict with every number of neighbours and every rank.
 
-        One search serves all, one factorisation all ranks.
+        One search serves all of them, and one factorisation serves all ranks.
 
         Args:
             x: States, (n, d).
@@ -120,9 +119,9 @@ class LocalMap(Map):
         neighbours: Sequence[int] = (32, 64, 128, 256),
         ranks: Sequence[int] = (4, 8, 16, 32, 64),
     ) -> Float[Tensor, "neighbours rank query"]:
-        """Relative errors ``‖y − ŷ‖ / ‖y‖`` of `sweep`, without holding its predictions.
+        """Compute the relative errors ``‖y − ŷ‖ / ‖y‖`` of `sweep`, without holding its predictions.
 
-        The in-sample curve, where every query is among its own neighbours, comes from tokens of the bank without
+        For the in-sample curve, where every query is among its own neighbours, pass tokens of the bank without
         groups.
 
         Args:
@@ -136,7 +135,7 @@ class LocalMap(Map):
             Errors, (len(neighbours), len(ranks), n).
 
         Raises:
-            InputError: If As for `predict`, or the targets are not as wide as the fitted ones.
+            InputError: If `predict` would refuse the queries, or the targets are not as wide as the fitted ones.
         """
         self._check_queries(x, groups)
         self._check_targets(x, y)
@@ -166,12 +165,12 @@ class LocalMap(Map):
         ranks: Sequence[int],
         keep: Callable[[slice, Tensor], Tensor],
     ) -> list[Tensor]:
-        """What is kept of the predictions (neighbours, rank, query, e) of each block of queries, in order."""
+        """Parts that are kept of the predictions (neighbours, rank, query, e) of each block of queries, in order."""
         if not neighbours or not ranks or min(neighbours) < 2 or min(ranks) < 1:
             raise InputError(f"a sweep needs neighbours ≥ 2 and ranks ≥ 1, got {tuple(neighbours)} and {tuple(ranks)}")
         nearest = self._search(x, groups, max(neighbours))
 
-        @torch.no_grad()  # the state of autograd is each thread's own
+        @torch.no_grad()  # autograd's state is per thread
         def work(rows: slice) -> Tensor:
             index, queries = nearest[rows], x[rows].to(working_dtype(x))
             return keep(rows, torch.stack([self._local(index[:, :k], queries, ranks) for k in neighbours]))
@@ -185,8 +184,8 @@ class LocalMap(Map):
         if self.kind == "diagonal":
             return hood.diagonal().expand(len(ranks), -1, -1)
         hood.factorise(max(ranks))
-        fit = hood.low_rank if self.kind == "low_rank" else hood.orthogonal
-        predictions = torch.stack([fit(rank) for rank in ranks])
+        predict = hood.low_rank if self.kind == "low_rank" else hood.orthogonal
+        predictions = torch.stack([predict(rank) for rank in ranks])
         ill = hood.ill_conditioned()
         if queries.dtype != torch.float64 and ill.any():
             predictions[:, ill] = self._local(index[ill], queries[ill].double(), ranks).to(predictions)
@@ -204,8 +203,8 @@ class LocalMap(Map):
             queries = self._coordinates(x[rows].to(bank))
             distances = torch.addmm(squares, queries, bank.T, alpha=-2)  # less ‖q‖², which orders nothing
             if groups is not None and self.groups_ is not None:
-                own = torch.eq(groups[rows, None], self.groups_)
-                distances.masked_fill_(own, float("inf"))
+                same_group = torch.eq(groups[rows, None], self.groups_)
+                distances.masked_fill_(same_group, float("inf"))
             nearest[rows] = distances.topk(k, largest=False).indices
         return nearest
 
@@ -214,14 +213,14 @@ class LocalMap(Map):
         return (x - self.centre_.to(x)).div_(self.scale_.to(x))
 
     def _check_left(self, x: Tensor, groups: Tensor | None, k: int) -> None:
-        """Make sure that enough neighbours are left when a query's own group is out."""
+        """Make sure that enough neighbours are left outside a query's own group."""
         left = torch.full((len(x),), len(self.x_), device=x.device)
         if groups is not None:
             if self.groups_ is None:
-                raise InputError("queries came with groups, but the map was fitted without: give groups to fit as well")
+                raise InputError("queries have groups, but the map was fitted without: pass groups= to fit as well")
             names, counts = self.groups_.unique(return_counts=True)
-            place = torch.searchsorted(names, groups.contiguous()).clamp(max=len(names) - 1)
-            left -= torch.where(names[place] == groups, counts[place], 0)
+            index = torch.searchsorted(names, groups.contiguous()).clamp(max=len(names) - 1)
+            left -= torch.where(names[index] == groups, counts[index], 0)
         if len(left) and int(left.min()) < k:
             raise InputError(
                 f"{k} neighbours must exist outside a query's own group, got {int(left.min())}: "
@@ -237,10 +236,10 @@ class LocalMap(Map):
 
 
 def in_threads(work: Callable[[slice], Tensor], items: Sequence[slice], workers: int) -> list[Tensor]:
-    """Work items off by threads that compute on one core each; torch's own thread count is 1 meanwhile, then as it was.
+    """Run work on items in threads of one core each; torch's own thread count is 1 meanwhile, and then restored.
 
     Args:
-        work: What to do with an item.
+        work: Function of an item.
         items: The items.
         workers: Number of threads.
 
@@ -266,7 +265,7 @@ def instability(
     groups: Int[Tensor, " query"] | None = None,
     neighbours: Sequence[int] = (32, 64, 128, 256),
 ) -> Float[Tensor, "neighbours query"]:
-    """How far two local maps with disjoint banks disagree, ``‖T_A(q) − T_B(q)‖ / ‖y‖``, for each number of neighbours.
+    """Measure the disagreement of two local maps with disjoint banks, ``‖T_A(q) − T_B(q)‖ / ‖y‖``.
 
     Args:
         first: T_A, fitted on one half of the documents.
@@ -274,13 +273,13 @@ def instability(
         x: States, (n, d).
         y: Their true targets, (n, e).
         groups: As for `LocalMap.predict`, for both maps.
-        neighbours: Numbers k of neighbours; ranks are the maps' own.
+        neighbours: Numbers k of neighbours to measure with; ranks are the maps' own.
 
     Returns:
         Values ≥ 0, (len(neighbours), n).
 
     Raises:
-        InputError: If the targets are not those of the queries, or as for `LocalMap.predict`.
+        InputError: If the targets are not those of the queries, or `LocalMap.predict` would refuse the queries.
     """
     one, other = (
         local.sweep(x, groups=groups, neighbours=neighbours, ranks=(local.rank,))[:, 0] for local in (first, second)
@@ -292,7 +291,7 @@ def instability(
 
 
 class Neighbourhood:
-    """A block of queries (b) with their neighbours, centred on the neighbours' means; formulas in the module's head.
+    """A block of queries (b) with their neighbours, centred on the neighbours' means; the module has the formulas.
 
     Args:
         x: States of the neighbours, (b, k, d).
@@ -313,7 +312,7 @@ class Neighbourhood:
         self.offset = queries - self.mean_x  # q − x̄
 
     def factorise(self, rank: int) -> None:
-        """The top directions of the neighbours from their Gram matrix; directions of rounding noise get s² = 0."""
+        """Find the top directions of the neighbours by their Gram matrix; directions of rounding noise get s² = 0."""
         k = self.x.shape[1]
         squares, left = torch.linalg.eigh(self.x @ self.x.mT)
         squares, left = squares[:, -rank:].flip(1), left[:, :, -rank:].flip(2)
@@ -325,13 +324,13 @@ class Neighbourhood:
         self.along = self.left.mT @ self.y  # UᵀY, (b, r, e)
 
     def ill_conditioned(self) -> Tensor:
-        """Queries whose smallest direction is too small beside the largest for float32, (b,)."""
+        """Mark the queries whose smallest direction is too small beside the largest for float32, (b,)."""
         _, k, d = self.x.shape
         last = min(self.squares.shape[1], k - 1, d) - 1  # centring takes one direction away
         return self.squares[:, last] < LEAST_CONDITION * self.squares[:, 0]
 
     def low_rank(self, rank: int) -> Tensor:
-        """Ridge regression on the top directions, (b, e)."""
+        """Predict by ridge regression on the top directions, (b, e)."""
         squares, left, along = self.squares[:, :rank], self.left[:, :, :rank], self.along[:, :rank]
         kept = squares > 0
         mean_square = squares.sum(1) / kept.sum(1).clamp(min=1)
@@ -343,7 +342,7 @@ class Neighbourhood:
         return self.mean_y + (coefficients[:, None] @ along)[:, 0]
 
     def diagonal(self) -> Tensor:
-        """A scale and an offset for each coordinate, (b, d)."""
+        """Predict by a scale and an offset for each coordinate, (b, d)."""
         k = self.x.shape[1]
         squares = self.x.square().sum(1)  # (b, d)
         eps = k * torch.finfo(squares.dtype).eps
@@ -361,7 +360,7 @@ class Neighbourhood:
         return self.mean_y + self.offset * slope * chosen[:, None]
 
     def orthogonal(self, rank: int) -> Tensor:
-        """Rotation with a scale to x + y inside the top directions, identity outside, less the query, (b, d)."""
+        """Predict by a scaled rotation to x + y in the top directions, identity outside, less the query, (b, d)."""
         squares, left = self.squares[:, :rank], self.left[:, :, :rank]
         scale = torch.where(squares > 0, squares.rsqrt(), 0.0)
         basis = self.x.mT @ left * scale[:, None]  # P, (b, d, r)
@@ -383,7 +382,7 @@ def leave_one_out_errors(
     y: Float[Tensor, "query k d_out"],
     penalties: Float[Tensor, "choice query"],
 ) -> Float[Tensor, "choice query k"]:
-    """Squared error at each neighbour when it alone is left out of the ridge fit, the directions kept.
+    """Compute the squared error at each neighbour when it alone is left out of the ridge fit, the directions kept.
 
     ``‖y_i − ŷ_i‖² / (1 − h_i)²`` with ``h_i = 1/k + Σ_j U_ij² s_j² / (s_j² + λ)``, exact for an unpenalised mean
     (Allen's PRESS; Hastie, Tibshirani & Friedman, *The Elements of Statistical Learning*, eq. 7.64).
@@ -391,10 +390,10 @@ def leave_one_out_errors(
 
     Args:
         left: U, orthonormal columns, each of mean 0 or all 0, (b, k, r).
-        squares: S², (b, r).
+        squares: s², (b, r).
         along: UᵀY, (b, r, e).
         y: Centred targets Y, (b, k, e).
-        penalties: λ, some for each query, (choice, b).
+        penalties: λ, several for each query, (choice, b).
 
     Returns:
         Squared errors, (choice, b, k).

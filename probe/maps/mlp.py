@@ -29,29 +29,30 @@ class MLPMap(Map):
     """One hidden layer beside a linear skip, ``z = (x − x̄) / σ``, ``ŷ = ȳ + τ (zS + GELU(zA + a) B + b)``.
 
     σ is the scale of each coordinate of x, τ one scale for all of y, so that the loss is the squared error that all
-    maps are judged by. AdamW; the rate rises over the first tenth of the steps, then falls to zero along a squared
-    cosine, which leaves the end to small rates: the noise of the minibatches is gone by then. The loss on validation
-    pairs is read 50 times, training stops after 25 readings without a new best, and the best is restored. The same
-    seed gives the same map; the global random state is neither used nor changed.
+    maps are judged by. The optimiser is AdamW. Its rate rises over the first tenth of the steps, then falls to zero
+    along a squared cosine: the last steps have small rates, at which the noise of the minibatches is gone. The loss on
+    validation pairs is measured 50 times; training stops after 25 readings without a new best, and the best is
+    restored. The same seed gives the same map; the global random state is neither used nor changed.
+
     Cost: 6 · steps · batch · (d e + width (d + e)) operations.
 
     Args:
-        width: Hidden units.
-        steps: Most optimisation steps.
+        width: Number of hidden neurons.
+        steps: Largest number of optimisation steps.
         init: ``"ridge"`` starts at the ridge optimum: S from `LinearMap`, B = 0, so that it is no worse than linear by
-            construction. ``"random"`` starts the hidden layer at random and S = 0, which knows nothing of the ridge
-            optimum: whether it beats linear is then a finding.
+            construction. ``"random"`` starts the hidden layer at random and S = 0, independently of the ridge
+            optimum: whether it beats the linear map is then a finding.
         seed: Seeds the start, the minibatches and, without validation pairs, the documents that are held out.
-        batch_size: Tokens a step.
+        batch_size: Tokens for each step.
         learning_rate: Peak learning rate.
         weight_decay: AdamW's decoupled decay.
         quiet: Show no progress bar.
 
     Attributes:
         curve_: Validation loss, the share of variance not explained, at each reading, the start first, (readings,).
-        flat_: The best loss improved by less than 1 % over the last fifth of the readings: this schedule had run out. A
-            longer one may still find a little more.
-        mean_x_: X̄, (d,).
+        flat_: True if the best loss improved by less than 1 % over the last fifth of the readings: this schedule had
+            nothing left to gain. A longer one may still gain a little.
+        mean_x_: x̄, (d,).
         scale_x_: σ, (d,).
         mean_y_: ȳ, (e,).
         scale_y_: τ, ().
@@ -88,7 +89,7 @@ class MLPMap(Map):
                 f"width, steps and batch_size must be at least 1, got {self.width}, {self.steps}, {self.batch_size}"
             )
         if self.init not in {"ridge", "random"}:
-            raise InputError(f"init must be ridge or random, got {self.init!r}")
+            raise InputError(f'init must be "ridge" or "random", got {self.init!r}: choose one')
 
     def _fit(self, x: Tensor, y: Tensor, groups: Tensor | None, validation: Validation | None) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -175,7 +176,7 @@ class MLPMap(Map):
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: a line up over the first tenth of the steps, a squared cosine down."""
+    """Compute the share of the peak learning rate at a step: linear up for a tenth, then a squared cosine down."""
     warm = math.ceil(WARM_UP * steps)
     if step < warm:
         return (step + 1) / warm
@@ -183,16 +184,16 @@ def rate_factor(step: int, steps: int) -> float:
 
 
 def is_flat(curve: Float[Tensor, " reading"]) -> bool:
-    """Whether the best loss so far fell by less than 1 % over the last fifth of a curve."""
+    """Tell whether the best loss so far fell by less than 1 % over the last fifth of a curve."""
     earlier = curve[: len(curve) - len(curve) // 5].min()
     return bool(earlier - curve.min() < 0.01 * earlier)
 
 
 def held_out(rows: int, groups: Int[Tensor, " row"] | None, generator: torch.Generator) -> Bool[Tensor, " row"]:
-    """A tenth of the documents, or of the rows where there are no documents: at least one, never all."""
-    names, place = (torch.arange(rows) if groups is None else groups.cpu()).unique(return_inverse=True)
+    """Draw a tenth of the documents, or of the rows where there are no documents: at least one, never all."""
+    names, index = (torch.arange(rows) if groups is None else groups.cpu()).unique(return_inverse=True)
     if len(names) < 2:
-        raise InputError("validation needs a second document: give validation pairs, more documents, or no groups")
+        raise InputError("validation needs a second document, got one: pass validation=, more documents or groups=None")
     chosen = torch.zeros(len(names), dtype=torch.bool)
     chosen[torch.randperm(len(names), generator=generator)[: max(1, len(names) // 10)]] = True
-    return chosen[place]
+    return chosen[index]

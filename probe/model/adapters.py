@@ -1,4 +1,4 @@
-"""The one place that calls TransformerLens: its adapters as further layouts, its models as input.
+"""The only module that calls TransformerLens: its adapters as further layouts, its models as input.
 
 These are internals of TransformerLens; `pyproject.toml` pins the version that they were checked with. Importing it
 takes seconds, so nothing here imports it before it is needed. (`sources` reads its alias table, a data file.)
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model.architectures import ARCHITECTURES, Layout, Matrix, Place, Projection, require_causal_stream
+from probe.model.architectures import ARCHITECTURES, Layout, Matrix, Projection, SitePath, require_causal_stream
 
 
 def is_bridge(model: object) -> bool:
@@ -23,8 +23,8 @@ def is_bridge(model: object) -> bool:
         model: A loaded model.
 
     Returns:
-        True for an object of a TransformerLens class around a Hugging Face module. Its parts are replaced in place and
-        it attends by TransformerLens's own code: what is measured then is that.
+        True for an object of a TransformerLens class around a Hugging Face module. Parts of that module were replaced,
+        and TransformerLens's own attention code runs, so that this code is what is measured.
     """
     ours = any(kind.__module__.startswith("transformer_lens.") for kind in type(model).__mro__)
     return ours and hasattr(model, "original_model")
@@ -32,11 +32,11 @@ def is_bridge(model: object) -> bool:
 
 @dataclass(frozen=True)
 class AdapterProjection:
-    """One of the matrices that an adapter cuts out of a joint one, a `layouts.Matrix`.
+    """One of the matrices that an adapter cuts out of a joint one, a `Matrix`.
 
     Attributes:
         module: Path of the module that holds the joint matrix, inside the block.
-        part: Which of the pieces.
+        part: Index of the piece.
         split: The adapter's function from that module to linear modules.
     """
 
@@ -45,11 +45,11 @@ class AdapterProjection:
     split: Callable[[nn.Module], tuple[nn.Linear, ...]]
 
     def weight(self, block: nn.Module, heads: int) -> Tensor:
-        """Give the matrix as (out, in).
+        """Return the matrix as (out, in).
 
         Args:
             block: The block that holds it.
-            heads: Not used: the adapter knows.
+            heads: Not used: the adapter knows the number.
 
         Returns:
             A copy of that part.
@@ -58,16 +58,16 @@ class AdapterProjection:
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """The layout of a Hugging Face causal LM: that of our table, or that of its TransformerLens adapter.
+    """Find the layout of a Hugging Face causal LM: a row of `ARCHITECTURES`, or else its TransformerLens adapter.
 
     Args:
-        module: The causal LM, with or without values.
+        module: The causal LM; its parameters may be on the "meta" device.
 
     Returns:
         Its layout.
 
     Raises:
-        InputError: If the model is not causal, has no stream of constant width, or nobody knows its layout.
+        InputError: If the model is not causal, has no stream of constant width, or has no known layout.
     """
     config: Any = module.config
     text_config = config.get_text_config(decoder=True)
@@ -76,7 +76,7 @@ def layout_of(module: nn.Module) -> Layout:
 
 
 def layout(module: nn.Module) -> Layout:
-    """Translate the TransformerLens adapter of a model's class into a layout, the module itself untouched.
+    """Translate the TransformerLens adapter of a model's class into a layout; the module itself is not changed.
 
     Args:
         module: A Hugging Face causal LM.
@@ -110,18 +110,18 @@ def layout(module: nn.Module) -> Layout:
         head=head.name,
         parallel=parallel,
         recurrent="attn" not in inner,
-        places=_places(block),
+        sites=_sites(block),
         projections=_projections(inner),
     )
 
 
-def _places(block: Any) -> dict[str, Place]:
+def _sites(block: Any) -> dict[str, SitePath]:
     names = ("hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_mixer_out")
-    found = {name: _place(block, block.hook_aliases[name]) for name in names if name in block.hook_aliases}
-    return {name: place for name, place in found.items() if place is not None}
+    sites = {name: _site(block, block.hook_aliases[name]) for name in names if name in block.hook_aliases}
+    return {name: site for name, site in sites.items() if site is not None}
 
 
-def _place(block: Any, alias: Any) -> Place | None:
+def _site(block: Any, alias: Any) -> SitePath | None:
     """An alias is a path of components that ends in the side, for example "ln1_post.hook_out"."""
     *components, side = str(alias).split(".")
     path: list[str] = []
@@ -131,7 +131,7 @@ def _place(block: Any, alias: Any) -> Place | None:
             return None
         # A component without a name groups modules that sit directly in the block.
         path += [block.name] if block.name else []
-    return Place(".".join(path), "input" if side == "hook_in" else "output") if path else None
+    return SitePath(".".join(path), "input" if side == "hook_in" else "output") if path else None
 
 
 _JOINT = {("q", "k", "v"): "split_qkv_matrix", ("gate", "up"): "split_gate_up_matrix"}
@@ -139,7 +139,7 @@ _RENAMED = {"in": "up", "out": "down"}
 
 
 def _projections(inner: dict[str, Any]) -> dict[str, Matrix]:
-    found: dict[str, Matrix] = {}
+    projections: dict[str, Matrix] = {}
     for kind in ("attn", "mlp", "mixer"):
         part = inner.get(kind)
         if part is None:
@@ -150,13 +150,13 @@ def _projections(inner: dict[str, Any]) -> dict[str, Matrix]:
                 name = name.removesuffix("_proj")
             elif kind == "mlp":
                 name = _RENAMED.get(name, name)
-            found[name] = Projection(prefix + str(linear.name))
+            projections[name] = Projection(prefix + str(linear.name))
         for names, function in _JOINT.items():
             split = getattr(part, function, None)
             if split is not None:
-                found |= {name: AdapterProjection(part.name, index, split) for index, name in enumerate(names)}
-    if "up" not in found:
-        # The gate of a mixture of experts chooses experts; it is no projection of an MLP.
-        found.pop("gate", None)
+                projections |= {name: AdapterProjection(part.name, index, split) for index, name in enumerate(names)}
+    if "up" not in projections:
+        # The gate of a mixture of experts chooses experts; it is not a projection of an MLP.
+        projections.pop("gate", None)
     order = ("q", "k", "v", "o", "gate", "up", "down", "in", "x", "dt", "out")
-    return {name: found[name] for name in order if name in found}
+    return {name: projections[name] for name in order if name in projections}

@@ -1,7 +1,7 @@
-"""Forward hooks that look and change nothing.
+"""Forward hooks that read tensors and change nothing.
 
 A *site* is a tensor of the forward pass: the first input or output of some module. Hooks live in context managers and
-are gone when these end, an exception included.
+are removed when it ends, also after an exception.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Site:
     Attributes:
         name: Its TransformerLens name.
         module: The module to hook.
-        side: Whether the module's first input or its (first) output is meant.
-        layer: The block's index, None outside the blocks.
-        block: The block around a tensor that is (windows · positions, width) there; its input has the shape to fold
-            back to. None: the tensor is (windows, positions, width) already.
+        side: "input" for the module's first input, "output" for its (first) output.
+        layer: The block's index; None outside the blocks.
+        block: The block around a tensor whose shape is (windows · positions, width); the block's input has the shape to
+            restore. None if the tensor is (windows, positions, width) already.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Site:
 
 
 def first_tensor(output: Tensor | tuple[Any, ...]) -> Tensor:
-    """Give a block's hidden state: transformers 5 blocks return a tensor, older ones a tuple that begins with it.
+    """Return a block's hidden state: blocks of transformers 5 return a tensor, older ones a tuple that begins with it.
 
     Args:
         output: What a block or an attention module returned.
@@ -50,21 +50,21 @@ def first_tensor(output: Tensor | tuple[Any, ...]) -> Tensor:
 
 
 def with_first_tensor(output: Tensor | tuple[Any, ...], state: Tensor) -> Tensor | tuple[Any, ...]:
-    """Put another hidden state into a block's output and leave its form, tensor or tuple, as it was.
+    """Put another hidden state into a block's output, which stays a tensor or a tuple as it was.
 
     Args:
         output: What a block returned.
         state: The hidden state to put in.
 
     Returns:
-        The output to go on with.
+        The changed output.
     """
     return state if isinstance(output, Tensor) else (state, *output[1:])
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while: evaluation mode inside, every sub-module's own mode again afterwards.
+    """Switch dropout off: evaluation mode inside the context, every sub-module's own mode restored afterwards.
 
     Args:
         module: The module, which may belong to the user.
@@ -87,8 +87,9 @@ def hooked(sites: Iterable[Site], receive: Callable[[Site, Tensor], None]) -> It
     """Call a function with each site's tensor whenever the site's module runs.
 
     Args:
-        sites: What to look at.
-        receive: Gets the site and its tensor (windows, positions, width), detached but not copied: the model's own.
+        sites: The sites to read.
+        receive: Called with the site and its tensor (windows, positions, width), detached but not copied: the memory is
+            the model's.
 
     Yields:
         None: The hooks are in place.

@@ -1,7 +1,7 @@
-"""The hub of models and data sets: whether it answers, and the text of a data set.
+"""A quick test of the hub of models and data sets: whether it answers.
 
-Left alone, the hub's client retries for about 25 seconds on a machine without a network. So the local caches are read
-first, and the hub is asked only once it has answered one short request.
+Without a network the hub's own client retries for about 25 seconds. So local caches are read first, and the hub is used
+only after it has answered one short request.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from huggingface_hub import constants, get_session
 
 
 def reachable(seconds: float = 3.0) -> bool:
-    """Whether the hub answers one request.
+    """Ask the hub for one answer.
 
     Args:
         seconds: The longest wait, 3 by default. It bounds the look-up of the name too, which a client's own timeout
-            does not: the request runs in a thread that is left behind.
+            does not: the request runs in a thread that is not waited for any longer.
 
     Returns:
-        True if any answer came in time; False otherwise, and at once where `HF_HUB_OFFLINE` is set.
+        True if any answer came in time; False otherwise, and at once if `HF_HUB_OFFLINE` is set.
     """
     if constants.is_offline_mode():
         return False
@@ -28,7 +28,7 @@ def reachable(seconds: float = 3.0) -> bool:
     def ask() -> None:
         try:
             get_session().head(constants.ENDPOINT, timeout=seconds)
-        except Exception:  # noqa: BLE001 - whatever the client raises means that the hub cannot be used
+        except Exception:  # noqa: BLE001 - whatever the client raises, the hub cannot be used
             return
         answered.set()
 

@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM behind the boundary: what `LanguageModel` asks for, found by its layout."""
+"""A Hugging Face causal LM as a `LanguageModel`: its parts are found by its layout."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 
 from probe import display
 from probe.errors import InputError
-from probe.model.architectures import Layout, Place, logits_from_head
+from probe.model.architectures import Layout, SitePath, logits_from_head
 from probe.model.hooks import Side, Site, evaluating
 
-# How a pass runs unless the caller says otherwise: without a cache, with named outputs.
+# Defaults of a pass: without a cache, with named outputs.
 _PLAIN = {"use_cache": False, "return_dict": True}
 _SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
 
 
 class LaidOut:
-    """A causal LM's module and the layout that says where its parts are: what both tell of the model.
+    """Facts about a causal LM that its module and its layout tell.
 
     Attributes:
         module: The causal LM.
-        layout: Where the parts are inside the module.
+        layout: Paths of the parts inside the module.
     """
 
     module: nn.Module
@@ -36,7 +36,7 @@ class LaidOut:
 
     @cached_property
     def config(self) -> Any:
-        """The Hugging Face configuration of the language model (of its text part, where there are several)."""
+        """The Hugging Face configuration of the language model (of the text part, if there are several)."""
         config: Any = self.module.config
         return config.get_text_config(decoder=True)
 
@@ -62,7 +62,7 @@ class LaidOut:
 
     @property
     def recurrent(self) -> bool:
-        """Blocks carry a state along the positions instead of attention."""
+        """True if blocks carry a state along the positions instead of attention."""
         return self.layout.recurrent
 
 
@@ -71,11 +71,11 @@ class HuggingFaceModel(LaidOut):
     """A Hugging Face causal language model as a `LanguageModel`; `load_model` builds it.
 
     Attributes:
-        name: What the user called it.
+        name: The name that the user gave.
         module: The causal LM, head included.
         tokenizer: Its tokenizer, or None.
-        description: What a report says about its weights.
-        layout: Where the parts are inside the module.
+        description: Phrase about its weights for reports.
+        layout: Paths of the parts inside the module.
         revision: The hub's revision that was asked for, or None.
     """
 
@@ -121,13 +121,13 @@ class HuggingFaceModel(LaidOut):
 
     @property
     def max_positions(self) -> int | None:
-        """Longest window, None if the architecture sets no limit."""
+        """Longest window; None if the architecture sets no limit."""
         limit = None if self.recurrent else getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         return next(self.module.parameters()).device
 
     @property
@@ -137,7 +137,7 @@ class HuggingFaceModel(LaidOut):
 
     @property
     def parallel(self) -> bool:
-        """Attention and MLP of a block read the same state."""
+        """True if attention and MLP of a block read the same state."""
         parallel = self.layout.parallel
         return bool(getattr(self.config, parallel)) if isinstance(parallel, str) else parallel
 
@@ -153,32 +153,36 @@ class HuggingFaceModel(LaidOut):
     # Sites and weights
 
     @cached_property
-    def _places(self) -> dict[str, Place]:
-        places = {"hook_resid_pre": Place("", "input"), **self.layout.places, "hook_resid_post": Place("", "output")}
+    def _block_sites(self) -> dict[str, SitePath]:
+        sites = {
+            "hook_resid_pre": SitePath("", "input"),
+            **self.layout.sites,
+            "hook_resid_post": SitePath("", "output"),
+        }
         if self.parallel:
-            places.pop("hook_resid_mid", None)
-        return places
+            sites.pop("hook_resid_mid", None)
+        return sites
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
         """The names of all sites, in the order of the forward pass."""
-        inside = tuple(f"blocks.{layer}.{name}" for layer in range(self.n_layers) for name in self._places)
+        inside = tuple(f"blocks.{layer}.{name}" for layer in range(self.n_layers) for name in self._block_sites)
         return inside if self._final_norm is None else (*inside, "ln_final.hook_in", "ln_final.hook_out")
 
     def site(self, name: str) -> Site:
-        """Give the site of that name.
+        """Return the site of that name.
 
         Args:
             name: For example "blocks.3.hook_resid_post", "ln_final.hook_in".
 
         Returns:
-            The module to hook, and which side of it.
+            The module to hook, and its side.
 
         Raises:
             InputError: If this architecture has no such site.
         """
         if name not in self.sites:
-            inside = ", ".join(self._places)
+            inside = ", ".join(self._block_sites)
             raise InputError(
                 f"a site must be one of this {self.architecture}'s, blocks.L.NAME with L below {self.n_layers} and "
                 f"NAME of {inside}, or ln_final.hook_in, ln_final.hook_out; got {name!r}"
@@ -187,19 +191,19 @@ class HuggingFaceModel(LaidOut):
         if inner is None:
             side: Side = "input" if name.endswith("hook_in") else "output"
             return Site(name, cast("nn.Module", self._final_norm), side)
-        layer, place = int(inner[1]), self._places[inner[2]]
+        layer, path = int(inner[1]), self._block_sites[inner[2]]
         block = self.blocks[layer]
-        return Site(name, block.get_submodule(place.module), place.side, layer, block if place.flat else None)
+        return Site(name, block.get_submodule(path.module), path.side, layer, block if path.flat else None)
 
     def projections(self, layer: int) -> dict[str, Tensor]:
-        """Give the matrices of a block, joint ones taken apart.
+        """Return the matrices of a block by name, joint ones taken apart.
 
         Args:
             layer: Index of the block.
 
         Returns:
-            By name (`q k v o gate up down`; of a state-space block `in x dt out`) the matrix as (out, in), so that
-            it acts as `x @ matrix.T`. Grouped keys and values keep their own, smaller number of rows.
+            Each matrix as (out, in), which acts as `x @ matrix.T`, by name: `q k v o gate up down`, of a state-space
+            block `in x dt out`. Grouped keys and values keep their own, smaller number of rows.
         """
         heads = getattr(self.config, "num_attention_heads", 1)
         block = self.blocks[layer]
@@ -210,12 +214,12 @@ class HuggingFaceModel(LaidOut):
     def _require_tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise InputError(
-                f"text needs a tokenizer, and {self.name} came without one; pass load_model(tokenizer=...) or tokens"
+                f"text needs a tokenizer, and {self.name} has none: pass tokenizer= to load_model, or pass tokens"
             )
         return self.tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Turn a text into token ids, no special ones added.
+        """Turn a text into token ids, without special tokens.
 
         Args:
             text: Any text; it may be longer than the context.
@@ -227,12 +231,12 @@ class HuggingFaceModel(LaidOut):
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """Token ids that are no text; empty without a tokenizer."""
+        """Token ids that are not text; empty without a tokenizer."""
         return frozenset() if self.tokenizer is None else frozenset(self.tokenizer.all_special_ids)
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The token that the tokenizer itself puts before a text, None if it puts none."""
+        """The token that the tokenizer puts before a text; None if it puts none."""
         if self.tokenizer is None:
             return None
         first: int | None = next(iter(self.tokenizer.encode("a")), None)
@@ -247,7 +251,7 @@ class HuggingFaceModel(LaidOut):
 
         Args:
             tokens: Int64 ids.
-            **kwargs: Go to the module.
+            **kwargs: Further arguments of the module.
 
         Returns:
             The logits, in the module's dtype.
@@ -259,11 +263,11 @@ class HuggingFaceModel(LaidOut):
     def final_states(
         self, tokens: Int[Tensor, "window position"], **kwargs: Any
     ) -> Float[Tensor, "window position d_model"]:
-        """Run the module without its head, which is what a capture needs.
+        """Run the module without its head, as a capture does.
 
         Args:
             tokens: Int64 ids.
-            **kwargs: Go to the module, a cache for example.
+            **kwargs: Further arguments of the module, for example a cache.
 
         Returns:
             The final norm's output.
@@ -274,7 +278,7 @@ class HuggingFaceModel(LaidOut):
         return cast("Tensor", output.last_hidden_state)
 
     def embed(self, tokens: Int[Tensor, "window position"]) -> Float[Tensor, "window position d_model"]:
-        """Give the token embeddings, scaled as the module scales them, without positions.
+        """Return the token embeddings, scaled as the module scales them, without positions.
 
         Args:
             tokens: Int64 ids.
@@ -285,13 +289,13 @@ class HuggingFaceModel(LaidOut):
         return cast("Tensor", self.module.get_submodule(self.layout.embedding)(tokens.to(self.device)))
 
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
-        """Do what the module does behind its last block: final norm, head, the logits' scale or soft cap.
+        """Apply what follows the last block: final norm, head, the logits' scale or soft cap.
 
         Args:
-            states: Outputs of the last block; any floating dtype, cast to the stream's own.
+            states: Outputs of the last block, of any floating dtype; they are cast to the stream's.
 
         Returns:
-            The logits; for the module's own states they equal `forward`'s.
+            The logits; for the module's own states they equal those of `forward`.
         """
         states = states.to(self.device, self._stream_dtype)
         with evaluating(self.module):

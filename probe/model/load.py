@@ -1,6 +1,6 @@
-"""Load a model by name, or take one that is loaded: `load_model`.
+"""`load_model`: a `LanguageModel` from a name or from a loaded object.
 
-The module itself is never changed: no part of it is replaced, and a pass with hooks is equal to the bit to one without.
+The module itself is never changed: no part of it is replaced, and a pass with hooks equals one without to the bit.
 """
 
 from __future__ import annotations
@@ -32,47 +32,51 @@ def load_model(
     shuffled_weights: int | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a model by name, or take one that is loaded.
+    """Load a model by name, or wrap one that is loaded.
 
     Args:
         name_or_object: An alias ("smollm2-135m-instruct-q4", "pythia-1b"), a hub id, a directory, a .gguf file; or a
-            loaded Hugging Face causal LM, a TransformerLens `TransformerBridge`, or anything that is a `LanguageModel`
-            already. A loaded object is used as it is: neither moved nor cast nor put into another mode.
-        tokenizer: For a loaded object; without one it reads token ids only.
+            loaded Hugging Face causal LM, a TransformerLens `TransformerBridge`, or any `LanguageModel`. A loaded
+            object is used as it is: neither moved nor cast nor put into another mode.
+        tokenizer: Tokenizer of a loaded object; without one the model reads token ids only.
         revision: Branch, tag or commit on the hub, for example "step1000".
-        device: Where to put the weights; "cpu" unless given.
-        dtype: "float32" unless given, or "float64", "bfloat16", "float16".
-        random_init: Seed; the same architecture with freshly initialised weights. No weights are read.
-        shuffled_weights: Seed; the entries of every matrix permuted, gains and biases kept, tied weights still tied.
+        device: Device for the weights, "cpu" by default.
+        dtype: "float32" (default), "float64", "bfloat16" or "float16".
+        random_init: Seed of a control: the same architecture with freshly initialised weights. No weights are read.
+        shuffled_weights: Seed of a control: the entries of every matrix permuted, gains and biases kept, tied weights
+            still tied.
         trust_remote_code: Run the code that comes with the model's repository.
 
     Returns:
-        The model, in evaluation mode, its parameters frozen (of a loaded object: as they were).
+        The model, in evaluation mode and with frozen parameters (a loaded object: as it was).
 
     Raises:
-        InputError: If there is no such model, it cannot be read, or it has no causal residual stream of constant width.
+        InputError: If there is no such model, it cannot be read, it has no causal residual stream of constant width, or
+            options contradict each other.
     """
     control = loading.Control(random_init, shuffled_weights)
     if isinstance(name_or_object, str | Path):
         if tokenizer is not None:
-            raise InputError("a tokenizer goes with a loaded model, and a name brings its own; leave it out")
+            raise InputError("tokenizer= goes with a loaded model, and a name brings its own tokenizer; leave it out")
         source = sources.resolve(str(name_or_object), revision)
         return _read(source, device or "cpu", dtype or "float32", control, trust_remote_code=trust_remote_code)
     if any(option is not None for option in (revision, device, dtype)):
-        raise InputError("a loaded model is used as it is: leave out revision, device and dtype, or move it yourself")
+        raise InputError(
+            "a loaded model is used as it is: leave out revision=, device= and dtype=, or move the model yourself"
+        )
     if not isinstance(name_or_object, nn.Module) or not hasattr(name_or_object, "config"):
-        return _already_one(name_or_object, control)
+        return _as_language_model(name_or_object, control)
     return _given(name_or_object, tokenizer, control)
 
 
 def _read(
     source: sources.Source, device: str, dtype: str, control: loading.Control, *, trust_remote_code: bool
 ) -> HuggingFaceModel:
-    where, number = device_named(device), _dtype(dtype)
+    target, torch_dtype = device_named(device), _dtype(dtype)
     module, tokenizer = loading.load(
-        source, dtype=number, random_init=control.random_init, trust_remote_code=trust_remote_code
+        source, dtype=torch_dtype, random_init=control.random_init, trust_remote_code=trust_remote_code
     )
-    module = module.to(where).requires_grad_(False)
+    module = module.to(target).requires_grad_(False)
     if control.shuffled_weights is not None:
         loading.shuffled(module, control.shuffled_weights)
     return _built(source.name, module, tokenizer, control.described(source.description), source.revision)
@@ -97,14 +101,14 @@ def _built(name: str, module: nn.Module, tokenizer: Any, description: str, revis
 
 
 def _checked(model: HuggingFaceModel) -> HuggingFaceModel:
-    """Run a few tokens through a model whose layout is an adapter's, and keep of the layout what proves true."""
+    """Run a few tokens through a model whose layout is an adapter's, and keep the part of the layout that holds."""
     tokens = torch.arange(8).remainder(model.n_vocab)[None]
     model = replace(model, layout=model.layout.restricted_to(model.blocks))
     seen: dict[str, Tensor] = {}
     with torch.no_grad():
-        # Copies: some blocks go on to add to an output in place.
-        keep = hooked(map(model.site, model.sites), lambda site, tensor: seen.update({site.name: tensor.clone()}))
-        with keep:
+        # Copies, because some blocks later add to an output in place.
+        watching = hooked(map(model.site, model.sites), lambda site, tensor: seen.update({site.name: tensor.clone()}))
+        with watching:
             logits = model.forward(tokens)
         ends = [seen[f"blocks.{layer}.hook_resid_post"] for layer in range(model.n_layers)]
         unembedded = model.unembed(ends[-1]) if ends[-1].shape[-1] == model.d_model else None
@@ -112,18 +116,18 @@ def _checked(model: HuggingFaceModel) -> HuggingFaceModel:
     if unembedded is None or len(widths) > 1 or not torch.allclose(unembedded, logits, rtol=1e-3, atol=1e-3):
         raise InputError(
             f"a model needs a residual stream of constant width that its final norm and head read, and {model.name} "
-            f"({model.architecture}) has none that its TransformerLens adapter leads to; use another family"
+            f"({model.architecture}) has none under the paths of its TransformerLens adapter; use another family"
         )
     tolerance = torch.finfo(model.dtype).eps ** 0.5
     for layer, end in enumerate(ends):
         added = [seen[f"blocks.{layer}.{name}"] for name in model.layout.added]
         rest = end - sum(added, seen[f"blocks.{layer}.hook_resid_pre"])
         if added and rest.norm() > tolerance * end.norm():
-            return replace(model, layout=replace(model.layout, places={}))
+            return replace(model, layout=replace(model.layout, sites={}))
     return model
 
 
-def _already_one(model: Any, control: loading.Control) -> LanguageModel:
+def _as_language_model(model: Any, control: loading.Control) -> LanguageModel:
     members = [name for name in vars(LanguageModel) if not name.startswith("_")]
     # The class is asked first, because asking the object would compute its properties.
     missing = [name for name in members if not hasattr(type(model), name) and not hasattr(model, name)]
@@ -133,7 +137,7 @@ def _already_one(model: Any, control: loading.Control) -> LanguageModel:
             f"got {type(model).__name__} without {', '.join(missing[:3])}"
         )
     if control != loading.Control():
-        raise InputError("random_init and shuffled_weights need a Hugging Face module or a name; pass model.module")
+        raise InputError("random_init= and shuffled_weights= need a Hugging Face module or a name; pass model.module")
     return cast("LanguageModel", model)
 
 
@@ -143,16 +147,16 @@ def _name_of(module: nn.Module) -> str:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name.
+    """Find the torch device of that name.
 
     Args:
-        name: Cpu, cuda, cuda:1, mps.
+        name: For example "cpu", "cuda", "cuda:1" or "mps".
 
     Returns:
         The device.
 
     Raises:
-        InputError: If torch cannot use it here.
+        InputError: If torch cannot use it on this machine.
     """
     try:
         device = torch.device(name)
@@ -170,5 +174,5 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch
 
 def _dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
-        raise InputError(f"the dtype must be one of {', '.join(_DTYPES)}; got {name!r}")
+        raise InputError(f"the dtype must be one of {', '.join(_DTYPES)}, got {name!r}: choose one")
     return _DTYPES[name]

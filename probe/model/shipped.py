@@ -1,4 +1,4 @@
-"""Where the data that ships with the library lies: beside the code in a wheel, in `data/` in a checkout."""
+"""Location of the data that ships with the library: inside the package in a wheel, in `data/` in a checkout."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _IN_CHECKOUT = _PACKAGE.parent / "data"
 
 
 def path(name: str) -> Path:
-    """The path of one shipped file or folder.
+    """Return the path of one shipped file or folder.
 
     Args:
         name: Its name inside the shipped data, for example `"sample.txt"` or `"models"`.
 
     Returns:
-        What is there: `probe/_data/name` in an installed wheel, `data/name` beside `probe/` in a checkout.
+        `probe/_data/name` in an installed wheel, `data/name` beside `probe/` in a checkout.
 
     Raises:
-        InputError: If nothing of this name ships.
+        InputError: If nothing of this name ships with the library.
     """
     folder = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
     found = folder / name
     if not found.exists():
-        raise InputError(f"shipped data must lie in {folder}, but {name!r} is not there: install the package again")
+        raise InputError(f"shipped data must be in {folder}, but {name!r} is not there: install the package again")
     return found

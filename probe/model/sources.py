@@ -1,6 +1,6 @@
-"""What the name of a model means: an alias, a hub id, a directory, a GGUF file, an installed package, a shipped model.
+"""Meaning of a model's name: an alias, a hub id, a directory, a GGUF file, an installed package, a shipped model.
 
-Nothing here is downloaded and no weights are read (`loading` does that), so a name that cannot work is refused
+Nothing is downloaded here and no weights are read (`loading` does that), so that a name that cannot work is refused
 before the large libraries are imported.
 """
 
@@ -36,19 +36,19 @@ ALIASES = {
     "mamba-1.4b": "state-spaces/mamba-1.4b-hf",
     "mamba-2.8b": "state-spaces/mamba-2.8b-hf",
 }
-"""Our own aliases (hub id by alias); TransformerLens's, without these families, are added by `hub_aliases`."""
+"""Hub id by alias, for families that TransformerLens has no alias for; `hub_aliases` adds its own."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """Weights that an installed Python package carries as one GGUF file.
+    """Weights that come as one GGUF file inside a Python package.
 
     Attributes:
-        package: The import name; it is found but never imported.
-        file: The file inside it.
-        sha256: Of that file: one alias never means two sets of weights.
+        package: The import name; the package is located, never imported.
+        file: The file's name inside the package.
+        sha256: Hash of that file, so that one alias never means two sets of weights.
         install: The command that installs it.
-        description: What a report says about the weights.
+        description: Phrase about the weights for reports.
     """
 
     package: str
@@ -70,29 +70,29 @@ PACKAGES = {
 
 
 BUNDLED = "bundled/"
-"""Names of the small models that ship with the library begin so."""
+"""Prefix of the names of the small models that ship with the library."""
 
 
 def bundled() -> list[str]:
-    """The names of the models that ship with the library.
+    """List the models that ship with the library.
 
     Returns:
-        Names, sorted.
+        Their names, sorted.
     """
     return sorted(f"{BUNDLED}{folder.name}" for folder in shipped.path("models").iterdir() if folder.is_dir())
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named model's weights are.
+    """Location of a named model's weights.
 
     Attributes:
-        name: What the user called it.
+        name: The name that the user gave.
         kind: "hub", "directory" or "gguf".
         location: Hub id, or path.
-        revision: Of a hub id: branch, tag or commit.
-        description: What a report says about the weights.
-        sha256: What the file must hash to, where that is known.
+        revision: Branch, tag or commit, of a hub id only.
+        description: Phrase about the weights for reports.
+        sha256: Hash that the file must have, if it is known.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Source:
 
 @cache
 def _transformer_lens_aliases() -> dict[str, str]:
-    """Hub id by alias, from the data file of TransformerLens's table; importing the package would take seconds."""
+    """Hub id by alias, from the data file of TransformerLens; importing the package would take seconds."""
     spec = find_spec("transformer_lens")
     assert spec is not None
     assert spec.origin is not None
@@ -114,16 +114,16 @@ def _transformer_lens_aliases() -> dict[str, str]:
 
 
 def hub_aliases() -> dict[str, str]:
-    """Give every alias that stands for a hub id.
+    """List every alias of a hub id.
 
     Returns:
-        Hub id by alias: TransformerLens's and our own.
+        Hub id by alias: TransformerLens's aliases and our own.
     """
     return {**_transformer_lens_aliases(), **ALIASES}
 
 
 def resolve(name: str, revision: str | None = None) -> Source:
-    """Find out what a name means, without reading weights or asking the hub.
+    """Resolve a name to a source, without reading weights or asking the hub.
 
     An alias comes before a path of the same name, a path before a hub id.
 
@@ -135,7 +135,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
         The source.
 
     Raises:
-        InputError: If the name is none of these, or a revision was given for something that has none.
+        InputError: If the name is none of these, or a revision was given for something other than a hub id.
     """
     path = Path(name).expanduser()
     if name in PACKAGES:
@@ -158,9 +158,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
             f"there is no model {name!r}{_close_to(name)}: no alias, file, directory or hub id; {_what_works()}"
         )
     if revision is not None and source.kind != "hub":
-        raise InputError(
-            f"only models on the hub have revisions, and {name} is not one of them; leave the revision out"
-        )
+        raise InputError(f"only models on the hub have revisions, and {name} is not one of them; leave revision= out")
     return source
 
 
@@ -169,7 +167,7 @@ def _packaged(name: str) -> Source:
     spec = find_spec(package.package)
     folder = None if spec is None or spec.origin is None else Path(spec.origin).parent
     if folder is None or not (folder / package.file).is_file():
-        raise InputError(f"the weights of {name} come in a Python package that is not installed; {package.install}")
+        raise InputError(f"the weights of {name} come in a Python package that is not installed; run {package.install}")
     return Source(name, "gguf", str(folder / package.file), None, package.description, package.sha256)
 
 
@@ -181,7 +179,7 @@ def _shipped(name: str) -> Source:
 
 
 def looks_like_hub_id(name: str) -> bool:
-    """Say whether a name has the form of a hub id.
+    """Check that a name has the form of a hub id.
 
     Args:
         name: Any text.
@@ -200,17 +198,17 @@ def _close_to(name: str) -> str:
 
 def _what_works() -> str:
     here = ", ".join([DEFAULT_MODEL, *bundled()])
-    return f"what works without the hub: {here}, a directory with config.json and weights, a .gguf file"
+    return f"without the hub these work: {here}, a directory with config.json and weights, a .gguf file"
 
 
 def require_gguf(path: Path) -> None:
-    """Refuse a file that is not GGUF by its first four bytes.
+    """Refuse a file that is not GGUF, by its first four bytes.
 
     Args:
         path: The file.
 
     Raises:
-        InputError: If it begins with something else.
+        InputError: If these are not "GGUF".
     """
     with path.open("rb") as file:
         start = file.read(4)
@@ -219,18 +217,18 @@ def require_gguf(path: Path) -> None:
 
 
 def require(source: Source, *, weights: bool = True) -> Path | None:
-    """Make sure that a source can be read: it is here, or the hub answers.
+    """Make sure that a source can be read: it is on this machine, or the hub answers.
 
     Args:
-        source: Where the weights are.
+        source: The source of the weights.
         weights: False if only the configuration and the tokenizer are needed.
 
     Returns:
-        The folder of the local hub cache that holds everything, for a hub id; None if the hub has to be asked, or for
-        what is no hub id.
+        For a hub id, the folder of the local hub cache that holds everything; None if the hub has to be asked, or if
+        the source is not a hub id.
 
     Raises:
-        InputError: If a hub id that is not cached while the hub does not answer, said within a few seconds.
+        InputError: If a hub id is not cached and the hub does not answer within a few seconds.
     """
     if source.kind != "hub":
         return None
@@ -241,7 +239,7 @@ def require(source: Source, *, weights: bool = True) -> Path | None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Say whether a folder holds the files of a tokenizer.
+    """Check that a folder holds a tokenizer.
 
     Args:
         folder: A model's folder.
@@ -253,7 +251,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def cached(source: Source, *, weights: bool = True) -> Path | None:
-    """The folder of the local hub cache that holds everything that is needed, so that the hub need not be asked.
+    """Find the folder of the local hub cache that holds everything needed, so that the hub need not be asked.
 
     Args:
         source: A hub id.
@@ -280,7 +278,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _require_hub(source: Source) -> None:
-    """Left alone, the hub's client would try for half a minute."""
+    """Refuse early: the hub's own client would retry for half a minute."""
     if not hub.reachable():
         asked = source.location if source.revision is None else f"{source.location} at revision {source.revision}"
         raise InputError(

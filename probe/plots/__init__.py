@@ -1,34 +1,16 @@
-"""One function a panel: Dataset in, Axes out.
+"""The toolkit of all panels: pages and legends, styles, curves in their bands, intervals over documents.
 
-A panel draws on the Axes it is given, or makes a figure of its own with a legend; `panel_rows` puts several on one
-page. Nothing here touches matplotlib's global state: figures are `matplotlib.figure.Figure` objects, and the page's
-style is a context (`page_style`).
+A panel is a function of a Dataset that draws on the Axes it is given, or on those of a new figure with a legend;
+`panel_rows` puts several on one page. The panels themselves are in their analyses. Nothing here touches matplotlib's
+global state: figures are `matplotlib.figure.Figure` objects, and the page's style is a context (`page_style`).
 
-Everywhere a line is a median over tokens, the narrow band around it its 95 % interval when documents are resampled,
-and a pale band, where there is one, holds the middle half of the tokens. A class of maps keeps its colour and its
-marker in all figures.
+Everywhere a line is a median over tokens, the narrow band around it its 95 % interval over resampled documents, and a
+pale band, where there is one, the middle half of the tokens.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from probe.plots.pages import (
-    NOTEBOOK_DPI,
-    legend_below,
-    new_figure,
-    outer_labels,
-    page_style,
-    panel_rows,
-    shared_legend,
-    titled,
-)
+from probe.errors import renamed
 
-__all__ = [
-    "NOTEBOOK_DPI",
-    "legend_below",
-    "new_figure",
-    "outer_labels",
-    "page_style",
-    "panel_rows",
-    "shared_legend",
-    "titled",
-]
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__ = renamed(__name__, {"NOTEBOOK_DPI": "pages.NOTEBOOK_DPI"}, _load)

@@ -1,4 +1,4 @@
-"""What the captions of several analyses say in the same words."""
+"""Phrases that the captions of several analyses share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import xarray as xr
 
 
 def model(data: xr.Dataset) -> str:
-    """The model, as every caption names it.
+    """Name the model in a caption.
 
     Args:
         data: A run's Dataset with the attributes `model` and `description`.
@@ -20,7 +20,7 @@ def model(data: xr.Dataset) -> str:
 
 
 def model_on_text(data: xr.Dataset) -> str:
-    """The model and what it read.
+    """Name the model and its text in a caption.
 
     Args:
         data: A run's Dataset with the attributes `model`, `description` and `text`.
@@ -32,7 +32,7 @@ def model_on_text(data: xr.Dataset) -> str:
 
 
 def documents(data: xr.Dataset) -> int:
-    """From how many documents the scored tokens come.
+    """Count the documents of the scored tokens.
 
     Args:
         data: A run's Dataset with the coordinate `document` over `query`.

@@ -1,4 +1,4 @@
-"""What all interactive charts share: numbers as a screen shows them, their title, the slider over blocks."""
+"""Parts of all interactive charts: numbers as a screen shows them, the title, the slider over blocks, safe text."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ TITLE: dict[str, Any] = {"font": {"size": 12}, "x": 0, "xanchor": "left"}
 
 
 def rounded(values: Floats) -> list[float | None]:
-    """Four digits: what a screen can show, and a quarter of the bytes.
+    """Round values to four digits, which a screen can show in a quarter of the bytes.
 
     Args:
         values: Shape (point,).
 
     Returns:
-        None where there is no value: a line breaks off there, a point is left out.
+        The rounded values; None where a value is missing, so that the line has a gap and the point is left out.
     """
     return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
-def one_shown(place: int, choices: int, traces: int) -> dict[str, list[bool]]:
-    """What a slider or a dropdown changes that shows one of several charts.
+def one_shown(index: int, choices: int, traces: int) -> dict[str, list[bool]]:
+    """Make the change by which a slider or a dropdown shows one of several charts.
 
     Args:
-        place: Which.
-        choices: How many there are.
-        traces: Traces of each.
+        index: Index of the chart.
+        choices: Number of charts.
+        traces: Number of traces of each.
 
     Returns:
         `visible`, for every trace.
     """
-    return {"visible": [number // traces == place for number in range(traces * choices)]}
+    return {"visible": [number // traces == index for number in range(traces * choices)]}
 
 
 def block_slider(layers: Sequence[int], changes: Iterable[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
-    """A slider over blocks, as plotly's layout takes it.
+    """Make a slider over blocks for plotly's layout.
 
     Args:
-        layers: The blocks.
-        changes: For each block what changes in the traces, and the title.
+        layers: Indices of the blocks.
+        changes: For each block the changes of the traces, and the title.
 
     Returns:
         The layout's `sliders`.
@@ -59,7 +59,7 @@ def block_slider(layers: Sequence[int], changes: Iterable[tuple[dict[str, Any], 
 
 
 def hover_text(text: str, limit: int = 80) -> str:
-    """User text for a plotly label: shows invisible characters, and holds nothing that plotly reads as a tag.
+    """Prepare user text for a plotly label: invisible characters are shown, and nothing reads as a tag.
 
     Args:
         text: A token, its context or a title.

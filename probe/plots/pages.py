@@ -1,4 +1,4 @@
-"""Figures of page width: their settings, panels in rows, legends, colour bars."""
+"""Figures of page width: style, panels in rows, legends, colour bars."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Shared: TypeAlias = Literal["none", "row", "all"]
 
 @contextmanager
 def page_style() -> Iterator[None]:
-    """The style of a printed page, as a context that leaves matplotlib's settings as they were."""
+    """Apply the style of a printed page in a context, and restore matplotlib's settings after it."""
     settings: dict[Any, Any] = {
         "font.size": 9,
         "axes.titlesize": 9,
@@ -67,13 +67,13 @@ def new_figure(
     share_y: Shared = "none",
     projection: Literal["3d"] | None = None,
 ) -> tuple[Figure, Shaped[np.ndarray, "row column"]]:
-    """A figure of page width and its panels.
+    """Make a figure of page width and its panels.
 
     Args:
         rows: Rows of panels.
         columns: Panels in a row.
-        height: Inches a row.
-        share_y: Which panels have one vertical scale.
+        height: Height of a row in inches.
+        share_y: Panels that share a vertical scale: those of a row, all, or none.
         projection: "3d" for panels in space.
 
     Returns:
@@ -87,13 +87,13 @@ def new_figure(
 def new_grid(
     count: int, columns: int, *, height: float, share_y: Shared = "none", projection: Literal["3d"] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of page width with so many panels, row by row; the last row may end early.
+    """Make a figure of page width with a number of panels, row by row; the last row may be shorter.
 
     Args:
         count: Number of panels.
-        columns: Panels in a row, if there are as many.
-        height: Inches a row.
-        share_y: Which panels have one vertical scale.
+        columns: Most panels in a row.
+        height: Height of a row in inches.
+        share_y: Panels that share a vertical scale: those of a row, all, or none.
         projection: "3d" for panels in space.
 
     Returns:
@@ -101,29 +101,29 @@ def new_grid(
     """
     columns = min(columns, count)
     figure, axes = new_figure(-(-count // columns), columns, height=height, share_y=share_y, projection=projection)
-    places = axes.ravel().tolist()
-    for ax in places[count:]:
+    every = axes.ravel().tolist()
+    for ax in every[count:]:
         ax.remove()
-    return figure, places[:count]
+    return figure, every[:count]
 
 
 def panel_rows(
     panels: Sequence[Panel], columns: int = 1, *, height: float = 2.6, share_y: Shared = "none", legend: int = 0
 ) -> Figure:
-    """Panels drawn row by row on a figure of page width.
+    """Draw panels row by row on a figure of page width.
 
     Args:
-        panels: Each draws on the Axes that it is given as `ax`.
-        columns: Panels in a row, if there are as many.
-        height: Inches a row.
-        share_y: Which panels have one vertical scale.
+        panels: Functions that draw on the Axes that they get as `ax`.
+        columns: Most panels in a row.
+        height: Height of a row in inches.
+        share_y: Panels that share a vertical scale: those of a row, all, or none.
         legend: Columns of one legend below all panels; 0 for none.
 
     Returns:
         The figure.
     """
-    figure, places = new_grid(len(panels), columns, height=height, share_y=share_y)
-    for panel, ax in zip(panels, places, strict=True):
+    figure, every = new_grid(len(panels), columns, height=height, share_y=share_y)
+    for panel, ax in zip(panels, every, strict=True):
         panel(ax=ax)
     if legend:
         shared_legend(figure, legend)
@@ -131,13 +131,13 @@ def panel_rows(
 
 
 def titled(title: str, panel: Panel, *arguments: Any, **options: Any) -> Panel:
-    """A panel with a title over its left corner, as `panel_rows` takes it.
+    """Put a title over the left corner of a panel, for `panel_rows`.
 
     Args:
         title: The title.
-        panel: One of the functions of `probe.plots`.
-        *arguments: What it is called with.
-        **options: By keyword.
+        panel: A function that draws on the Axes that it gets as `ax`.
+        *arguments: Its positional arguments.
+        **options: Its other keyword arguments.
 
     Returns:
         A function of `ax`.
@@ -151,7 +151,7 @@ def titled(title: str, panel: Panel, *arguments: Any, **options: Any) -> Panel:
 
 
 def outer_labels(figure: Figure) -> Figure:
-    """Keep the labels of axes at the edge of the page only: left of each row, below each column.
+    """Keep axis labels only at the edge of the page: left of each row, below each column.
 
     Args:
         figure: A figure whose panels have the same axes.
@@ -159,27 +159,27 @@ def outer_labels(figure: Figure) -> Figure:
     Returns:
         The figure.
     """
-    places = {}
+    by_cell = {}
     for ax in figure.axes:
         spec = ax.get_subplotspec()
         if spec is not None:
-            places[spec.rowspan.start, spec.colspan.start] = ax
-    for (row, column), ax in places.items():
+            by_cell[spec.rowspan.start, spec.colspan.start] = ax
+    for (row, column), ax in by_cell.items():
         if column:
             ax.set_ylabel("")
-        if (row + 1, column) in places:
+        if (row + 1, column) in by_cell:
             ax.set_xlabel("")
     return figure
 
 
 def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
-    """The given Axes, or those of a new figure.
+    """Return the given Axes, or those of a new figure.
 
     Args:
         ax: Axes to draw on, or None.
 
     Returns:
-        The Axes, and whether they are new (then the panel shows its own legend).
+        The Axes, and whether they are new, in which case the panel shows its own legend.
     """
     if ax is not None:
         return ax, False
@@ -187,30 +187,30 @@ def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
 
 
 def shared_legend(figure: Figure, columns: int = 4) -> None:
-    """One legend below all panels, each label once.
+    """Put one legend below all panels, each label once.
 
     Args:
         figure: The figure.
         columns: Columns of the legend.
     """
-    found = {
+    handles = {
         label: handle
         for ax in figure.axes
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
         if not label.startswith("_")
     }
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(columns, len(found)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles)))
 
 
 def legend_below(ax: Axes, columns: int = 2) -> None:
-    """A panel's own legend, under its horizontal axis.
+    """Put a panel's own legend under its horizontal axis.
 
     Args:
         ax: The panel.
         columns: Columns of the legend.
     """
     scale = _figure_of(ax).dpi_scale_trans
-    under = ax.transAxes + ScaledTranslation(0, -0.45, scale)  # inches: ticks and label lie between
+    under = ax.transAxes + ScaledTranslation(0, -0.45, scale)  # inches, with ticks and label in between
     ax.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0.0),
@@ -225,13 +225,13 @@ def legend_below(ax: Axes, columns: int = 2) -> None:
 def color_bar(
     ax: Axes, shown: ScalarMappable, label: str = "", extend: Literal["neither", "max", "both"] = "neither"
 ) -> Colorbar:
-    """The scale of a panel's colours, right of it.
+    """Draw the scale of a panel's colours to its right.
 
     Args:
         ax: The panel.
-        shown: What is drawn in colours.
+        shown: The coloured drawing.
         label: Quantity and unit.
-        extend: Where values lie beyond the scale.
+        extend: Ends of the scale beyond which values lie.
 
     Returns:
         The colour bar.

@@ -1,4 +1,4 @@
-"""What all panels share: colours and markers, intervals over documents, curves in their bands, null lines, axes."""
+"""Parts of all panels: colours and markers, intervals over documents, curves in their bands, null lines, axes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from probe.inference import Interval, Ranking, bootstrap
 
-# Okabe and Ito's colours, told apart with every common colour vision, without their yellow, which is faint on white.
+# Okabe and Ito's colours, distinct under every common colour vision, without their yellow, which is faint on white.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#707070"
 DOTTED = (0, (1, 1))  # of null lines and thresholds
-RESAMPLES = 200  # enough for the bars of a figure; the claims take their own
-KL_FLOOR = 1e-12  # nats; below it float32 log-softmax holds nothing
+RESAMPLES = 200  # enough for the bands of a figure; claims have their own number
+KL_FLOOR = 1e-12  # nats; smaller values are rounding in a float32 log-softmax
 
 Floats: TypeAlias = Float[np.ndarray, "..."]
-Rows: TypeAlias = Int[np.ndarray, " row"]  # of the scored tokens, with repeats
+Rows: TypeAlias = Int[np.ndarray, " row"]  # indices of scored tokens, with repeats
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one curve looks in every figure.
+    """The look of a curve in every figure.
 
     Attributes:
-        label: Its name in legends.
-        color: Its colour.
-        marker: Its marker, so that colour is not alone.
-        line: Its line style.
+        label: Name in legends.
+        color: Colour.
+        marker: Marker, so that curves differ by more than colour.
+        line: Line style.
     """
 
     label: str
@@ -45,11 +45,11 @@ class Style:
 
 
 def over_documents(data: xr.Dataset, statistic: Callable[[Rows], Floats]) -> Interval:
-    """95 % interval of a statistic of query rows, documents resampled.
+    """Compute the 95 % interval of a statistic of query rows over resampled documents.
 
     Args:
         data: The analysis's Dataset.
-        statistic: Row indices to values, any shape.
+        statistic: Function of row indices; its values may have any shape.
 
     Returns:
         Estimate and bounds of the statistic's shape.
@@ -58,12 +58,12 @@ def over_documents(data: xr.Dataset, statistic: Callable[[Rows], Floats]) -> Int
 
 
 def median_over_documents(data: xr.Dataset, values: xr.DataArray, average: bool = False) -> Interval:
-    """Median over queries with its interval; rows without a value are left out.
+    """Compute the median over queries with its interval; rows without a value are left out.
 
     Args:
         data: The analysis's Dataset.
         values: Dimensions (..., query).
-        average: Average the medians over the last of the other dimensions.
+        average: Whether to average the medians over the last of the other dimensions.
 
     Returns:
         Estimate and bounds of shape (...), without its last axis if averaged.
@@ -81,14 +81,14 @@ def median_over_documents(data: xr.Dataset, values: xr.DataArray, average: bool 
 
 
 def positive_median(data: xr.Dataset, values: xr.DataArray) -> Interval:
-    """Median over queries of positive values; its interval, made on the scale of logarithms, is positive too.
+    """Compute the median over queries of positive values, with an interval from their logarithms.
 
     Args:
         data: The analysis's Dataset.
         values: Dimensions (..., query).
 
     Returns:
-        Estimate and bounds of shape (...).
+        Estimate and bounds of shape (...), all positive.
     """
     with np.errstate(divide="ignore"):
         logs = values.copy(data=np.log(values.values))
@@ -96,10 +96,10 @@ def positive_median(data: xr.Dataset, values: xr.DataArray) -> Interval:
 
 
 def exponential(interval: Interval) -> Interval:
-    """An interval made on the scale of logarithms, on that of the values.
+    """Convert an interval of logarithms to one of values.
 
     Args:
-        interval: Of logarithms.
+        interval: Interval of logarithms.
 
     Returns:
         exp of the estimate and of both bounds.
@@ -108,11 +108,11 @@ def exponential(interval: Interval) -> Interval:
 
 
 def geometric_mean(values: xr.DataArray, dim: str) -> xr.DataArray:
-    """Mean along a dimension on the scale of logarithms; missing values are left out.
+    """Compute the geometric mean along a dimension; missing values are left out.
 
     Args:
         values: Positive values.
-        dim: The dimension that goes.
+        dim: The dimension to average.
 
     Returns:
         The mean.
@@ -122,39 +122,39 @@ def geometric_mean(values: xr.DataArray, dim: str) -> xr.DataArray:
 
 
 def middle_of(draws: Float[np.ndarray, "draw ..."]) -> Interval:
-    """What draws have: resamples, or a null's permutations and graphs.
+    """Summarise draws, such as resamples or permutations, by their mean and middle 95 %.
 
     Args:
         draws: Shape (draw, ...).
 
     Returns:
-        Their mean, and the ends of the middle 95 % of them.
+        The mean, and the ends of the middle 95 %.
     """
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     return Interval(draws.mean(axis=0), low, high, len(draws), "draws")
 
 
 def range_of(draws: Float[np.ndarray, "draw ..."]) -> Interval:
-    """What a few seeds or draws of a control have.
+    """Summarise a few seeds or draws of a control by their mean, least and largest.
 
     Args:
         draws: Shape (draw, ...).
 
     Returns:
-        Their mean, the least and the largest of them.
+        The mean, the least and the largest.
     """
     return Interval(draws.mean(axis=0), draws.min(axis=0), draws.max(axis=0), len(draws), "range")
 
 
 def of_kind(names: xr.DataArray, kind: str) -> list[str]:
-    """The names of one kind: the kind itself, or all its seeds and draws ("init-0", "init-1").
+    """Select the names of one kind: the kind itself, or all its seeds and draws ("init-0", "init-1").
 
     Args:
         names: A coordinate of names.
         kind: The kind.
 
     Returns:
-        Names along the coordinate; empty if there is none of that kind.
+        Names along the coordinate; empty if there are none of that kind.
     """
     return [str(name) for name in names.values if name == kind or str(name).startswith(f"{kind}-")]
 
@@ -163,11 +163,11 @@ def curve(ax: Axes, x: xr.DataArray, interval: Interval, style: Style, spread: x
     """Draw an estimate in a narrow band for its interval, and a pale band for the middle half of the tokens.
 
     Args:
-        ax: Where to draw.
+        ax: The Axes.
         x: The coordinate along which the curve runs, for example `data["layer"]`.
         interval: Estimate and bounds of the coordinate's shape.
-        style: How the curve looks.
-        spread: Values along the coordinate and others, over which the quartiles bound the pale band.
+        style: The look of the curve.
+        spread: Values along the coordinate and other dimensions, whose quartiles bound the pale band.
     """
     if spread is not None:
         others = [dim for dim in spread.dims if dim not in x.dims]
@@ -178,13 +178,13 @@ def curve(ax: Axes, x: xr.DataArray, interval: Interval, style: Style, spread: x
 
 
 def line(ax: Axes, x: xr.DataArray, y: xr.DataArray | Float[np.ndarray, " point"], style: Style) -> None:
-    """Draw a curve with about ten markers, staggered so that curves on top of each other stay apart.
+    """Draw a curve with about ten markers, staggered so that curves on top of each other stay distinct.
 
     Args:
-        ax: Where to draw.
+        ax: The Axes.
         x: The coordinate along which the curve runs.
         y: Ordinates of the coordinate's shape.
-        style: How the curve looks.
+        style: The look of the curve.
     """
     step = max(1, round(len(x) / 10))
     every = (len(ax.lines) % step, step)
@@ -204,19 +204,19 @@ def band(
     """Draw a band between two curves.
 
     Args:
-        ax: Where to draw.
+        ax: The Axes.
         x: The coordinate along which the curves run.
-        low: Lower ends, one or of the coordinate's shape.
+        low: Lower ends, one number or of the coordinate's shape.
         high: Upper ends.
-        color: Its colour.
-        alpha: How opaque it is.
-        label: Its name in the legend; by default it has none.
+        color: Colour of the band.
+        alpha: Opacity.
+        label: Name in the legend; by default none.
     """
     ax.fill_between(x, low, high, color=color, alpha=alpha, lw=0, label=label)
 
 
 def dark(color: str) -> tuple[float, float, float]:
-    """A colour's dark shade, for a line that lies over one of that colour.
+    """Return a dark shade of a colour, for a line over another of that colour.
 
     Args:
         color: The colour.
@@ -229,13 +229,13 @@ def dark(color: str) -> tuple[float, float, float]:
 
 
 def null_line(ax: Axes, value: float, label: str = "_", color: str = GREY) -> None:
-    """Draw the dotted line of what the null has, or of a threshold.
+    """Draw the dotted line of a null value or a threshold.
 
     Args:
-        ax: Where to draw.
-        value: Where it lies on the vertical axis.
-        label: Its name in the legend; by default it has none.
-        color: Its colour.
+        ax: The Axes.
+        value: Its place on the vertical axis.
+        label: Name in the legend; by default none.
+        color: Colour of the line.
     """
     ax.axhline(value, color=color, lw=1, ls=DOTTED, label=label)
 
@@ -244,10 +244,10 @@ def finish(ax: Axes, label: str, *, log: bool = False, legend: bool = False, xla
     """Label the axes of a panel over whole numbers, such as blocks.
 
     Args:
-        ax: The Axes, with all that is drawn on them.
+        ax: The Axes, fully drawn.
         label: Quantity and unit of the vertical axis.
-        log: Logarithmic vertical axis with plain numbers.
-        legend: Show the panel's own legend.
+        log: Whether the vertical axis is logarithmic, with plain numbers.
+        legend: Whether to show the panel's own legend.
         xlabel: Label of the horizontal axis.
 
     Returns:
@@ -264,7 +264,7 @@ def finish(ax: Axes, label: str, *, log: bool = False, legend: bool = False, xla
 
 
 def plain_log(axis: Axis) -> None:
-    """Ticks of a logarithmic axis as plain numbers, as dense as the range asks for.
+    """Label the ticks of a logarithmic axis with plain numbers, as dense as its range needs.
 
     Args:
         axis: `ax.xaxis` or `ax.yaxis`, already logarithmic.
@@ -279,7 +279,7 @@ def plain_log(axis: Axis) -> None:
 
 
 def tick_text(value: float) -> str:
-    """A tick of a logarithmic axis: plain from a thousandth on, below as m·10ⁿ.
+    """Format a tick of a logarithmic axis: plain from 0.001 on, as m·10ⁿ below.
 
     Args:
         value: The tick's value, with one significant digit.

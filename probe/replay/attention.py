@@ -1,16 +1,16 @@
 r"""Attention of chosen positions over a recorded past, linear in their own queries, keys and values.
 
-At the primal point (q₀, k₀, v₀), with probabilities p_j, output o = Σ_j p_j v_j and the slope c_j of the scores (1, but
-for a soft cap), the function
+At the primal point (q₀, k₀, v₀), with probabilities p_j, output o = Σ_j p_j v_j and slopes c_j of the scores (1 without
+a soft cap), the function
 
 .. math::
 
    o + M (q - q_0) + \sum_i p_i\,[(v_{0i} - o)\, s c_i\, q_0\cdot(k_i - k_{0i}) + (v_i - v_{0i})],
    \qquad M = s \sum_j p_j c_j (v_j - o)\, k_j^\top
 
-(i over the live keys, j over all) has the value and the derivative of the attention itself. A derivative through it
-costs d_head² a head, whatever the length of the past, where one through the softmax costs d_head · T. `M` is formed
-once a position: d_head² · T a head.
+(i over the live keys, j over all keys) has the value and the derivative of the attention itself. A derivative through
+it costs d_head² a head, whatever the length of the past; one through the softmax costs d_head · T. `M` is formed once
+for each position, at d_head² · T a head.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from probe.replay.past import PastKeys
 
 LINEARISED = "probe-linearised"
 DETACHED = "probe-detached"
-"""Names under which the attention functions are registered with transformers."""
+"""Names under which the two attention functions are registered with transformers."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class AttentionPrimal:
     """Attention of n chosen positions at the primal point; heads are ordered (key head g, its query heads r).
 
     Attributes:
-        query: Q₀.
-        value: V₀ of the live positions.
-        output: O.
-        query_map: M; None where only the values count (`detached`).
-        live: Probabilities of the live keys, zero where a live key is hidden.
-        slope: S · c of the live keys' scores.
+        query: Queries q₀.
+        value: Values v₀ of the live positions.
+        output: The output o.
+        query_map: The matrix M; None if only the values count (`detached`).
+        live: Probabilities of the live keys, zero where a live key is masked.
+        slope: Slopes s · c of the live keys' scores.
     """
 
     query: Float[Tensor, "window g r n d_head"]
@@ -57,15 +57,15 @@ class AttentionPrimal:
         key: Float[Tensor, "window g n d_head"],
         value: Float[Tensor, "window g n d_head"],
     ) -> Float[Tensor, "window g r n d_head"]:
-        """The linear function at queries, live keys and live values.
+        """Evaluate the linear function at queries, live keys and live values.
 
         Args:
-            query: Q.
-            key: k, of the value k₀ that the primal was taken at.
-            value: V.
+            query: Queries q.
+            key: Live keys k; their value is the k₀ of the primal point, so that only their derivative counts.
+            value: Live values v.
 
         Returns:
-            What attention puts out, by key head and query head.
+            The attention's output, by key head and query head.
         """
         output: Tensor = self.output + self.live @ (value[:, :, None] - self.value)
         if self.query_map is None:
@@ -88,21 +88,21 @@ def attention_primal(
     sinks: Float[Tensor, " head"] | None = None,
     detached: bool = False,
 ) -> AttentionPrimal:
-    """The attention of the positions over recorded and live keys, and the map of its queries.
+    """Compute the attention of the positions over recorded and live keys, and the matrix M of their queries.
 
     Args:
-        query: Q₀.
+        query: Queries q₀.
         key: Live keys k₀.
         value: Live values v₀.
-        mask: Additive, over recorded and live keys.
-        recorded: The past.
+        mask: Additive mask over recorded and live keys.
+        recorded: The recorded past.
         scale: Factor s of the scores.
         softcap: Soft cap of the scores.
         sinks: Logits of the heads' sinks.
-        detached: The probabilities are held fixed, so that no map of the queries is needed.
+        detached: True if the probabilities are held fixed, so that M is not needed.
 
     Returns:
-        The primal.
+        The attention at the primal point.
     """
     n, groups = query.shape[2], key.shape[1]
     query = query.unflatten(1, (groups, -1))  # (W, g, r, n, d_head)
@@ -120,14 +120,14 @@ def attention_primal(
     shares = scores.softmax(-1)[..., : keys.shape[2]]
     output = _by_group(shares, values)
     query_map = None if detached else _query_map(shares * slope, keys, values, output)
-    own = values[:, :, None, -n:]
-    return AttentionPrimal(query, own, output, query_map, shares[..., -n:], slope[..., -n:])
+    live_values = values[:, :, None, -n:]
+    return AttentionPrimal(query, live_values, output, query_map, shares[..., -n:], slope[..., -n:])
 
 
 def _by_group(
     rows: Float[Tensor, "window g r n m"], matrix: Float[Tensor, "window g m k"]
 ) -> Float[Tensor, "window g r n k"]:
-    """The product, without a copy of the matrix for each of the r heads that share it."""
+    """The product `rows @ matrix`, without a copy of the matrix for each of the r heads that share it."""
     return (rows.flatten(2, 3) @ matrix).reshape(*rows.shape[:4], matrix.shape[-1])
 
 
@@ -137,19 +137,19 @@ def _query_map(
     values: Float[Tensor, "window g key d_head"],
     output: Float[Tensor, "window g r n d_head"],
 ) -> Float[Tensor, "window g r n d_head d_head"]:
-    """Σ_j w_j (v_j − o) k_jᵀ, position by position, so that what is held does not grow with their number."""
-    # Values are measured from their mean, which changes nothing but the rounding: o is near it.
+    """Σ_j w_j (v_j − o) k_jᵀ, one position at a time, so that temporary memory does not grow with their number."""
+    # Values are taken relative to their mean, which is near o: that changes the rounding only.
     centre = values.mean(2, keepdim=True)
     deviations = (values - centre).mT.contiguous()[:, :, None]  # (W, g, 1, d_head, key)
-    found = output.new_empty((*output.shape, output.shape[-1]))
+    query_map = output.new_empty((*output.shape, output.shape[-1]))
     for position in range(output.shape[3]):
-        found[:, :, :, position] = _by_group(deviations * weights[:, :, :, position, None], keys)
-    found -= (output - centre[:, :, None])[..., None] * _by_group(weights, keys)[..., None, :]
-    return found
+        query_map[:, :, :, position] = _by_group(deviations * weights[:, :, :, position, None], keys)
+    query_map -= (output - centre[:, :, None])[..., None] * _by_group(weights, keys)[..., None, :]
+    return query_map
 
 
 class _Mapped(torch.autograd.Function):
-    """xᵀ A with A constant; for a batch of cotangents one product, where vmap's own rule copies A for each of them."""
+    """xᵀ A with A constant: one product for a batch of cotangents, where vmap's own rule copies A for each of them."""
 
     @staticmethod
     def forward(vectors: Tensor, matrices: Tensor) -> Tensor:
@@ -190,8 +190,8 @@ def _attend(
 ) -> tuple[Tensor, None]:
     if recorded is None or attention_mask is None or position_bias is not None:
         raise InputError(
-            f"linearised attention needs the recorded past and no position bias, which {type(module).__name__} does "
-            'not pass on or adds; use method="jacrev"'
+            f"linearised attention needs the recorded past and no position bias, and {type(module).__name__} does not "
+            'pass on the one or adds the other: use method="jacrev"'
         )
     primal = attention_primal(
         query.detach(),

@@ -1,4 +1,4 @@
-"""A block's call in a forward pass: recorded, and cut to chosen positions."""
+"""The recorded call of a block in a forward pass, and its arguments cut to chosen positions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from probe.model import LanguageModel, evaluating, first_tensor
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past", "past_key_value", "cache_params")
-"""What architectures and versions of transformers call the cache."""
+"""Names of the cache argument in the architectures and versions of transformers."""
 BIAS_BY_HEAD = "alibi"
-"""Argument that, where it has three axes, holds a row for each window and head (Bloom)."""
+"""Name of an argument that, if it has three axes, holds a row for each window and head (Bloom)."""
 
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The keyword arguments of one block in a recorded forward pass, all but the hidden states and the cache."""
+    """The keyword arguments of one block in a recorded forward pass, except the hidden states and the cache."""
 
     hidden_name: str
     cache_name: str | None
     arguments: Mapping[str, Any]
 
     def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Tensor:
-        """The block's hidden state for the input `hidden`, other arguments as recorded except those in `changed`."""
+        """Run a block on the input `hidden`, with the recorded arguments except those in `changed`."""
         arguments = {**self.arguments, **changed, self.hidden_name: hidden}
         if self.cache_name is not None:
             arguments[self.cache_name] = cache
@@ -39,11 +39,11 @@ class BlockCall:
 
 @contextmanager
 def recorded_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
-    """Collects each block's call, in depth order; the hooks are gone afterwards, also after an exception."""
+    """Record each block's call, in depth order; the hooks are removed afterwards, also after an exception."""
     calls: list[BlockCall] = []
 
     def remember(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # The blocks of a TransformerBridge take *args and hand them on to the one that they wrap.
+        # The blocks of a TransformerBridge take *args and pass them on to the block that they wrap.
         bound = inspect.signature(getattr(block, "original_component", block).forward).bind(*args, **kwargs)
         arguments: dict[str, Any] = {}
         for name, value in bound.arguments.items():
@@ -65,26 +65,26 @@ def recorded_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
 
 
 def cache_argument(module: nn.Module) -> str | None:
-    """What a module's `forward` calls the cache that it takes.
+    """Find the name of the cache argument of a module's `forward`.
 
     Args:
         module: A model or a block.
 
     Returns:
-        One of `CACHE_ARGUMENTS`, or None if it takes none.
+        One of `CACHE_ARGUMENTS`; None if the module takes no cache.
     """
     parameters = inspect.signature(module.forward).parameters
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
 def accepts_more(block: nn.Module) -> bool:
-    """Whether a block takes keyword arguments that it does not name, to hand them on to its attention.
+    """Check that a block takes further keyword arguments, which it passes on to its attention.
 
     Args:
         block: The block.
 
     Returns:
-        True if its `forward` has a `**kwargs`.
+        True if its `forward` has `**kwargs`.
     """
     parameters = inspect.signature(block.forward).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
@@ -93,7 +93,7 @@ def accepts_more(block: nn.Module) -> bool:
 def cut_to_positions(
     arguments: Mapping[str, Any], positions: Int[Tensor, "window row"], length: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """The arguments of a recorded call cut to `positions`: position embeddings, position ids and mask rows."""
+    """Cut position embeddings, position ids and mask rows of a recorded call to `positions`."""
     changed: dict[str, Any] = {"attention_mask": _mask_rows(arguments.get("attention_mask"), positions, length, dtype)}
     for name in ("position_ids", "cache_position"):
         value = arguments.get(name)
@@ -114,14 +114,14 @@ def cut_to_positions(
 def _mask_rows(
     mask: Tensor | None, positions: Int[Tensor, "window row"], length: int, dtype: torch.dtype
 ) -> Float[Tensor, "window 1 row key"]:
-    """Additive: open are the earlier recorded keys that a row's recorded mask lets through, and its own live key."""
+    """Additive mask: a row sees the earlier recorded keys that its recorded mask shows, and its own live key."""
     windows, rows = positions.shape
     before = torch.arange(length, device=positions.device) < positions[..., None]  # (window, row, length)
     if mask is not None:
         recorded = mask.expand(windows, mask.shape[1], length, length)[:, 0]
         chosen = recorded.gather(1, positions[..., None].expand(-1, -1, length))
         before &= chosen if chosen.dtype is torch.bool else chosen >= 0
-    own = torch.eye(rows, dtype=torch.bool, device=positions.device).expand(windows, rows, rows)
-    allowed = torch.cat([before, own], dim=-1)
-    additive = torch.zeros(allowed.shape, dtype=dtype, device=positions.device)
-    return additive.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    itself = torch.eye(rows, dtype=torch.bool, device=positions.device).expand(windows, rows, rows)
+    seen = torch.cat([before, itself], dim=-1)
+    additive = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
+    return additive.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]

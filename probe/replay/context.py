@@ -1,4 +1,4 @@
-"""The context of chosen positions, recorded once, and blocks run again in it."""
+"""The context of chosen positions, recorded once, in which blocks can run again."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ logger = logging.getLogger("probe.replay")
 
 @dataclass(frozen=True)
 class Context:
-    """What chosen positions of a batch of windows meet in every block of a model.
+    """The recorded context of chosen positions in every block of a model, for a batch of windows.
 
     Attributes:
         model: The recorded model.
-        tokens: (window, position) the tokens.
-        positions: (window, chosen) the chosen positions.
+        tokens: The tokens, (window, position).
+        positions: The chosen positions, (window, chosen).
         states: For each layer l = 0 … L the stream entering block l, (window, position, d_model); the last is the
             stream that enters the final norm.
         calls: Each block's recorded call.
-        past: For each block the recorded keys and values, or the states carried into the chosen positions; None where
-            the model offers neither, or its blocks do not run so, and whole sequences are run instead.
-        seen: What else was asked for, by site, (window, position, d_model).
+        past: For each block the recorded keys and values, or the states carried into the chosen positions; None if
+            the model offers neither, or its blocks cannot run at single positions, so that whole sequences are run.
+        seen: States at the further sites that were asked for, by site, (window, position, d_model).
     """
 
     model: LanguageModel
@@ -60,11 +60,11 @@ class Context:
     _cut: dict[Any, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def state(self, layer: int) -> Float[Tensor, "window chosen d_model"]:
-        """The stream that enters block `layer` (the final norm for `layer = L`) at the chosen positions."""
+        """Return the stream that enters block `layer` (the final norm for `layer = L`) at the chosen positions."""
         return self.states[layer].gather(1, self.positions[..., None].expand(-1, -1, self.states[layer].shape[-1]))
 
     def select(self, windows: slice, chosen: slice) -> Context:
-        """The part of the context that belongs to some of the windows and some of their chosen positions."""
+        """Select the part of the context of some windows and some of their chosen positions."""
         rows = torch.arange(len(self.tokens), device=self.tokens.device)[windows]
         calls = [replace(call, arguments=self._rows_of(call, rows)) for call in self.calls]
         past: Any = self.past and [part.select(windows, chosen) for part in self.past]
@@ -73,14 +73,14 @@ class Context:
         return Context(self.model, self.tokens[windows], self.positions[windows, chosen], states, calls, past, seen)
 
     def replay(
-        self, layer: int, states: Float[Tensor, "window variant chosen d_model"], *, own_value: bool = True
-    ) -> Float[Tensor, "window variant chosen d_model"]:
-        """Block `layer` on `states` at the chosen positions, everything before them as recorded.
+        self, layer: int, states: Float[Tensor, "window alternative chosen d_model"], *, own_value: bool = True
+    ) -> Float[Tensor, "window alternative chosen d_model"]:
+        """Run block `layer` on `states` at the chosen positions, with everything before them as recorded.
 
         Args:
-            layer: Which block.
-            states: The stream to feed in; `variant` counts alternatives that share positions.
-            own_value: With False the attention value of the position itself counts as zero (attention blocks).
+            layer: Index of the block.
+            states: The stream that enters the block, several alternatives for each chosen position.
+            own_value: If False, the attention value of the position itself counts as zero (attention blocks).
 
         Returns:
             The stream that leaves the block, of the same shape.
@@ -99,7 +99,7 @@ class Context:
         past = self.past[layer]
         assert isinstance(past, PastState)
         cache = past.cache(self.model, layer, states.shape[1])
-        # The block writes its next state over the one that its derivative needs.
+        # The block overwrites the state that its derivative needs with its next one.
         overwritten = cache.layers[layer].recurrent_states[0].untyped_storage().data_ptr()
 
         def keep(saved: Tensor) -> Tensor:
@@ -115,25 +115,25 @@ class Context:
         block: nn.Module,
         primals: list[AttentionPrimal] | None = None,
     ) -> Float[Tensor, "window chosen d_model"]:
-        """`replay` with the same value and the same derivative in `states`, the latter at a cost that is flat in T.
+        """Run a block as `replay` does: equal in value and derivative, but the derivative's cost does not grow with T.
 
         Args:
-            layer: Which block.
-            states: The stream to feed in, in the dtype of `block`.
+            layer: Index of the block.
+            states: The stream that enters the block, in the dtype of `block`.
             block: A working copy of the block, with attention `LINEARISED` (or `DETACHED`) if it has attention.
-            primals: Gets the attention's primal point.
+            primals: A list to which the attention's primal point is appended.
 
         Returns:
             The stream that leaves the block.
 
         Raises:
-            InputError: If the model's blocks do not run at single positions over a cache, or if their attention is not
-                transformers' exchangeable one.
+            InputError: If the model's blocks do not run at single positions over a cache, or do not run transformers'
+                `AttentionInterface`.
         """
         if self.past is None:
             raise InputError(
-                f"a frozen context needs blocks that run at single positions over a cache: those of {self.model.name} "
-                'do not; use method="jacrev"'
+                f"a frozen context needs blocks that run at single positions over a cache, and those of "
+                f'{self.model.name} do not: use method="jacrev"'
             )
         past, call = self.past[layer], self.calls[layer]
         if isinstance(past, PastState):
@@ -144,13 +144,13 @@ class Context:
             after = call.run(block, states, None, **changed, recorded=past, primals=primals)
         if not primals:
             raise InputError(
-                f"linearised attention needs blocks that run transformers' AttentionInterface: those of "
-                f'{self.model.name} do not; use method="jacrev"'
+                f"linearised attention needs blocks that run transformers' AttentionInterface, and those of "
+                f'{self.model.name} do not: use method="jacrev"'
             )
         return after
 
     def rotation(self, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines of the rotary embedding at the chosen positions, (W · P, rotated width); None without."""
+        """Return cosines and sines of the rotary embedding at the chosen positions, (W · P, rotated width), or None."""
         changed = self._at_positions(self.calls[layer].arguments, 1, dtype)
         embeddings = changed.get("position_embeddings")
         if embeddings is None:
@@ -159,9 +159,9 @@ class Context:
         return cosines, sines
 
     def alone(self) -> Context:
-        """The same states, each as a one-token input of its own: a context of W · P windows of one position.
+        """Make a context of the same states, each as a one-token input: W · P windows of one position.
 
-        Its keys and values, convolution and recurrent states are zero, and masked where they are keys.
+        Its recorded keys and values, convolution and recurrent states are zero, and the keys are masked.
 
         Returns:
             The context; `states` holds the recorded states of all layers at the chosen positions.
@@ -176,25 +176,25 @@ class Context:
             self.model, self.tokens.gather(1, self.positions).reshape(count, 1), positions, states, calls, past
         )
 
-    def _at_positions(self, arguments: Mapping[str, Any], variants: int, dtype: torch.dtype) -> dict[str, Any]:
-        """The arguments of a recorded call cut to the chosen positions; blocks share them, so they are kept."""
-        key = (id(arguments.get("attention_mask")), id(arguments.get("position_embeddings")), variants, dtype)
+    def _at_positions(self, arguments: Mapping[str, Any], alternatives: int, dtype: torch.dtype) -> dict[str, Any]:
+        """The arguments of a recorded call cut to the chosen positions; they are kept, because blocks share them."""
+        key = (id(arguments.get("attention_mask")), id(arguments.get("position_embeddings")), alternatives, dtype)
         if key not in self._cut:
-            positions = self.positions[:, None].expand(-1, variants, -1).flatten(1)
+            positions = self.positions[:, None].expand(-1, alternatives, -1).flatten(1)
             self._cut[key] = cut_to_positions(arguments, positions, self.tokens.shape[1], dtype)
         return self._cut[key]
 
     def _replay_sequences(self, layer: int, states: Tensor) -> Tensor:
-        """`replay` for any causal block: each state in a copy of its whole sequence, T times the cost."""
-        windows, variants, chosen, width = states.shape
+        """`replay` for any causal block: each state in a copy of its whole sequence, at T times the cost."""
+        windows, alternatives, chosen, width = states.shape
         replayed = torch.empty_like(states)
         for window in range(windows):
-            columns = self.positions[window].repeat(variants)
+            columns = self.positions[window].repeat(alternatives)
             rows = torch.arange(len(columns), device=columns.device)
             sequences = self.states[layer][window].repeat(len(columns), 1, 1)
             sequences[rows, columns] = states[window].reshape(-1, width)
             after = self.block_on_sequences(layer, sequences, torch.full_like(columns, window))
-            replayed[window] = after[rows, columns].reshape(variants, chosen, width)
+            replayed[window] = after[rows, columns].reshape(alternatives, chosen, width)
         return replayed
 
     def block_on_sequences(
@@ -204,13 +204,13 @@ class Context:
         windows: Int[Tensor, " row"],
         block: nn.Module | None = None,
     ) -> Float[Tensor, "row position d_model"]:
-        """The plain way, on whole sequences: block `layer` with the recorded calls of the given windows.
+        """Run block `layer` on whole sequences, with its recorded call in the given windows.
 
         Args:
-            layer: Which block.
+            layer: Index of the block.
             sequences: The stream entering it.
             windows: The window that each row comes from.
-            block: A working copy to run instead, whose dtype is that of `sequences`.
+            block: A working copy to run instead, in the dtype of `sequences`.
 
         Returns:
             The stream that leaves the block.
@@ -220,7 +220,7 @@ class Context:
         return call.run(self.model.blocks[layer] if block is None else block, sequences, None, **rows)
 
     def _rows_of(self, call: BlockCall, windows: Int[Tensor, " row"]) -> dict[str, Any]:
-        """A recorded call's arguments for the given windows; a bias by head is the same in all, as none is padded."""
+        """A recorded call's arguments for the given windows; a bias by head is the same in all: none is padded."""
         arguments = {name: self._rows(value, windows) for name, value in call.arguments.items()}
         bias = call.arguments.get(BIAS_BY_HEAD)
         if isinstance(bias, Tensor) and bias.ndim == 3:
@@ -229,7 +229,7 @@ class Context:
         return arguments
 
     def _rows(self, value: Any, windows: Int[Tensor, " row"]) -> Any:
-        """The rows of a recorded argument that belong to the given windows; what all windows share stays as it is."""
+        """The rows of a recorded argument for the given windows; an argument that all windows share stays as it is."""
         if isinstance(value, tuple):
             return tuple(self._rows(part, windows) for part in value)
         if isinstance(value, Tensor) and value.ndim > 1 and len(value) == len(self.tokens) > 1:
@@ -237,9 +237,9 @@ class Context:
         return value
 
     def run_on(
-        self, layer: int, states: Float[Tensor, "window variant chosen d_model"]
-    ) -> Float[Tensor, "window variant chosen d_model"]:
-        """From the stream entering block `layer` to the stream entering the final norm, at the chosen positions."""
+        self, layer: int, states: Float[Tensor, "window alternative chosen d_model"]
+    ) -> Float[Tensor, "window alternative chosen d_model"]:
+        """Run blocks `layer` … L−1 at the chosen positions; returns the stream that enters the final norm."""
         for later in range(layer, self.model.n_layers):
             states = self.replay(later, states)
         return states
@@ -247,32 +247,31 @@ class Context:
     def run_sequence(
         self, layer: int, states: Float[Tensor, "row position d_model"], windows: Int[Tensor, " row"]
     ) -> Float[Tensor, "row position d_model"]:
-        """The plain way, on whole sequences: blocks `layer` … L−1 with the recorded calls of the given windows."""
+        """Run blocks `layer` … L−1 on whole sequences, with their recorded calls in the given windows."""
         for later in range(layer, self.model.n_layers):
             states = self.block_on_sequences(later, states, windows)
         return states
 
     def off_position_write(self, layer: int) -> Float[Tensor, "window chosen d_model"]:
-        """The part of the block's mixing write that comes from other positions, at the chosen positions.
+        """Compute the part of a block's mixing write that comes from other positions, at the chosen positions.
 
-        Attention is linear in the values, so it is the write with the position's own value set to zero (an output
-        bias, and a norm after attention, stay). For a state-space block: the write with the carried state, minus the
-        write with an empty one.
+        Attention is linear in the values, so this is the write with the position's own value set to zero (an output
+        bias, and a norm after attention, stay). For a state-space block it is the write with the carried state minus
+        the write with an empty one.
 
         Args:
-            layer: Which block.
+            layer: Index of the block.
 
         Returns:
             The off-position part of the write.
 
         Raises:
-            InputError: If the model's blocks do not run at single positions over a cache, so that the two parts cannot
-                be told apart.
+            InputError: If the model's blocks do not run at single positions over a cache.
         """
         if self.past is None:
             raise InputError(
-                f"the off-position write needs blocks that run at single positions over a cache: those of "
-                f"{self.model.name} do not; use a Hugging Face model of a tested architecture"
+                f"the off-position write needs blocks that run at single positions over a cache, and those of "
+                f"{self.model.name} do not: use a Hugging Face model of a tested architecture"
             )
         block, call, past, states = self.model.blocks[layer], self.calls[layer], self.past[layer], self.state(layer)
         if isinstance(past, PastState):
@@ -296,28 +295,29 @@ def record(
     *,
     sites: Sequence[str] = (),
 ) -> Context:
-    """One forward pass, from which `Context.replay` can run any block again at the chosen positions.
+    """Record one forward pass, from which `Context.replay` can run any block again at the chosen positions.
 
     Args:
         model: The model.
-        tokens: Windows of tokens, all of one length and without padding.
+        tokens: Windows of tokens of one length, without padding.
         positions: The chosen positions of each window, each in [0, T).
-        sites: Sites to keep besides the stream.
+        sites: Further sites to keep.
 
     Returns:
         The recorded context. Memory: the states of all layers, (L + 1) · W · T · d numbers, and keys and values.
-        State-space models are stepped through token by token once, to find the states carried into the positions.
-        Blocks of an architecture without a row in `probe.model.architectures` are run again once: where they do not
-        give at the positions alone what they gave, the context runs whole sequences, T times the cost.
+        A state-space model also runs once token by token, to find the states carried into the positions. Blocks of an
+        architecture without a row in `probe.model.architectures` are run again once as a test: if their outputs at the
+        positions alone differ, the context runs whole sequences, at T times the cost.
 
     Raises:
-        InputError: If a position lies outside its window, or the blocks cannot be run again by their recorded calls.
+        InputError: If a position lies outside its window, the blocks take no cache by a known name, or their recorded
+            calls do not reproduce their outputs.
     """
     tokens, positions = tokens.to(model.device), positions.to(model.device)
     if positions.numel() and not (positions.min() >= 0 and positions.max() < tokens.shape[1]):
         raise InputError(
-            f"positions must lie in [0, {tokens.shape[1]}), the window's tokens: got {int(positions.min())} to "
-            f"{int(positions.max())}; choose positions inside the window"
+            f"positions must lie in [0, {tokens.shape[1]}), inside the window, got {int(positions.min())} to "
+            f"{int(positions.max())}: choose others"
         )
     stream = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
     stream.append(f"blocks.{model.n_layers - 1}.hook_resid_post")
@@ -350,28 +350,29 @@ def record(
 
 
 def _proven(whole: Context, at_positions: Callable[[], Context]) -> Context:
-    """The cheaper of two contexts in which every block, run again, gives what it gave in the forward pass."""
+    """The cheaper of two contexts in which every block, run again, reproduces its output of the forward pass."""
     layers, states = range(whole.model.n_layers), whole.states
     try:
         cut = at_positions()
-        twice = [cut.state(layer)[:, None].repeat(1, 2, 1, 1) for layer in range(len(states))]  # two variants of each
+        # two alternatives of each state
+        twice = [cut.state(layer)[:, None].repeat(1, 2, 1, 1) for layer in range(len(states))]
         if all(_same(cut.replay(layer, twice[layer]), twice[layer + 1]) for layer in layers):
             return cut
-    except Exception as error:  # noqa: BLE001 - whatever a model's own code raises, it cannot be run so
+    except Exception as error:  # noqa: BLE001 - whatever a model's code raises, its blocks cannot run so
         logger.info("the blocks of %s do not run at single positions: %s", whole.model.name, error)
     last = torch.tensor([len(whole.tokens) - 1], device=whole.tokens.device)
     if not all(
         _same(whole.block_on_sequences(layer, states[layer][last], last), states[layer + 1][last]) for layer in layers
     ):
         raise InputError(
-            f"a replay needs blocks that give again what they gave, and those of {whole.model.name} "
-            f"({whole.model.architecture}) do not by their recorded calls: use a model of another family"
+            f"a replay needs blocks whose recorded calls reproduce their outputs, and those of {whole.model.name} "
+            f"({whole.model.architecture}) do not: use a model of another family"
         )
     return whole
 
 
 def _same(found: Tensor, expected: Tensor) -> bool:
-    """Equal but for the rounding of a block's own arithmetic."""
+    """Equality up to the rounding of a block's own arithmetic."""
     tolerance = max(1e-4, 2 * torch.finfo(expected.dtype).eps)
     return bool((found - expected).norm() <= tolerance * expected.norm())
 
@@ -385,15 +386,15 @@ def alone(
     attention: bool = True,
     batch: int = 4096,
 ) -> Float[Tensor, "token d_model"]:
-    """Block `layer` on each state as a one-token input: a tokenwise function that the architecture itself holds.
+    """Run block `layer` on each state as a one-token input: the tokenwise function that the architecture contains.
 
     Args:
         model: The model.
-        layer: Which block.
+        layer: Index of the block.
         states: The stream entering the block.
-        attention: With False what attention writes is replaced by zero, so that only the MLP acts (in a parallel
-            block this is exactly its MLP term).
-        batch: States run at once.
+        attention: If False, attention's write is replaced by zero, so that only the MLP acts (in a parallel block this
+            is exactly its MLP term).
+        batch: Number of states in one run.
 
     Returns:
         The stream that leaves the block.
@@ -402,7 +403,9 @@ def alone(
         InputError: If the block has no attention to leave out.
     """
     if not attention and model.recurrent:
-        raise InputError(f"leaving out attention needs attention blocks: {model.name} is a state-space model")
+        raise InputError(
+            f"attention=False needs blocks with attention, and {model.name} is a state-space model: leave it out"
+        )
     with recorded_calls(model) as calls:
         model.final_states(torch.zeros((1, 1), dtype=torch.int64, device=model.device))
     handles = []

@@ -1,4 +1,4 @@
-"""Working copies of blocks: the user's weights, but another dtype, attention code and mode, and hooks of one's own."""
+"""Working copies of blocks: the user's weights, with another dtype, attention code and mode, and separate hooks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 def working_copy(
     block: nn.Module, dtype: torch.dtype, attention: str | None = None, *, without: nn.Module | None = None
 ) -> nn.Module:
-    """The same block, free to be set up otherwise while the user's own stays as it is.
+    """Copy a block, so that the copy can be changed while the user's block stays as it is.
 
-    Weights are shared where they have the dtype already, so that the copy costs no memory, and cast where they have
-    not. They need no gradient, dropout is off, and hooks of the user's act on the copy too; hooks added to the copy do
-    not act on the original.
+    Weights that already have the dtype are shared, so that the copy costs no memory; the others are cast. They need no
+    gradient, and dropout is off. The user's hooks act on the copy too; hooks added to the copy do not act on the
+    original.
 
     Args:
         block: A block, or any module.
         dtype: Floating dtype of the copy's weights.
-        attention: Name of the attention function to run, as registered with transformers' `AttentionInterface`; by
-            default the block's own.
-        without: A part that is left out.
+        attention: Name of the attention function to run, as registered with transformers' `AttentionInterface`; the
+            block's own by default.
+        without: A sub-module to leave out.
 
     Returns:
         The copy, in evaluation mode.
@@ -54,14 +54,14 @@ def _hooks(block: nn.Module) -> Iterator[Any]:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """A recorded argument with its floating tensors in another dtype; everything else as it is.
+    """Convert the floating tensors of a recorded argument to another dtype.
 
     Args:
         value: Tensor, tuple of values, or anything else.
         dtype: The floating dtype.
 
     Returns:
-        The value.
+        The value; everything else in it is unchanged.
     """
     if isinstance(value, tuple):
         return tuple(cast(part, dtype) for part in value)

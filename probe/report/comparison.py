@@ -9,21 +9,22 @@ from typing import Any
 
 from probe import plots
 from probe.claims import Claim
+from probe.report.figure import DPI, Figure, data_uri, image_of
 from probe.report.page import link, page
-from probe.report.result import DPI, Figure, Result, data_uri, flat, image_of, record_of
+from probe.report.result import Result, flat, record_of
 from probe.runs import write_file
 
 
 def write_comparison(
     results: Sequence[Result], path: Path | str, across: Sequence[Claim] = (), figures: Sequence[Figure] = ()
 ) -> Path:
-    """Write one page with several runs side by side: claims, settings that differ, figures of one name; links to each.
+    """Write one page with several runs side by side: claims, differing settings, figures of one name, links.
 
     Args:
         results: Runs, of one analysis or of several.
         path: The page's file.
-        across: Claims that are decided by all runs together.
-        figures: Figures that are drawn from all runs together.
+        across: Claims that all runs together decide.
+        figures: Figures drawn from all runs together.
 
     Returns:
         The path.
@@ -55,9 +56,9 @@ def write_comparison(
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Settings that two runs have and that are not equal in all that have them."""
-    names = dict.fromkeys(name for one in settings for name in one)
-    values = {name: [one.get(name, _ABSENT) for one in settings] for name in names}
+    """Settings that at least two runs have, and that are not equal in all runs that have them."""
+    names = dict.fromkeys(name for options in settings for name in options)
+    values = {name: [options.get(name, _ABSENT) for options in settings] for name in names}
     return [
         (name, ["" if value is _ABSENT else value for value in row])
         for name, row in values.items()
@@ -69,11 +70,11 @@ _ABSENT = object()
 
 
 def _side_by_side(results: Sequence[Result], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Figures that two runs have under one name, each with the pictures of all."""
+    """Figures that at least two runs have under one name, each with the pictures of all."""
     names = Counter(figure.name for result in results for figure in result.figures)
-    found = []
+    groups = []
     for name in (name for name, count in names.items() if count > 1):
-        having = [
+        sources = [
             (label, figure, result.directory / "figures" / f"{name}.png")
             for label, result in zip(labels, results, strict=True)
             for figure in result.figures
@@ -81,14 +82,14 @@ def _side_by_side(results: Sequence[Result], labels: Sequence[str]) -> list[dict
         ]
         pictures = [
             _embedded(figure, file.read_bytes() if file.is_file() else None) | {"label": label}
-            for label, figure, file in having
+            for label, figure, file in sources
         ]
-        found.append({"name": name, "title": having[0][1].title, "pictures": pictures})
-    return found
+        groups.append({"name": name, "title": sources[0][1].title, "pictures": pictures})
+    return groups
 
 
 def _embedded(figure: Figure, picture: bytes | None = None) -> dict[str, Any]:
-    """A figure's picture, drawn where there is none, with its words."""
+    """A figure's picture, drawn where there is none, with its texts."""
     if picture is None:
         with plots.page_style():
             picture = image_of(figure.draw(), "png", DPI)
@@ -102,7 +103,7 @@ def _embedded(figure: Figure, picture: bytes | None = None) -> dict[str, Any]:
 
 
 def _same_weights(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Names of runs whose weights have one hash: some published checkpoints hold the weights of another."""
+    """Names of runs whose weights have one hash, for some published checkpoints hold the weights of another."""
     by_hash: dict[str, list[str]] = {}
     for run in runs:
         if run["weights"]:

@@ -1,9 +1,9 @@
-"""Templates to self-contained HTML pages.
+"""Self-contained HTML pages, made of templates.
 
-The page holds all it needs: figures as data URIs (PNG or SVG, whichever is smaller), plotly.js once, the numbers of
-the interactive charts as JSON. Its Content-Security-Policy forbids the network and runs no script but the page's own,
-by hash. Whatever comes from outside (titles, tokens, names, options) is escaped: by the templates in HTML, by
-`script_json` inside script elements, and by `hover_text` where plotly would read tags.
+A page holds all it needs: figures as data URIs (PNG or SVG, whichever is smaller), plotly.js once, the numbers of the
+interactive charts as JSON. Its Content-Security-Policy forbids the network and runs no script but the page's own,
+by hash. All text from outside (titles, tokens, names, options) is escaped: by the templates in HTML, by `script_json`
+inside script elements, and by `hover_text` where plotly would read tags.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,15 @@ from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from probe.claims import SIGNS, Claim
 
 
 def interval_text(estimate: float | None, low: float | None, high: float | None) -> str:
-    """An estimate with its interval, with as many decimals as give the interval's width two digits.
+    """Format an estimate with its interval, with so many decimals that the interval's width has two digits.
 
     Args:
-        estimate: A number; None and NaN are written as a dash.
+        estimate: A number; None and NaN become a dash.
         low: Lower end; without two finite ends the estimate stands alone.
         high: Upper end.
 
@@ -46,7 +44,7 @@ def interval_text(estimate: float | None, low: float | None, high: float | None)
 
 
 def script_json(text: str) -> Markup:
-    """JSON made safe to stand inside a script element: nothing in it can close the element or open a comment.
+    """Make JSON safe inside a script element: nothing in it can close the element or open a comment.
 
     Args:
         text: JSON.
@@ -60,20 +58,22 @@ def script_json(text: str) -> Markup:
 
 
 def page(template: str, content: Mapping[str, Any], *, interactive: bool) -> str:
-    """A template as a whole page, with style, scripts and a policy that lets no other script run.
+    """Render a template as a whole page, with style, scripts and a policy that lets no other script run.
 
     Args:
-        template: Its file name.
-        content: What it shows; escaped wherever it is not marked as safe.
-        interactive: Whether plotly.js goes in.
+        template: File name of the template.
+        content: Values for the template; escaped unless marked as safe.
+        interactive: Whether to include plotly.js.
 
     Returns:
         HTML.
     """
     scripts = [_resource("page.js")]
     if interactive:
+        from plotly.offline import get_plotlyjs
+
         scripts.insert(0, get_plotlyjs())
-    # a browser reads line ends as \n, and the hash is of what it reads
+    # a browser reads line ends as \n before it computes the hash
     scripts = [script.replace("\r\n", "\n").replace("\r", "\n") for script in scripts]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     policy = "; ".join([
@@ -96,21 +96,20 @@ def page(template: str, content: Mapping[str, Any], *, interactive: bool) -> str
     )
 
 
-@cache
 def environment() -> jinja2.Environment:
-    """Give the templates of this room, which escape what is not marked as safe."""
-    found = jinja2.Environment(
+    """Load the templates of this room, which escape all that is not marked as safe."""
+    templates = jinja2.Environment(
         loader=jinja2.PackageLoader("probe.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["number"] = _number
-    found.filters["interval"] = _interval
-    found.filters["plain"] = _plain
-    found.globals["signs"] = SIGNS
-    return found
+    templates.filters["number"] = _number
+    templates.filters["interval"] = _interval
+    templates.filters["plain"] = _plain
+    templates.globals["signs"] = SIGNS
+    return templates
 
 
 def _resource(name: str) -> str:
@@ -131,14 +130,14 @@ def _interval(entry: Claim | Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> str:
-    """A configuration value in words."""
+    """A configuration value as text."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     return {None: "–", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def link(target: Path, page: Path) -> str:
-    """Relative address of a file, as a page beside it would write it.
+    """Write the address of a file relative to a page.
 
     Args:
         target: The file.

@@ -1,31 +1,23 @@
-"""What a run found: its Dataset, claims and figures, and the report that is written of them."""
+"""Result of a run: its Dataset, claims and figures, and the report that is written of them."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import matplotlib.figure
-import pandas as pd
-import plotly.graph_objects as go
-import xarray as xr
+from typing import TYPE_CHECKING, Any
 
 from probe import plots
 from probe.claims import Claim
 from probe.errors import InputError
+from probe.report.figure import Figure, data_uri, image_of
 from probe.report.page import environment, page, script_json
 from probe.runs import write_file
-from probe.runs.provenance import model_in_words
 
-DPI = 200
-
+if TYPE_CHECKING:
+    import xarray as xr
 
 SETTINGS = {
     "config": "Configuration",
@@ -36,51 +28,16 @@ SETTINGS = {
 
 
 @dataclass(frozen=True, repr=False)
-class Figure:
-    """A figure of a report.
-
-    Attributes:
-        name: File name without suffix, and anchor on the page.
-        title: Heading.
-        caption: What is shown: model, text, documents, tokens, the null line.
-        draw: Makes the matplotlib figure; called once a report, inside `plots.page_style()`.
-        interactive: Makes the plotly figure, if there is one. Its sliders and dropdowns become HTML controls.
-        table: Makes a table of the figure's numbers, if there is one.
-        alt: What the picture shows, for who cannot see it; default title.
-    """
-
-    name: str
-    title: str
-    caption: str
-    draw: Callable[[], matplotlib.figure.Figure]
-    interactive: Callable[[], go.Figure] | None = None
-    table: Callable[[], pd.DataFrame] | None = None
-    alt: str = ""
-
-    def __repr__(self) -> str:
-        return f"Figure({self.name!r}: {self.title})"
-
-    def _repr_html_(self) -> str:
-        """The picture with its caption, as Jupyter shows it."""
-        with plots.page_style():
-            source = data_uri("png", image_of(self.draw(), "png", plots.NOTEBOOK_DPI))
-        return (
-            f'<figure><img src="{source}" alt="{html.escape(self.alt or self.title)}" style="max-width: 100%">'
-            f"<figcaption>{html.escape(self.caption)}</figcaption></figure>"
-        )
-
-
-@dataclass(frozen=True, repr=False)
 class Result:
-    """What a run found.
+    """The result of a run.
 
     Attributes:
         data: The Dataset; `attrs["provenance"]` holds the run's record as JSON.
         claims: The claims, in the order in which they are read.
         directory: The run directory.
         title: Heading of the report.
-        notes: Sentences that stand at its head.
-        figures: Its figures.
+        notes: Sentences at the head of the report.
+        figures: The figures.
     """
 
     data: xr.Dataset
@@ -92,25 +49,25 @@ class Result:
 
     def __repr__(self) -> str:
         counts = Counter(claim.verdict for claim in self.claims)
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no claims"
-        return f"Result({self.title!r}: {told}; {len(self.figures)} figures; in {self.directory})"
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no claims"
+        return f"Result({self.title!r}: {verdicts}; {len(self.figures)} figures; in {self.directory})"
 
     def figure(self, name: str) -> Figure:
-        """One figure by its name; in Jupyter it shows itself with its caption.
+        """Find a figure by its name; Jupyter shows it with its caption.
 
         Args:
-            name: The name, which is also that of its files in `figures/`.
+            name: The name, also that of its files in `figures/`.
 
         Returns:
-            The figure; nothing is drawn before it is shown.
+            The figure, which is drawn when it is shown.
 
         Raises:
             InputError: If the run has no such figure.
         """
-        found = {figure.name: figure for figure in self.figures}
-        if name not in found:
-            raise InputError(f"a figure must be one of the run's ({', '.join(found)}), got {name!r}: choose among them")
-        return found[name]
+        by_name = {figure.name: figure for figure in self.figures}
+        if name not in by_name:
+            raise InputError(f"a figure must be one of the run's ({', '.join(by_name)}), got {name!r}: choose one")
+        return by_name[name]
 
     def write_report(self) -> Path:
         """Draw the figures and write the page.
@@ -128,7 +85,7 @@ class Result:
         return path
 
     def _head(self) -> dict[str, Any]:
-        """What report, comparison and notebook summary say about a run."""
+        """Content that report, comparison and notebook summary share."""
         record = record_of(self)
         return {
             "title": self.title,
@@ -140,29 +97,31 @@ class Result:
             "command": record.get("provenance", {}).get("command"),
             "name": _named(self.data.attrs, record["config"]),
             "weights": record.get("fingerprint", {}).get("weights"),
-            "settings": [(words, flat(record[name])) for name, words in SETTINGS.items() if record.get(name)],
+            "settings": [(heading, flat(record[name])) for name, heading in SETTINGS.items() if record.get(name)],
             "directory": str(self.directory),
         }
 
     def _repr_html_(self) -> str:
-        """The summary that Jupyter shows: model, text, claims with verdicts."""
+        """The summary for Jupyter: model, text, claims with verdicts."""
         return environment().get_template("summary.html").render(self._head())
 
 
 def record_of(result: Result) -> dict[str, Any]:
-    """What `config.json` held when the results were written; `config` is there even if nothing is."""
+    """Read the contents of `config.json` at the time of writing; the key `config` is always there."""
     record: dict[str, Any] = json.loads(result.data.attrs.get("provenance") or "{}")
     return {"config": {}} | record
 
 
 def _named(attrs: Mapping[Any, Any], config: Mapping[str, Any]) -> str:
-    """The model, and what was done to its weights."""
-    done = {name: config.get(name) for name in ("random_init", "shuffled_weights")}
-    return model_in_words(str(attrs.get("model", "unnamed")), attrs.get("revision"), **done)
+    """The model, and the changes to its weights."""
+    from probe.runs.provenance import model_in_words  # imports torch
+
+    changes = {name: config.get(name) for name in ("random_init", "shuffled_weights")}
+    return model_in_words(str(attrs.get("model", "unnamed")), attrs.get("revision"), **changes)
 
 
 def _shown(figure: Figure, folder: Path) -> dict[str, Any]:
-    """Draws a figure to its two files and returns what the template needs."""
+    """Draw a figure to its two files, and return what the template needs."""
     with plots.page_style():
         drawn = figure.draw()
         drawn.draw_without_rendering()
@@ -183,22 +142,8 @@ def _shown(figure: Figure, folder: Path) -> dict[str, Any]:
     }
 
 
-def data_uri(suffix: str, content: bytes) -> str:
-    """A picture as a page holds it within itself."""
-    kind = {"png": "image/png", "svg": "image/svg+xml"}[suffix]
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def image_of(figure: matplotlib.figure.Figure, suffix: str, dpi: int = DPI) -> bytes:
-    """The bytes of a figure's file."""
-    file = io.BytesIO()
-    # without a date, equal data give equal files
-    figure.savefig(file, format=suffix, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
-    return file.getvalue()
-
-
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested mappings under dotted names."""
+    """Flatten nested mappings to leaves under dotted names."""
     return [
         leaf
         for name, value in tree.items()
@@ -207,7 +152,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _facts(data: xr.Dataset) -> list[tuple[str, str]]:
-    """The run in a few words, from what the Dataset holds."""
+    """The run in a few lines, from the Dataset."""
     attrs = data.attrs
     model = _named(attrs, {}) + (f" ({attrs['description']})" if attrs.get("description") else "")
     named = [("Model", model), ("Architecture", attrs.get("architecture")), ("Text", attrs.get("text"))]

@@ -1,50 +1,45 @@
-"""A run directory: units of work, resume, results.
+"""A run directory: finished tasks, resume, results.
 
 Every file is written whole or not at all: to a temporary file in the same folder, flushed to the disk, then renamed
 over the old one. So a process that is killed at any moment leaves finished files and, at worst, a temporary one that
 the next opening removes. A directory belongs to one analysis, configuration, model, text and set of library versions;
-opened with another it is refused, so that units of two kinds are never mixed.
+opened with another it is refused, so that pieces of two kinds are never mixed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import errno
 import fcntl
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
-import safetensors.torch
-import torch
 import xarray as xr
-from jaxtyping import Shaped
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from probe.runs import provenance
 from probe.claims import Claim
 from probe.errors import InputError
+from probe.runs import provenance
+from probe.runs.files import PARTIAL, write_file, writing
+from probe.runs.pieces import Piece, PieceFile, combined, encode, joined, labelled
+from probe.runs.tasks import Label, Schema, Task
 
-_PARTIAL = ".partial"  # suffix of a file that is being written
 _LOCK = ".lock"
-_SECONDS = "seconds"  # in the header of a unit's file
-_UNIT_NAME = re.compile(r"[\w=+,.-]+")
+FORMAT = 2
+"""How a run directory is laid out: raised when older ones cannot be read; they are refused, not misread."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. It pickles as its path, so that a unit can be worked off in another process.
+    """One run directory. It pickles as its path, so that a task can be done in another process.
 
     Use the one that `open_run` returns as a context manager: it holds the directory's lock until it is closed.
 
@@ -54,6 +49,7 @@ class Run:
 
     directory: Path
     _lock: IO[str] | None = dataclasses.field(default=None, repr=False, compare=False)
+    _headers: dict[Path, PieceFile] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[type[Run], tuple[Path]]:
         return Run, (self.directory,)
@@ -67,86 +63,124 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Give the directory free for other processes."""
+        """Release the directory."""
         if self._lock is not None:
             self._lock.close()
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `config.json` holds: `analysis`, `config`, `fingerprint`, `versions` and `provenance`."""
+        """Content of `config.json`: `format`, `analysis`, `config`, `fingerprint`, `versions` and `provenance`."""
         record: dict[str, Any] = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
         return record
 
-    def has(self, stage: str, key: str) -> bool:
-        """Whether a unit is finished.
+    def has(self, task: Task) -> bool:
+        """Tell whether a task is finished.
 
         Args:
-            stage: The unit's stage.
-            key: The unit's key within its stage.
+            task: The task.
 
         Returns:
-            True if its arrays were saved.
+            True if its piece was saved.
         """
-        return self._unit(stage, key).is_file()
+        return self._file(task).is_file()
 
-    def save(
-        self,
-        stage: str,
-        key: str,
-        arrays: Mapping[str, Shaped[Tensor, ...] | Shaped[np.ndarray, ...]],
-        seconds: float | None = None,
-    ) -> None:
-        """Save a finished unit's arrays, whole or not at all, as `units/stage/key.safetensors`.
+    def save(self, task: Task, found: Piece | Mapping[str, Any], schema: Schema, seconds: float | None = None) -> None:
+        """Save what a task measured, whole or not at all, as `units/STAGE/KEY.safetensors`.
 
         Args:
-            stage: The unit's stage.
-            key: The unit's key within its stage.
-            arrays: Arrays by name; saved from any device, layout and dtype that safetensors knows.
-            seconds: What the unit took; kept in the file's header.
+            task: The task.
+            found: Its piece, or arrays by name, which get the task's labels.
+            schema: The variables of the analysis: the arrays must have the axes that it declares.
+            seconds: What the task took; kept in the file's header.
+
+        Raises:
+            ValueError: If a variable is not declared, or its array does not have the declared axes.
         """
-        tensors: dict[str, Tensor] = {}
-        storages = set()
-        for name, array in arrays.items():
-            tensor = torch.as_tensor(array).detach().cpu().contiguous()
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() in storages:  # safetensors refuses two names for one storage
-                tensor = tensor.clone()
-            storages.add(storage.data_ptr())
-            tensors[name] = tensor
-        header = None if seconds is None else {_SECONDS: f"{seconds:.3f}"}
-        write_file(self._unit(stage, key), safetensors.torch.save(tensors, header))
+        write_file(self._file(task), encode(labelled(found, task.labels, schema), seconds))
 
     @property
     def seconds(self) -> float | None:
-        """Time that the finished units took, in seconds, over all sessions; None where they do not tell."""
-        times = [_seconds_of(path) for path in (self.directory / "units").glob("*/*.safetensors")]
+        """Time that the finished tasks took, in seconds, over all sessions; None where they do not tell."""
+        times = [file.seconds for file in self.files()]
         told = [time for time in times if time is not None]
         return math.fsum(told) if told and len(told) == len(times) else None
 
-    def load(self, stage: str, key: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Read a finished unit's arrays.
+    def files(self, stage: str = "*") -> list[PieceFile]:
+        """List the saved pieces; nothing but their labels is read.
 
         Args:
-            stage: The unit's stage.
-            key: The unit's key within its stage.
-            names: The arrays wanted; only they are read. None for all.
+            stage: Of one stage; all by default.
 
         Returns:
-            Tensors by name, bit for bit as they were saved.
+            Files, by stage and key.
+        """
+        found = sorted((self.directory / "units").glob(f"{stage}/*.safetensors"))
+        for path in found:
+            if path not in self._headers:  # a piece that is written never changes
+                self._headers[path] = PieceFile.open(path)
+        return [self._headers[path] for path in found]
+
+    def piece(self, stage: str, names: Sequence[str] | None = None, **labels: Label) -> Piece:
+        """Read what the tasks of a stage measured, put together by label.
+
+        Args:
+            stage: The stage.
+            names: The arrays wanted; only they are read. By default all.
+            **labels: Where: a label of some axes (then the arrays do not have these), or what names tasks.
+
+        Returns:
+            The piece, its arrays bit for bit as they were saved.
 
         Raises:
-            InputError: If the unit is not there or its file is damaged.
+            InputError: If no finished task has these labels, or its file is damaged.
         """
-        path = self._unit(stage, key)
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-        except FileNotFoundError:
-            raise InputError(f"unit {stage}/{key} must be finished, but {path} is not there: run again") from None
-        except SafetensorError as error:
+        found = [file for file in self.files(stage) if file.has(**labels)]
+        if not found:
+            told = ", ".join(f"{name} {label}" for name, label in labels.items())
             raise InputError(
-                f"a unit must be readable, but {path} is not ({error}): delete it and run again"
-            ) from error
+                f"a stage must be finished before it is read, but {self.directory} holds nothing of {stage}"
+                f"{f' at {told}' if told else ''}: run the same command again"
+            )
+        pieces = [
+            file.read(names, **{axis: label for axis, label in labels.items() if axis in file.labels}) for file in found
+        ]
+        return joined([piece for piece in pieces if piece] or pieces)
+
+    def load_checkpoint(self, task: Task) -> dict[str, Tensor] | None:
+        """Read how far a long task is.
+
+        Args:
+            task: The task.
+
+        Returns:
+            What was saved last; None if nothing was.
+
+        Raises:
+            InputError: If the file is damaged.
+        """
+        path = self._checkpoint(task)
+        return dict(PieceFile.open(path).read()) if path.is_file() else None
+
+    def save_checkpoint(self, task: Task, state: Mapping[str, Tensor]) -> None:
+        """Keep how far a long task is, and nothing older.
+
+        Args:
+            task: The task.
+            state: Tensors by name.
+        """
+        write_file(self._checkpoint(task), encode(labelled(state, {}, None), None))
+
+    def combine(self, schema: Schema, coordinates: Mapping[str, Any]) -> xr.Dataset:
+        """Put the pieces of all stages together.
+
+        Args:
+            schema: The variables of the analysis.
+            coordinates: Of the Dataset: they order the labels and give axes their lengths.
+
+        Returns:
+            The Dataset, without attributes.
+        """
+        return combined(self.files(), schema, coordinates)
 
     def write_results(self, data: xr.Dataset) -> None:
         """Write `results.nc` (netCDF by h5netcdf), with the attributes `analysis` and `provenance`, the run's record.
@@ -197,11 +231,11 @@ class Run:
             raise InputError(f"a finished run holds claims.json, but {self.directory} does not: run it to its end")
         return [Claim.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
 
-    def _unit(self, stage: str, key: str) -> Path:
-        for name in (stage, key):
-            if not _UNIT_NAME.fullmatch(name) or name.startswith("."):
-                raise ValueError(f"stages and keys of units are file names ({_UNIT_NAME.pattern}), got {name!r}")
-        return self.directory / "units" / stage / f"{key}.safetensors"
+    def _file(self, task: Task) -> Path:
+        return self.directory / "units" / task.stage / f"{task.key}.safetensors"
+
+    def _checkpoint(self, task: Task) -> Path:
+        return self.directory / "checkpoints" / task.stage / f"{task.key}.safetensors"
 
 
 def open_run(
@@ -233,6 +267,7 @@ def open_run(
             to a run with another analysis, configuration, fingerprint or library version.
     """
     identity = {
+        "format": FORMAT,
         "analysis": analysis,
         "config": _plain(config),
         "fingerprint": dict(fingerprint),
@@ -247,7 +282,7 @@ def open_run(
             lock.close()
             lock = _lock(directory)
         run = Run(directory, lock)
-        for partial in directory.rglob(f"*{_PARTIAL}"):
+        for partial in directory.rglob(f"*{PARTIAL}"):
             partial.unlink()
         if (directory / "config.json").exists():
             _check_same(run, identity)
@@ -260,72 +295,19 @@ def open_run(
     return run
 
 
-def _seconds_of(unit: Path) -> float | None:
-    with safe_open(unit, framework="pt") as file:
-        header = file.metadata() or {}
-    return float(header[_SECONDS]) if _SECONDS in header else None
-
-
-def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: temporary file in the same folder, fsync, rename.
-
-    Args:
-        path: The file; its folder is made if it is not there.
-        content: Bytes, or text that is written as UTF-8.
-
-    Raises:
-        InputError: If the disk is full or the folder cannot be written; what was there before is kept.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-    with _writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
-        _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    """Turn what the disk says into what the user can do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            cure = "free some space and run the same command again: finished units are kept"
-        else:
-            cure = "pass another --out; finished units are kept"
-        raise InputError(f"the run directory must be writable, but {directory}: {error.strerror}; {cure}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _check_is_run(directory: Path) -> None:
     """A new or empty directory, one that holds a run, or one whose run was killed before its first file."""
     if not directory.exists() or (directory / "config.json").is_file():
         return
     if not directory.is_dir():
-        raise InputError(f"a run needs a directory, but {directory} is a file: pass another --out")
-    if any(entry.name != _LOCK and entry.suffix != _PARTIAL for entry in directory.iterdir()):
-        raise InputError(f"a run needs a directory of its own, but {directory} holds other files: pass another --out")
+        raise InputError(f"a run needs a directory, but {directory} is a file: pass another out=")
+    if any(entry.name != _LOCK and entry.suffix != PARTIAL for entry in directory.iterdir()):
+        raise InputError(f"a run needs a directory of its own, but {directory} holds other files: pass another out=")
 
 
 def _lock(directory: Path) -> IO[str]:
     """Take the directory's lock; the system gives it back when this process ends, however it ends."""
-    with _writing(directory):
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / _LOCK).open("a")
     try:
@@ -334,27 +316,44 @@ def _lock(directory: Path) -> IO[str]:
         file.close()
         raise InputError(
             f"only one process may work in a run directory, but another holds {directory}: "
-            "wait for it or pass another --out"
+            "wait for it or pass another out="
         ) from None
     return file
 
 
 def _move_aside(directory: Path) -> None:
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    with _writing(directory.parent):
+    with writing(directory.parent):
         directory.rename(directory.with_name(f"{directory.name}.{stamp}"))
 
 
+def require_format(run: Run) -> None:
+    """Refuse a directory that another version of the library has laid out.
+
+    Args:
+        run: The run.
+
+    Raises:
+        InputError: If it has another format.
+    """
+    if (written := run.record.get("format", 1)) != FORMAT:
+        raise InputError(
+            f"a run is read by the version of probe that wrote it, but {run.directory} has format {written} and this "
+            f"version reads {FORMAT}: pass fresh=True to move it aside and run again"
+        )
+
+
 def _check_same(run: Run, identity: Mapping[str, Any]) -> None:
+    require_format(run)
     if changed := changes(run.record, identity):
         raise InputError(
             f"a run directory belongs to one configuration, but in {run.directory} {'; '.join(changed)}: "
-            "pass --fresh to move the old run aside, or another --out"
+            "pass fresh=True to move the old run aside, or another out="
         )
 
 
 def changes(record: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
-    """What differs between a run's record and what it would be opened with.
+    """List the differences between a run's record and what it would be opened with.
 
     Args:
         record: As `Run.record` holds it.

@@ -21,7 +21,7 @@ LIBRARIES = ("residual-probe", "torch", "transformers", "transformer-lens", "num
 
 
 def versions() -> dict[str, str]:
-    """The versions of the libraries on which a run's numbers rest, by name."""
+    """Look up the versions of the libraries on which a run's numbers rest, by name."""
     return {name: _version(name) for name in LIBRARIES}
 
 
@@ -33,7 +33,7 @@ def _version(distribution: str) -> str:
 
 
 def describe(config: Any, command: str) -> dict[str, Any]:
-    """Where, when and how a run is begun: recorded, never compared.
+    """Describe where, when and how a run is begun: recorded, never compared.
 
     Args:
         config: Its configuration, a dataclass.
@@ -55,7 +55,7 @@ def describe(config: Any, command: str) -> dict[str, Any]:
 
 
 def call(config: Any, out: Path | str | None) -> str:
-    """The call from Python that makes a run.
+    """Write the call from Python that makes a run.
 
     Args:
         config: Its configuration, a dataclass.
@@ -118,7 +118,7 @@ def _commit() -> str | None:
 def model_in_words(
     model: str, revision: str | None = None, random_init: int | None = None, shuffled_weights: int | None = None
 ) -> str:
-    """What a run's model is called: its name, and what was done to it.
+    """Name a run's model, and what was done to its weights.
 
     Args:
         model: Its name.
@@ -132,4 +132,3 @@ def model_in_words(
     fresh = "" if random_init is None else f", fresh weights (seed {random_init})"
     shuffled = "" if shuffled_weights is None else f", shuffled weights (seed {shuffled_weights})"
     return f"{model}{f' @ {revision}' if revision else ''}{fresh}{shuffled}"
-

@@ -1,4 +1,4 @@
-"""How much an operator stretches what lies in a set of coordinates or a subspace, and where it sends it.
+"""Amplification: the growth of vectors in a set of coordinates or a subspace under an operator, and their leak.
 
 For an operator A (a block's Jacobian ``J``, or ``K = J − I``) and the orthogonal projector P onto a subspace of
 dimension s, for coordinates the diagonal matrix that keeps them:
@@ -11,8 +11,8 @@ dimension s, for coordinates the diagonal matrix that keeps them:
 
 `gain²` is a mean of squared column norms and so holds no interaction inside the set; `self_gain` and the abscissa do.
 
-A set of units is large or small beside random sets of its size. `random_set_moments` has their mean and variance in
-closed form, over all sets of s of the d coordinates; `z_scores` compares.
+The measures of a set of coordinates are large or small only beside random sets of its size. `random_set_moments` gives
+their mean and variance in closed form, over all sets of s of the d coordinates; `z_scores` compares.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.errors import InputError
+from probe.errors import InputError, renamed
 from probe.geometry import haar_frame
 from probe.spectra import numerical_abscissa
 
 __all__ = [
     "Amplification",
     "PooledOperator",
+    "coordinate_gain",
     "partition_amplification",
     "random_set_moments",
     "random_subspaces",
     "subspace_amplification",
-    "unit_gain",
     "z_scores",
 ]
 
@@ -68,7 +68,7 @@ class PooledOperator:
     numerical abscissa is that of ``mean A``, which is at most the mean of theirs.
 
     Attributes:
-        count: Operators taken in.
+        count: Number of operators so far.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class PooledOperator:
         self._square: Float[Tensor, "d d"] | float = 0.0
 
     def update(self, operators: Operator) -> PooledOperator:
-        """Take in operators, one a token.
+        """Add operators, one for each token.
 
         Args:
             operators: Matrices of one size, (..., d, d).
@@ -107,11 +107,11 @@ class PooledOperator:
         return total / self.count
 
 
-def unit_gain(operator: Operator | PooledOperator) -> Float[Tensor, "*batch d"]:
-    """Gain of each single coordinate, ``‖A e_i‖``: the column norms.
+def coordinate_gain(operator: Operator | PooledOperator) -> Float[Tensor, "*batch d"]:
+    """Compute the gain of each single coordinate, ``‖A e_i‖``: the column norms.
 
     Args:
-        operator: A, (..., d, d), or pooled over tokens; its transpose gives the units' receptivity.
+        operator: A, (..., d, d), or pooled over tokens; its transpose gives the receptivity of the coordinates.
 
     Returns:
         Values ≥ 0, float64, (..., d).
@@ -120,42 +120,42 @@ def unit_gain(operator: Operator | PooledOperator) -> Float[Tensor, "*batch d"]:
 
 
 def partition_amplification(operator: Operator | PooledOperator, labels: Int[Tensor, " d"]) -> Amplification:
-    """Amplification of every community of a partition of the coordinates.
+    """Measure the amplification of every community of a partition of the coordinates.
 
     Args:
         operator: A, (..., d, d), or pooled over tokens.
-        labels: The community 0, 1, … of each coordinate, none empty; −1 for coordinates of none, (d,).
+        labels: The community 0, 1, … of each coordinate, none of them empty; −1 for no community, (d,).
 
     Returns:
         Five measures, float64, (..., community).
 
     Raises:
-        InputError: If A community is empty, or there is not one label a coordinate.
+        InputError: If a community is empty, or there is not one label for each coordinate.
 
     Cost: O(d²) an operator, and an eigenvalue problem of its size for each community's abscissa.
     """
     matrix, square = _parts(operator)
     if len(labels) != matrix.shape[-1]:
-        raise InputError(f"each of {matrix.shape[-1]} coordinates has a label, got {len(labels)}: give one for each")
+        raise InputError(f"each of {matrix.shape[-1]} coordinates needs a label, got {len(labels)}: pass one for each")
     labels = labels.to(matrix.device)
     size = torch.bincount(labels[labels >= 0])
     if not len(size) or bool((size == 0).any()):
-        raise InputError(f"communities are 0, 1, … without gaps, got sizes {size.tolist()}: use canonical_labels")
+        raise InputError(f"labels must be 0, 1, … without gaps, got sizes {size.tolist()}: use graphs.canonical_labels")
     member = (labels[:, None] == torch.arange(len(size), device=labels.device)).to(matrix.dtype)  # (d, community)
     gain = square.sum(-2) @ member / size
-    own = (member * (square @ member)).sum(-2) / size
+    inside = (member * (square @ member)).sum(-2) / size
     blocks = [_block(matrix, torch.nonzero(labels == c)[:, 0]) for c in range(len(size))]
     return Amplification(
         gain=gain.sqrt(),
-        self_gain=own.sqrt(),
-        leak=(gain - own).clamp(min=0).sqrt(),
+        self_gain=inside.sqrt(),
+        leak=(gain - inside).clamp(min=0).sqrt(),
         divergence=matrix.diagonal(dim1=-2, dim2=-1) @ member / size,
         numerical_abscissa=torch.stack([numerical_abscissa(block) for block in blocks], dim=-1),
     )
 
 
 def subspace_amplification(operator: Operator, basis: Float[Tensor, "*#batch d s"]) -> Amplification:
-    """Amplification of a subspace.
+    """Measure the amplification of a subspace.
 
     Args:
         operator: A, (..., d, d).
@@ -181,7 +181,7 @@ def subspace_amplification(operator: Operator, basis: Float[Tensor, "*#batch d s
 def random_set_moments(
     operator: Operator | PooledOperator, size: int
 ) -> dict[str, tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]]:
-    """Mean and variance, over all sets of s coordinates, of the measures that are sums over the set.
+    """Compute mean and variance, over all sets of s coordinates, of the measures that are sums over the set.
 
     These are the *squares* of the gains, and the divergence. Each is ``1/s · Σ_{i∈C} t_i + 1/s · Σ_{i≠j∈C} h_ij``. With
     t and h centred, r the row sums of h, and ``p_m = s(s−1)⋯ / d(d−1)⋯`` (m factors) the chance that m coordinates are
@@ -202,20 +202,20 @@ def random_set_moments(
     matrix, square = _parts(operator)
     d = matrix.shape[-1]
     if not 1 <= size <= d:
-        raise InputError(f"a set holds 1 … {d} coordinates, got {size}: ask for a size in between")
-    own = square.diagonal(dim1=-2, dim2=-1)
+        raise InputError(f"size must lie in 1 … {d} coordinates, got {size}: choose a size in this range")
+    diagonal = square.diagonal(dim1=-2, dim2=-1)
     between = (square + square.mT) / 2
     column, none = square.sum(-2), torch.zeros_like(square)
     return {
         "gain_squared": _moments(column, none, size),
-        "self_gain_squared": _moments(own, between, size),
-        "leak_squared": _moments(column - own, -between, size),
+        "self_gain_squared": _moments(diagonal, between, size),
+        "leak_squared": _moments(column - diagonal, -between, size),
         "divergence": _moments(matrix.diagonal(dim1=-2, dim2=-1), none, size),
     }
 
 
 def random_subspaces(operator: Operator, size: int, generator: torch.Generator, draws: int = 200) -> Amplification:
-    """Amplification of Haar-random subspaces: what to compare `subspace_amplification` with.
+    """Measure the amplification of Haar-random subspaces, the null of `subspace_amplification`.
 
     In the mean over subspaces ``gain² = ‖A‖_F² / d`` and ``divergence = tr A / d``.
 
@@ -242,7 +242,7 @@ def z_scores(
     generator: torch.Generator,
     draws: int = 200,
 ) -> Amplification:
-    """How far each community lies from random sets of its size, in their standard deviations.
+    """Compare each community with random sets of its size, in their standard deviations.
 
     Gains are compared by their squares and divergences as they are, with `random_set_moments`; the numerical abscissa,
     whose moments have no closed form, with sampled sets.
@@ -251,7 +251,7 @@ def z_scores(
         operator: A, (..., d, d), or pooled over tokens.
         labels: The community of each coordinate, as in `partition_amplification`.
         generator: Source of the sampled sets, on the device of the operator.
-        draws: How many of them.
+        draws: Number of sampled sets.
 
     Returns:
         z scores, (..., community); NaN where all sets of this size are alike.
@@ -259,7 +259,7 @@ def z_scores(
     found = partition_amplification(operator, labels)
     matrix, _ = _parts(operator)
     sizes = torch.bincount(labels[labels >= 0]).tolist()
-    own = {
+    values = {
         "gain": found.gain.square(),
         "self_gain": found.self_gain.square(),
         "leak": found.leak.square(),
@@ -269,7 +269,7 @@ def z_scores(
     reference = {size: _reference(operator, matrix, size, generator, draws) for size in sorted(set(sizes))}
     return Amplification(**{
         name: torch.stack([_z(value[..., c], *reference[size][name]) for c, size in enumerate(sizes)], dim=-1)
-        for name, value in own.items()
+        for name, value in values.items()
     })
 
 
@@ -280,12 +280,12 @@ def _reference(
     moments = {name.removesuffix("_squared"): pair for name, pair in random_set_moments(operator, size).items()}
     d = matrix.shape[-1]
     drawn = [torch.randperm(d, generator=generator, device=matrix.device)[:size] for _ in range(draws)]
-    abscissa = numerical_abscissa(torch.stack([_block(matrix, nodes) for nodes in drawn]))
+    abscissa = numerical_abscissa(torch.stack([_block(matrix, members) for members in drawn]))
     return moments | {"numerical_abscissa": (abscissa.mean(0), abscissa.var(0))}
 
 
 def _z(value: Float[Tensor, "*batch"], mean: Float[Tensor, "*batch"], variance: Float[Tensor, "*batch"]) -> Tensor:
-    # A variance of rounding errors is none: all sets are alike.
+    # A variance of rounding errors counts as zero: all sets are alike.
     spread = variance > 1e-20 * mean.square()
     return torch.where(spread, (value - mean) / variance.clamp(min=0).sqrt(), torch.nan)
 
@@ -327,5 +327,8 @@ def _parts(operator: Operator | PooledOperator) -> tuple[Float[Tensor, "*batch d
     return matrix, matrix.square()
 
 
-def _block(matrix: Float[Tensor, "*batch d d"], nodes: Int[Tensor, " s"]) -> Float[Tensor, "*batch s s"]:
-    return matrix[..., nodes, :][..., nodes]
+def _block(matrix: Float[Tensor, "*batch d d"], members: Int[Tensor, " s"]) -> Float[Tensor, "*batch s s"]:
+    return matrix[..., members, :][..., members]
+
+
+__getattr__ = renamed(__name__, {"unit_gain": "coordinate_gain"})

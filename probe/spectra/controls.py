@@ -1,10 +1,12 @@
-"""Interventions on the update's Jacobian K: its asymmetry, its non-normality or the latter's structure removed.
+"""Interventions on the update's Jacobian K: its asymmetry, its non-normality or the structure of the latter is removed.
 
 Henrici's departure is 0 under `schur_normal` and unchanged under `schur_shuffle` by definition: test other scores under
 them. A control at unequal norm shows little, since products of weaker maps collapse less: match the norm, or shuffle.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,8 +19,8 @@ from probe.spectra.lapack import SchurForm
 from probe.spectra.normality import strictly_upper
 
 
-def symmetrised(A: Matrices, *, match: str | None = "frobenius") -> Float[Tensor, "*batch d d"]:
-    """The symmetric part ``(A + Aᵀ)/2``, rescaled to ``‖A‖_F``.
+def symmetrised(A: Matrices, *, match: Literal["frobenius"] | None = "frobenius") -> Float[Tensor, "*batch d d"]:
+    """Take the symmetric part ``(A + Aᵀ)/2``, rescaled to ``‖A‖_F``.
 
     At equal Frobenius norm a symmetric matrix has a larger norm and larger eigenvalues, and its products may collapse
     faster than the original's.
@@ -36,8 +38,8 @@ def symmetrised(A: Matrices, *, match: str | None = "frobenius") -> Float[Tensor
     return _matched((known.matrices + known.matrices.mT) / 2, known, match)
 
 
-def schur_normal(A: Matrices, *, match: str | None = None) -> Float[Tensor, "*batch d d"]:
-    """The normal matrix with A's eigenvalues and Schur vectors: non-normality removed.
+def schur_normal(A: Matrices, *, match: Literal["frobenius"] | None = None) -> Float[Tensor, "*batch d d"]:
+    """Remove non-normality: the normal matrix with A's eigenvalues and Schur vectors.
 
     In the standardised real Schur form ``A = Q T Qᵀ`` each 2 × 2 block ``[[a, b], [c, a]]``, bc < 0, becomes
     ``[[a, s], [−s, a]]`` with ``s = sign(b) sqrt(−bc)``, and the strictly upper part is zeroed: the result is real,
@@ -59,7 +61,7 @@ def schur_normal(A: Matrices, *, match: str | None = None) -> Float[Tensor, "*ba
 
 
 def schur_shuffle(A: Matrices, generator: torch.Generator, draws: int = 5) -> Float[Tensor, "draws *batch d d"]:
-    """Matrices with A's eigenvalues, Schur vectors and size of non-normality, its structure shuffled.
+    """Shuffle the structure of non-normality, keeping its size, A's eigenvalues and Schur vectors.
 
     The strictly upper entries N of the real Schur form (for a 2 × 2 block ``[[a, b], [c, a]]`` the entry ``b + c``)
     are permuted within the triangle and given random signs. Where a new entry n falls on a block, the block becomes
@@ -75,12 +77,12 @@ def schur_shuffle(A: Matrices, generator: torch.Generator, draws: int = 5) -> Fl
         Matrices, float64, (draws, ..., d, d).
 
     Raises:
-        InputError: If there is not at least one draw.
+        InputError: If draws is less than 1.
 
     Cost: a Schur form with vectors, and for a draw a sort of d²/2 numbers and two matrix products.
     """
     if draws < 1:
-        raise InputError(f"draws must be at least 1, got {draws}: five show the spread")
+        raise InputError(f"draws must be at least 1, got {draws}: pass more, five show the spread")
     form, Q = _with_vectors(factors(A))
     normal, upper = _normal_part(form.T), strictly_upper(form.T)
     rows, columns = torch.triu_indices(upper.shape[-2], upper.shape[-1], offset=1, device=upper.device)
@@ -133,7 +135,7 @@ def _with_vectors(known: Factors) -> tuple[SchurForm, Float[Tensor, "*batch d d"
 
 
 def _matched(changed: Float[Tensor, "*batch d d"], known: Factors, match: str | None) -> Float[Tensor, "*batch d d"]:
-    """The changed matrices at the norm of the original, if so wished."""
+    """The changed matrices at the norm of the original, if asked for."""
     if match is None:
         return changed
     if match != "frobenius":

@@ -14,10 +14,10 @@ from probe.spectra.factors import Factors
 
 
 class Spectrum(Factors):
-    """The scores of a batch of matrices, each computed when first asked for; `decompose` makes it.
+    """The scores of a batch of matrices, each computed at its first use; made by `decompose`.
 
-    Attributes have the names of the functions of `probe.spectra`, and any of these functions takes a `Spectrum` in the
-    place of matrices. What an attribute costs, where nothing is known yet (each line several times the one above):
+    Attributes have the names of the functions of `probe.spectra`, and any of these functions takes a `Spectrum` in
+    place of matrices. Cost of an attribute where nothing is known yet (each line several times the one above):
 
     - products: `frobenius_norm`, `antisymmetric_fraction`, `symmetric_share`, `commutator_norm`; `numerical_abscissa`
     - one Schur form without vectors: `eigenvalues`, `spectral_radius`, `spectral_abscissa`, `complex_fraction`,
@@ -65,7 +65,7 @@ class Spectrum(Factors):
         return display.table(f"Spectrum of {tuple(self.matrices.shape)}: medians of what is computed", rows)
 
     def _medians(self) -> dict[str, str]:
-        """Medians over the batch of the scores that are computed; none is computed for being shown."""
+        """Medians over the batch of the scores that are computed; none is computed for the display."""
         scores = {name: vars(self)[name] for name in SCORES if name in vars(self)}
         return {name: f"{float(value.median()):.4g}" for name, value in scores.items() if value.numel()}
 
@@ -77,7 +77,7 @@ SCORES = (
 
 
 def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
-    """Everything that `probe.spectra` says about matrices, as lazy attributes that share work.
+    """Decompose matrices: all scores of `probe.spectra` as lazy attributes that share factorisations.
 
     >>> import torch
     >>> s = decompose(torch.tensor([[0.0, -2.0], [2.0, 0.0]]))

@@ -16,11 +16,11 @@ from probe.spectra.lapack import SchurForm
 
 
 class Factors:
-    """Square matrices in float64, and what has been computed of them so far.
+    """Square matrices in float64, and the factorisations that have been computed so far.
 
     The eigenvalues come from a Schur form without vectors, which costs a few per cent more than the eigenvalues alone
-    and serves the departure from normality and the resolvent too; only where a GPU is the better place for eigenvalues
-    are they computed by themselves.
+    and serves the departure from normality and the resolvent too; only where a GPU is faster at eigenvalues are they
+    computed alone.
 
     Args:
         matrices: Finite matrices of any float dtype, (..., d, d).
@@ -49,10 +49,10 @@ class Factors:
         return norm
 
     def schur(self, *, vectors: bool = False) -> SchurForm:
-        """The real Schur form; asked for with vectors, it is computed again unless it has them already.
+        """Compute the real Schur form once; once more if vectors are asked for and it has none.
 
         Args:
-            vectors: Whether Q is needed.
+            vectors: True if Q is needed.
 
         Returns:
             The form; with ``vectors=False`` Q may be None.
@@ -80,13 +80,13 @@ class Factors:
 
     @cached_property
     def svd(self) -> tuple[Float[Tensor, "*batch d d"], Float[Tensor, "*batch d"], Float[Tensor, "*batch d d"]]:
-        """U, the falling singular values and Vᵀ."""
+        """U, the decreasing singular values and Vᵀ."""
         left, values, right = lapack.svd(self.matrices)
         return left, values, right
 
     @cached_property
     def singular_values(self) -> Float[Tensor, "*batch d"]:
-        """Falling singular values, (..., d)."""
+        """Singular values, decreasing, (..., d)."""
         known: Any = vars(self).get("svd")  # cached_property keeps its value there
         return lapack.svdvals(self.matrices) if known is None else known[1]
 
@@ -95,5 +95,5 @@ Matrices: TypeAlias = Float[Tensor, "*batch d d"] | Factors
 
 
 def factors(A: Matrices) -> Factors:
-    """The matrices' factors: themselves, if they are factors already."""
+    """Wrap matrices as factors; factors are returned as they are."""
     return A if isinstance(A, Factors) else Factors(A)

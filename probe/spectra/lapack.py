@@ -4,9 +4,9 @@ A batch is cut into matrices, and each matrix is factorised by one thread with s
 of a few hundred rows gains little from threads of its own. NumPy's LAPACK calls release the interpreter's lock, so
 threads are enough. `scipy.linalg.schur` does not release it; `schur` therefore calls SciPy's ``dgees`` by its address
 (the capsules of `scipy.linalg.cython_lapack`), which does: no processes, no copies, nothing to clean up after an
-interrupt. It also skips the Schur vectors where nobody asks for them, and returns the eigenvalues with the form.
+interrupt. It also skips the Schur vectors where they are not needed, and returns the eigenvalues with the form.
 
-Milliseconds of one thread a matrix, d = 576, float64 (AMD EPYC, NumPy 2.4, SciPy 1.17, torch 2.13), for an identity
+Milliseconds of one thread for a matrix, d = 576, float64 (AMD EPYC, NumPy 2.4, SciPy 1.17, torch 2.13), for an identity
 with a decaying update and for a Gaussian matrix:
 
 ========================================  ========  ========
@@ -70,10 +70,10 @@ _GPU_FROM: dict[Operation, int] = {
 _GPU_EIG_SINCE = (2, 10)
 # d³ of the work that is worth a task for another thread: about a millisecond.
 _TASK = 2e6
-# The width from which several BLAS threads are let loose on one matrix. Below it they gain little, and where other
-# programs use the cores they wait for each other: ten times as long was seen.
+# The width from which one matrix gets several BLAS threads. Below it they gain little, and where other programs use the
+# cores they wait for each other: ten times as long was seen.
 _THREADS_FROM = 1024
-# One after another: the number of BLAS threads belongs to the whole process.
+# Held by one caller at a time: the number of BLAS threads belongs to the whole process.
 _ONE_BLAS_THREAD = threading.Lock()
 _BLAS = ThreadpoolController().select(user_api="blas")
 
@@ -86,7 +86,7 @@ class SchurForm(NamedTuple):
 
     Attributes:
         T: Quasi-triangular matrices, (..., d, d).
-        Q: Orthogonal matrices, (..., d, d); None if they were not asked for.
+        Q: Orthogonal matrices, (..., d, d); None if not asked for.
         eigenvalues: The eigenvalues in the order of T's diagonal, complex, (..., d).
     """
 
@@ -98,7 +98,7 @@ class SchurForm(NamedTuple):
 def eigvals(
     A: Float[Tensor, "*batch d d"], *, workers: int | None = None, device: str | torch.device | None = None
 ) -> Complex[Tensor, "*batch d"]:
-    """Eigenvalues of general matrices, in no particular order.
+    """Compute the eigenvalues of general matrices, in no particular order.
 
     Args:
         A: Finite matrices, (..., d, d).
@@ -114,7 +114,7 @@ def eigvals(
 def eig(
     A: Float[Tensor, "*batch d d"], *, workers: int | None = None, device: str | torch.device | None = None
 ) -> tuple[Complex[Tensor, "*batch d"], Complex[Tensor, "*batch d d"]]:
-    """Eigenvalues and right eigenvectors of general matrices.
+    """Compute eigenvalues and right eigenvectors of general matrices.
 
     Args:
         A: Finite matrices, (..., d, d).
@@ -129,10 +129,10 @@ def eig(
 
 
 def schur(A: Float[Tensor, "*batch d d"], *, vectors: bool = True, workers: int | None = None) -> SchurForm:
-    """Real Schur forms by LAPACK's ``dgees``, always on the CPU.
+    """Compute real Schur forms by LAPACK's ``dgees``, always on the CPU.
 
-    Without vectors it costs a few per cent more than the eigenvalues alone, and the strictly upper part of T says how
-    far a matrix is from normal.
+    Without vectors it costs a few per cent more than the eigenvalues alone, and the strictly upper part of T measures
+    the departure from normality.
 
     Args:
         A: Finite matrices, (..., d, d).
@@ -149,7 +149,7 @@ def schur(A: Float[Tensor, "*batch d d"], *, vectors: bool = True, workers: int 
 def svdvals(
     A: Inexact[Tensor, "*batch m n"], *, workers: int | None = None, device: str | torch.device | None = None
 ) -> Float[Tensor, "*batch k"]:
-    """Singular values, falling.
+    """Compute singular values, decreasing.
 
     Args:
         A: Finite matrices, real or complex, (..., m, n).
@@ -165,7 +165,7 @@ def svdvals(
 def svd(
     A: Inexact[Tensor, "*batch m n"], *, workers: int | None = None, device: str | torch.device | None = None
 ) -> tuple[Inexact[Tensor, "*batch m k"], Float[Tensor, "*batch k"], Inexact[Tensor, "*batch k n"]]:
-    """Thin singular value decomposition ``A = U diag(σ) Vᴴ``.
+    """Compute the thin singular value decomposition ``A = U diag(σ) Vᴴ``.
 
     Args:
         A: Finite matrices, real or complex, (..., m, n).
@@ -173,8 +173,8 @@ def svd(
         device: Where to compute; `device_policy` decides if None.
 
     Returns:
-        U (..., m, k), the falling singular values (..., k) and Vᴴ (..., k, n), with k = min(m, n). Signs are arbitrary,
-        and so are vectors whose singular values coincide.
+        U (..., m, k), the decreasing singular values (..., k) and Vᴴ (..., k, n), with k = min(m, n). Signs are
+        arbitrary, and so are vectors whose singular values coincide.
     """
     left, values, right = _factorised("svd", A, workers, device)
     return left, values, right
@@ -183,7 +183,7 @@ def svd(
 def eigvalsh(
     A: Inexact[Tensor, "*batch d d"], *, workers: int | None = None, device: str | torch.device | None = None
 ) -> Float[Tensor, "*batch d"]:
-    """Eigenvalues of symmetric (Hermitian) matrices, rising; only the lower triangles are read.
+    """Compute the eigenvalues of symmetric (Hermitian) matrices, increasing; only the lower triangles are read.
 
     Args:
         A: Finite symmetric matrices, (..., d, d).
@@ -199,7 +199,7 @@ def eigvalsh(
 def qr(
     A: Float[Tensor, "*batch m n"], *, workers: int | None = None, device: str | torch.device | None = None
 ) -> tuple[Float[Tensor, "*batch m k"], Float[Tensor, "*batch k n"]]:
-    """Thin QR factorisation by Householder reflections.
+    """Compute the thin QR factorisation by Householder reflections.
 
     Args:
         A: Finite matrices, (..., m, n).
@@ -214,7 +214,7 @@ def qr(
 
 
 def device_policy(operation: Operation, d: int, device: str | torch.device | None = None) -> torch.device:
-    """Where a factorisation is computed: the CPU's threads for small matrices, a GPU from a width on.
+    """Choose the device of a factorisation: the CPU's threads for small matrices, a GPU from a width on.
 
     A CUDA device, where there is one, is used from d = 512 (`eigvalsh`, `qr`), 1024 (`svdvals`, `svd`) or 2048 on
     (`eigvals`, `eig`, from torch 2.10 on); Schur forms are computed on the CPU. The widths are cautious guesses from
@@ -223,17 +223,17 @@ def device_policy(operation: Operation, d: int, device: str | torch.device | Non
     Args:
         operation: The name of the function of this module.
         d: Width of the matrices (the smaller side).
-        device: What to use instead.
+        device: Device to use instead.
 
     Returns:
         The device.
 
     Raises:
-        InputError: If A Schur form is wanted on another device than the CPU.
+        InputError: If a Schur form is asked for on a device other than the CPU.
     """
     wanted = None if device is None else torch.device(device)
     if operation == "schur" and wanted is not None and wanted.type != "cpu":
-        raise InputError(f"Schur forms are computed on the CPU, not on {wanted}: leave the device out")
+        raise InputError(f"Schur forms are computed on the CPU, not on {wanted}: leave device= out")
     if wanted is None:
         pays = torch.cuda.is_available() and d >= _GPU_FROM.get(operation, d + 1)
         if operation in {"eigvals", "eig"}:
@@ -246,12 +246,12 @@ def device_policy(operation: Operation, d: int, device: str | torch.device | Non
 def _factorised(
     operation: str, A: Inexact[Tensor, "*batch m n"], workers: int | None, device: str | torch.device | None
 ) -> tuple[Tensor, ...]:
-    """Checks the matrices, sends them where the policy says, and brings the factors back in the input's shape."""
+    """Check the matrices, send them where the policy says, and bring the factors back in the input's shape."""
     square = operation not in {"svdvals", "svd", "qr"}
     if square and A.shape[-1] != A.shape[-2]:
         raise InputError(f"the matrices must be square, got shape {tuple(A.shape)}: pass (..., d, d)")
     if workers is not None and workers < 1:
-        raise InputError(f"workers must be at least 1, got {workers}: leave it out for one a core")
+        raise InputError(f"workers must be at least 1, got {workers}: leave workers= out for one per core")
     A = A.detach().to(torch.complex128 if A.is_complex() else torch.float64)
     if not bool(A.isfinite().all()):
         bad = int((~A.isfinite()).flatten(-2).any(-1).sum())
@@ -269,7 +269,7 @@ def _factorised(
 
 
 def _on_cpu(routine: Callable[[Array], Arrays], A: Array, workers: int | None) -> Arrays:
-    """Runs the routine on slices of the batch in threads, one BLAS thread each; here where the work is small."""
+    """Run the routine on slices of the batch in threads, one BLAS thread each; in this thread if the work is small."""
     workers = workers or min(torch.get_num_threads(), machine.cores())
     size = max(1, round(_TASK / max(1, A.shape[-1]) ** 3))  # matrices a task
     slices = [A[start : start + size] for start in range(0, len(A), size)]
@@ -281,19 +281,19 @@ def _on_cpu(routine: Callable[[Array], Arrays], A: Array, workers: int | None) -
         try:
             done = list(pool.map(routine, slices))
         finally:
-            pool.shutdown(cancel_futures=True)  # after an interrupt, no more than the matrices in hand are finished
+            pool.shutdown(cancel_futures=True)  # after an interrupt, only the matrices at work are finished
     return tuple(np.concatenate(parts) for parts in zip(*done, strict=True))
 
 
 @contextmanager
 def _single_threaded_blas() -> Iterator[None]:
-    """One thread a BLAS call while the workers run; torch, whose BLAS is its own, is left as it is."""
+    """Limit a BLAS call to one thread while the workers run; torch, which has its own BLAS, is not affected."""
     with _ONE_BLAS_THREAD, _BLAS.limit(limits=1):
         yield
 
 
 def _capsule(name: str, arguments: int) -> Callable[..., None]:
-    """A LAPACK routine of SciPy's by its address; called so, it does not hold the interpreter's lock."""
+    """A LAPACK routine of SciPy's by its address, which does not hold the interpreter's lock when called."""
     capsule = vars(cython_lapack)["__pyx_capi__"][name]
     signature = ctypes.pythonapi.PyCapsule_GetName
     signature.restype, signature.argtypes = ctypes.c_char_p, [ctypes.py_object]

@@ -1,4 +1,4 @@
-"""Eigenvalues, rotation, symmetry, and how far a matrix is from normal."""
+"""Eigenvalues, rotation, symmetry, and departure from normality."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ REAL_TOLERANCE = 1e-6
 
 
 def eigenvalues(A: Matrices) -> Complex[Tensor, "*batch d"]:
-    """Eigenvalues ``λ_i``, in the order of the real Schur form.
+    """Compute the eigenvalues ``λ_i``, in the order of the real Schur form.
 
-    Those of a matrix with a large eigenvector condition κ carry an error of about κ·1e-16·‖A‖: beyond κ = 1e8 take
-    them one by one with care, and prefer scores of singular values and of the Schur form.
+    Those of a matrix with a large eigenvector condition κ carry an error of about κ·1e-16·‖A‖: beyond κ = 1e8 use
+    single ones with care, and prefer scores of singular values and of the Schur form.
 
     >>> sorted(round(float(imaginary), 6) for imaginary in eigenvalues(torch.tensor([[0.0, -2.0], [2.0, 0.0]])).imag)
     [-2.0, 2.0]
@@ -35,7 +35,7 @@ def eigenvalues(A: Matrices) -> Complex[Tensor, "*batch d"]:
 
 
 def spectral_radius(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Spectral radius ``max |λ_i|``; at most ``‖A‖₂``.
+    """Compute the spectral radius ``max |λ_i|``; at most ``‖A‖₂``.
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
@@ -49,7 +49,7 @@ def spectral_radius(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def spectral_abscissa(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Spectral abscissa ``max Re λ_i``: the growth rate of ``ḣ = A h`` in the long run.
+    """Compute the spectral abscissa ``max Re λ_i``: the growth rate of ``ḣ = A h`` in the long run.
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
@@ -63,7 +63,7 @@ def spectral_abscissa(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def complex_fraction(A: Matrices, scale: Float[Tensor, "*#batch"] | float | None = None) -> Float[Tensor, "*batch"]:
-    """Share of eigenvalues with ``|Im λ| > 1e-6 · scale``.
+    """Compute the share of eigenvalues with ``|Im λ| > 1e-6 · scale``.
 
     A state's Jacobian J and its update K = J − I have the same imaginary parts; with the scale ``max |λ(K)|`` for both
     they have the same complex fraction, which is ``decompose(J).update.complex_fraction``. For a real random matrix it
@@ -71,7 +71,7 @@ def complex_fraction(A: Matrices, scale: Float[Tensor, "*#batch"] | float | None
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
-        scale: What an imaginary part is compared with, (...); the matrix's own spectral radius if None.
+        scale: Scale that imaginary parts are compared with, (...); the matrix's own spectral radius if None.
 
     Returns:
         Shares in [0, 1], float64, (...).
@@ -86,7 +86,7 @@ def complex_fraction(A: Matrices, scale: Float[Tensor, "*#batch"] | float | None
 
 
 def rotation_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Rotation fraction ``Σ|Im λ_i| / Σ|λ_i|``: 0 for a symmetric, 1 for an antisymmetric matrix.
+    """Compute the rotation fraction ``Σ|Im λ_i| / Σ|λ_i|``: 0 for a symmetric, 1 for an antisymmetric matrix.
 
     >>> round(float(rotation_fraction(torch.tensor([[0.0, -1.0], [1.0, 0.0]]))), 6)  # a quarter turn
     1.0
@@ -104,7 +104,7 @@ def rotation_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def antisymmetric_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Antisymmetric fraction ``‖A − Aᵀ‖_F / (2 ‖A‖_F)``.
+    """Compute the antisymmetric fraction ``‖A − Aᵀ‖_F / (2 ‖A‖_F)``.
 
     0 for a symmetric, 1 for an antisymmetric matrix, sqrt(½) for a random one and for a random rotation.
 
@@ -125,7 +125,7 @@ def antisymmetric_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def symmetric_share(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Share of the energy in the symmetric part, ``‖(A + Aᵀ)/2‖_F² / ‖A‖_F²``; ½ for a random matrix.
+    """Compute the share of the energy in the symmetric part, ``‖(A + Aᵀ)/2‖_F² / ‖A‖_F²``; ½ for a random matrix.
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
@@ -141,7 +141,7 @@ def symmetric_share(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def henrici_departure(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Henrici's departure from normality, relative: ``sqrt(‖A‖_F² − Σ|λ_i|²) / ‖A‖_F``.
+    """Compute Henrici's departure from normality, relative: ``sqrt(‖A‖_F² − Σ|λ_i|²) / ‖A‖_F``.
 
     Computed without that difference, which would leave no digits below 1e-8: for the real Schur form
     ``A = Q T Qᵀ`` it is the norm of T's strictly upper part, in which a 2 × 2 block ``[[a, b], [c, a]]`` counts
@@ -169,7 +169,7 @@ def henrici_departure(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def strictly_upper(T: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
-    """The non-normal part of a real Schur form: its strictly upper part, with b + c in the place of a block's b.
+    """Extract the non-normal part of a real Schur form: its strictly upper part, with b + c in place of a block's b.
 
     Args:
         T: Standardised quasi-triangular matrices, (..., d, d).
@@ -183,7 +183,7 @@ def strictly_upper(T: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"
 
 
 def commutator_norm(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Size of the commutator with the transpose, ``‖AᵀA − AAᵀ‖_F / ‖A‖_F²``; 0 iff A is normal.
+    """Measure the commutator with the transpose, ``‖AᵀA − AAᵀ‖_F / ‖A‖_F²``; 0 iff A is normal.
 
     Its square is at most six times the square of `henrici_departure`.
 
@@ -204,7 +204,7 @@ def commutator_norm(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def eigenvector_condition(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Condition number ``κ₂(V)`` of the eigenvectors, columns of length 1; 1 iff A is normal.
+    """Compute the condition number ``κ₂(V)`` of the eigenvectors, columns of length 1; 1 iff A is normal.
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
@@ -222,9 +222,10 @@ def eigenvector_condition(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def numerical_abscissa(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Numerical abscissa ``λ_max((A + Aᵀ)/2)``: the largest growth rate of ``‖h‖`` under ``ḣ = A h`` at time 0⁺.
+    """Compute the numerical abscissa ``λ_max((A + Aᵀ)/2)``.
 
-    Meant for the update's Jacobian K. Its excess over the spectral abscissa is transient growth.
+    It is the largest growth rate of ``‖h‖`` under ``ḣ = A h`` at time 0⁺. Meant for the update's Jacobian K. Its excess
+    over the spectral abscissa is transient growth.
 
     >>> round(float(numerical_abscissa(torch.tensor([[-1.0, 4.0], [0.0, -1.0]]))), 6)  # grows at first, then decays
     1.0

@@ -1,11 +1,11 @@
 """Products of block Jacobians along depth, and the coupling of one layer's singular vectors to another's.
 
 ``C_l = J_l ⋯ J_0`` is never formed. With ``Q_l R_l = J_l Q_{l−1}`` (QR) it is ``Q_l T_l`` with the triangular
-``T_l = R_l ⋯ R_0``, whose rows are graded: its singular values are those of C_l, and keep their digits where those of
-the multiplied-out product have drowned in rounding (in trials 1e-13 at σ_i/σ₁ = 1e-25). T_l is kept at norm 1 and its
-scale in a logarithm, so that nothing over- or underflows.
+``T_l = R_l ⋯ R_0``, whose rows are graded. Its singular values are those of C_l, and keep their digits where those of
+the explicit product are lost in rounding (in trials 1e-13 at σ_i/σ₁ = 1e-25). T_l is kept at norm 1 and its scale in a
+logarithm, so that nothing over- or underflows.
 
-Products of random maps collapse by themselves (32 factors I + 0.3 G have a participation ratio of 0.16 d): a bottleneck
+Products of random maps collapse on their own (32 factors I + 0.3 G have a participation ratio of 0.16 d): a bottleneck
 is a gap to such a product.
 """
 
@@ -21,7 +21,7 @@ from torch.linalg import matrix_norm, vector_norm
 
 from probe.errors import InputError
 from probe.spectra import lapack
-from probe.spectra.ranks import entropy_rank, participation
+from probe.spectra.ranks import entropy_rank, ratio_of_squares
 
 # Singular values below this multiple of the largest say nothing about a network computed in float32.
 SMALLEST = 1e-12
@@ -33,7 +33,7 @@ class CumulativeSpectra:
     """The singular values of ``C_l = J_l ⋯ J_0`` at every depth l = 0 … L − 1.
 
     Attributes:
-        log_singular_values: ``ln σ_i(C_l)``, falling, (..., layer, d); NaN where σ_i/σ₁ < 1e-12.
+        log_singular_values: ``ln σ_i(C_l)``, decreasing, (..., layer, d); NaN where σ_i/σ₁ < 1e-12.
         ranks: The k of `overlap`, (k,).
         overlap: ``‖V_k(l)ᵀ V_k(l+1)‖_F² / k`` of the top-k right singular subspaces of neighbouring depths, the
             directions at the input that grow most, (..., layer − 1, k); k/d for unrelated subspaces. Where σ_k and
@@ -46,13 +46,13 @@ class CumulativeSpectra:
 
     @property
     def singular_values(self) -> Float[Tensor, "*batch layer d"]:
-        """``σ_i/σ₁``, falling from 1, (..., layer, d); 0 below 1e-12."""
+        """``σ_i/σ₁``, decreasing from 1, (..., layer, d); 0 below 1e-12."""
         logs = self.log_singular_values
         return (logs - logs[..., :1]).exp().nan_to_num(nan=0.0)
 
     @property
     def lyapunov_exponents(self) -> Float[Tensor, "*batch layer d"]:
-        """Finite-depth Lyapunov exponents ``ln σ_i(C_l) / (l + 1)``, nats a block, (..., layer, d); NaN as above.
+        """Finite-depth Lyapunov exponents ``ln σ_i(C_l) / (l + 1)``, nats per block, (..., layer, d); NaN as above.
 
         Source: Storm et al. (2024), *Finite-time Lyapunov exponents of deep neural networks*, arXiv 2306.12548.
         """
@@ -66,19 +66,19 @@ class CumulativeSpectra:
 
     @property
     def participation_ratio(self) -> Float[Tensor, "*batch layer"]:
-        """Participation ratio ``(Σσ²)²/Σσ⁴`` by depth, (..., layer)."""
-        return participation(self.singular_values)
+        """Participation ratio ``(Σσ²)²/Σσ⁴`` of the singular values by depth, (..., layer)."""
+        return ratio_of_squares(self.singular_values)
 
 
 def cumulative_spectra(
     J: Float[Tensor, "*batch layer d d"], *, ranks: Sequence[int] = OVERLAP_RANKS
 ) -> CumulativeSpectra:
-    """Singular values and leading input directions of ``C_l = J_l ⋯ J_0`` at every depth.
+    """Compute singular values and leading input directions of ``C_l = J_l ⋯ J_0`` at every depth.
 
     Args:
         J: Jacobians of the *states* in order of depth, (..., layer, d, d).
-        ranks: Sizes k of the subspaces whose overlap is wanted; those above d are left out. None of them saves the
-            singular vectors, two thirds of the time.
+        ranks: Sizes k of the subspaces whose overlap is wanted; those above d are left out. An empty sequence
+            skips the singular vectors, which take two thirds of the time.
 
     Returns:
         The spectra, float64.
@@ -104,7 +104,7 @@ def cumulative_spectra(
 
 
 def lyapunov_exponents(J: Float[Tensor, "*batch layer d d"]) -> Float[Tensor, "*batch layer d"]:
-    """Finite-depth Lyapunov exponents ``ln σ_i(J_l ⋯ J_0) / (l + 1)`` at every depth l.
+    """Compute the finite-depth Lyapunov exponents ``ln σ_i(J_l ⋯ J_0) / (l + 1)`` at every depth l.
 
     >>> blocks = torch.diag(torch.tensor([2.0, 1.0])).expand(5, 2, 2)
     >>> [round(float(growth), 6) for growth in lyapunov_exponents(blocks)[-1].exp()]  # of each block, seen from the end
@@ -114,7 +114,7 @@ def lyapunov_exponents(J: Float[Tensor, "*batch layer d d"]) -> Float[Tensor, "*
         J: Jacobians of the states in order of depth, (..., layer, d, d).
 
     Returns:
-        Exponents in nats a block, falling, float64, (..., layer, d); NaN where σ_i/σ₁ < 1e-12.
+        Exponents in nats per block, decreasing, float64, (..., layer, d); NaN where σ_i/σ₁ < 1e-12.
 
     Cost: for each matrix a QR factorisation, two matrix products and an SVD without vectors.
 
@@ -126,7 +126,7 @@ def lyapunov_exponents(J: Float[Tensor, "*batch layer d d"]) -> Float[Tensor, "*
 def cumulative_product(
     J: Float[Tensor, "*batch layer d d"],
 ) -> tuple[Float[Tensor, "*batch layer d d"], Float[Tensor, "*batch layer"]]:
-    """The products ``C_l = J_l ⋯ J_0`` at every depth, at norm 1, and the logarithms of their norms.
+    """Compute the products ``C_l = J_l ⋯ J_0`` at every depth, at norm 1, and the logarithms of their norms.
 
     Args:
         J: Jacobians in order of depth, (..., layer, d, d).
@@ -142,7 +142,7 @@ def cumulative_product(
 
 
 def block_coupling(K: Float[Tensor, "*batch layer d d"], k: int = 10) -> Float[Tensor, "*batch layer layer"]:
-    """How far each layer's update is from diagonal in another layer's top-k singular vectors; 0 = perfect coupling.
+    """Measure how far each layer's update is from diagonal in another's top-k singular vectors; 0 is perfect coupling.
 
     Row i, column j holds ``‖ |U_jᵀ K_i V_j| − S_i ‖_F / ‖S_i‖_F`` with the top-k singular triplets ``U_j, V_j`` of
     K_j and ``S_i`` of K_i. The absolute value is taken entry by entry, since the signs of singular vectors are
@@ -165,13 +165,13 @@ def block_coupling(K: Float[Tensor, "*batch layer d d"], k: int = 10) -> Float[T
     """
     d = K.shape[-1]
     if not 1 <= k <= d:
-        raise InputError(f"k must lie in 1 … d = {d}, got {k}: ask for another")
+        raise InputError(f"k must lie in 1 … d = {d}, got {k}: choose a k in this range")
     K = K.double()
     left, values, right = lapack.svd(K)
     U, V = left[..., :k], right[..., :k, :].mT
     seen = torch.einsum("...jpk,...ipq,...jql->...ijkl", U, K, V).abs()
-    own = torch.diag_embed(values[..., :k])[..., :, None, :, :]  # S_i
-    coupling: Tensor = matrix_norm(seen - own) / matrix_norm(own)
+    diagonal = torch.diag_embed(values[..., :k])[..., :, None, :, :]  # S_i
+    coupling: Tensor = matrix_norm(seen - diagonal) / matrix_norm(diagonal)
     return coupling
 
 

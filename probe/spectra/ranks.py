@@ -1,4 +1,4 @@
-"""How many directions a matrix acts on: functions of its singular values σ, and the rotation of its polar factor."""
+"""Number of directions that a matrix acts on, by its singular values σ, and the rotation of its polar factor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SINGULAR = 1e-8
 
 
 def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
-    """Singular values ``σ_i``, falling.
+    """Compute the singular values ``σ_i``, decreasing.
 
     Args:
         A: Matrices of any float dtype, (..., d, d), or their `decompose`.
@@ -28,7 +28,7 @@ def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
 
 
 def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Stable rank ``‖A‖_F² / σ₁²``.
+    """Compute the stable rank ``‖A‖_F² / σ₁²``.
 
     >>> round(float(stable_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0])))), 6)
     1.5
@@ -46,7 +46,7 @@ def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Effective rank ``exp(−Σ p ln p)`` with ``p = σ/Σσ``; about 0.80 d for a square Gaussian matrix.
+    """Compute the effective rank ``exp(−Σ p ln p)`` with ``p = σ/Σσ``; about 0.80 d for a square Gaussian matrix.
 
     >>> round(float(effective_rank(3 * torch.eye(4))), 6)
     4.0
@@ -65,7 +65,7 @@ def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Effective rank of the energies, ``exp(−Σ p ln p)`` with ``p = σ²/Σσ²``.
+    """Compute the effective rank of the energies, ``exp(−Σ p ln p)`` with ``p = σ²/Σσ²``.
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
@@ -79,7 +79,10 @@ def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Participation ratio ``(Σσ²)² / Σσ⁴``; d/2 for a square Gaussian matrix.
+    """Compute the participation ratio of singular values, ``(Σσ²)² / Σσ⁴``; d/2 for a square Gaussian matrix.
+
+    An effective number of directions of a matrix. Not the participation ratio of a vector's coordinates
+    (`probe.weights`), nor the participation coefficient of a graph's nodes (`probe.graphs`).
 
     >>> round(float(participation_ratio(torch.diag(torch.tensor([1.0, 1.0, 0.0])))), 6)
     2.0
@@ -92,11 +95,11 @@ def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
 
     Cost: an SVD without vectors.
     """
-    return participation(singular_values(A))
+    return ratio_of_squares(singular_values(A))
 
 
 def polar_rotation(A: Matrices) -> Float[Tensor, "*batch"]:
-    """Rotation of the orthogonal polar factor, the mean of ``|arg λ_i(U)|`` for ``A = U P``.
+    """Measure the rotation of the orthogonal polar factor, the mean of ``|arg λ_i(U)|`` for ``A = U P``.
 
     Meant for J. The angles θ come from the singular values 2 sin(θ/2) of I − U and 2 cos(θ/2) of I + U, which keeps
     the digits of small and of nearly straight angles and is quicker than the eigenvalues of U.
@@ -118,7 +121,7 @@ def polar_rotation(A: Matrices) -> Float[Tensor, "*batch"]:
 
 
 def entropy_rank(weights: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-    """The number of equal weights with the same entropy, ``exp(−Σ p ln p)`` with ``p = w/Σw``.
+    """Compute the number of equal weights with the same entropy, ``exp(−Σ p ln p)`` with ``p = w/Σw``.
 
     Args:
         weights: Values ≥ 0, (..., d).
@@ -130,11 +133,11 @@ def entropy_rank(weights: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     return (-torch.xlogy(share, share).sum(-1)).exp()
 
 
-def participation(values: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-    """Participation ratio ``(Σσ²)² / Σσ⁴`` of singular values.
+def ratio_of_squares(values: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+    """Compute ``(Σσ²)² / Σσ⁴`` of singular values that are known: the formula of `participation_ratio`.
 
     Args:
-        values: Singular values, falling, (..., d).
+        values: Singular values, decreasing, (..., d).
 
     Returns:
         Values in [1, d], (...); NaN where all are zero.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,11 +25,11 @@ from probe.errors import InputError
 from probe.spectra import lapack
 from probe.spectra.factors import Factors, Matrices, factors
 
-# Rows that a solve works off one by one before the rest is updated by a product.
+# Rows that a solve treats one by one before a product updates the rest.
 _BLOCK = 48
-# Lanczos steps between two looks at the residual, and at most.
+# Lanczos steps between checks of the residual, and the most steps.
 _STEPS, _MOST_STEPS = 4, 80
-# Complex numbers in a block of vectors; it sets how many points are worked on at once.
+# Complex numbers in a block of vectors; it sets the number of points that are solved at once.
 _VECTORS = 2**21
 # The search for a Kreiss constant: distances and angles of the first grid, points refined, rounds of refinement.
 _DISTANCES, _PLACES, _LEADING, _STARTS, _ROUNDS = 18, 24, 16, 4, 10
@@ -56,10 +57,10 @@ class Pseudospectrum:
 
 
 def pseudospectrum(A: Matrices, points: Complex[Tensor, "*grid"], *, tolerance: float = 1e-4) -> Pseudospectrum:
-    """Pseudospectrum ``σ_min(zI − A)`` at the points z, the same points for every matrix.
+    """Compute the pseudospectrum ``σ_min(zI − A)`` at the points z, the same points for every matrix.
 
-    Values come from above and are good to half the tolerance, usually to its square; below 1e-16·‖A‖, where rounding
-    of A alone hides them, they are not known and may come out as 0. For a real A they are symmetric about the real
+    Values come from above and are good to half the tolerance, usually to its square. Below 1e-16·‖A‖, where rounding
+    of A alone hides them, they are not known and may be 0. For a real A they are symmetric about the real
     axis: the upper half-plane is enough.
 
     Args:
@@ -81,12 +82,12 @@ def pseudospectrum(A: Matrices, points: Complex[Tensor, "*grid"], *, tolerance: 
 
 
 def spectral_grid(A: Matrices, resolution: int = 64, margin: float = 0.3) -> Complex[Tensor, "rows columns"]:
-    """A rectangle of points in the upper half-plane around the eigenvalues of all the matrices.
+    """Lay a rectangle of points in the upper half-plane around the eigenvalues of all the matrices.
 
     Args:
         A: Matrices, (..., d, d), or their `decompose`.
         resolution: Points along the real axis; half as many along the imaginary one.
-        margin: How far it reaches beyond the eigenvalues, as a share of their largest spread.
+        margin: Reach beyond the eigenvalues, as a share of their largest spread.
 
     Returns:
         Points, complex128: rows of equal imaginary part, from 0 up.
@@ -102,8 +103,8 @@ def spectral_grid(A: Matrices, resolution: int = 64, margin: float = 0.3) -> Com
     return torch.complex(*torch.broadcast_tensors(real, imaginary[:, None]))
 
 
-def kreiss_constant(A: Matrices, *, form: str = "half_plane") -> Float[Tensor, "*batch"]:
-    """Kreiss constant, a lower bound of the transient growth; reported as a lower bound of itself.
+def kreiss_constant(A: Matrices, *, form: Literal["half_plane", "disc"] = "half_plane") -> Float[Tensor, "*batch"]:
+    """Estimate from below the Kreiss constant, itself a lower bound of transient growth.
 
     ``"half_plane"``: ``sup_{Re z > 0} Re z · ‖(zI − B)⁻¹‖₂`` of ``B = A − αI``, α the spectral abscissa, which moves
     the eigenvalues to the edge of stability: ``sup_t ‖exp(tB)‖`` is at least this. Meant for K. ``"disc"``:
@@ -132,7 +133,7 @@ def kreiss_constant(A: Matrices, *, form: str = "half_plane") -> Float[Tensor, "
         raise InputError(f'form must be "half_plane" or "disc", got {form!r}: choose one')
     known = factors(A)
     values = known.eigenvalues.reshape(-1, known.d)
-    constants = [_kreiss(T, own, form) for T, own in zip(_triangles(known), values, strict=True)]
+    constants = [_kreiss(T, eigenvalues, form) for T, eigenvalues in zip(_triangles(known), values, strict=True)]
     return torch.stack(constants).reshape(known.matrices.shape[:-2])
 
 

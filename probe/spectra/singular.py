@@ -27,7 +27,7 @@ class Triplets:
 
     Attributes:
         left: u, orthonormal columns, (out, k).
-        singular: σ, falling, (k,).
+        singular: σ, decreasing, (k,).
         right: v, orthonormal columns, (in, k).
         norm: Frobenius norm of the matrix.
         error: ``max_i ‖(W vᵢ − σᵢ uᵢ, Wᵀ uᵢ − σᵢ vᵢ)‖ / σ₁`` as computed; the angle of a vector to the true one is at
@@ -40,7 +40,7 @@ class Triplets:
     right: Float[Tensor, "in k"]
     norm: float
     error: float
-    method: str
+    method: Literal["dense", "randomised"]
 
     @property
     def gap(self) -> float:
@@ -58,7 +58,7 @@ def leading_triplets(
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> Triplets:
-    """The k leading singular triplets of a matrix.
+    """Compute the k leading singular triplets of a matrix.
 
     Dense: eigenvectors of the smaller Gram matrix in float64, O(out · in · short side). As float32 weights have 24 bits
     and the Gram matrix 53, leading vectors lose nothing to the squaring. Randomised: block Krylov iteration from a
@@ -69,8 +69,8 @@ def leading_triplets(
         matrix: W, (out, in); float32 or float64.
         k: Number of triplets, 1 ≤ k ≤ min(out, in).
         method: "dense", "randomised", or "auto": dense up to a short side of 2,048.
-        tolerance: Of the error, for "randomised".
-        seed: Of the random start.
+        tolerance: Bound on the error, for "randomised".
+        seed: Seed of the random start.
 
     Returns:
         The triplets in float64, with their error.
@@ -80,10 +80,10 @@ def leading_triplets(
     """
     matrix, short = matrix.detach(), min(matrix.shape)
     if not 1 <= k <= short:
-        raise InputError(f"k must lie in 1 … min(out, in) = {short}, got {k}; ask for another number of triplets")
+        raise InputError(f"k must lie in 1 … min(out, in) = {short}, got {k}: choose a k in this range")
     norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
     if not norm < float("inf"):
-        raise InputError("a matrix of weights must be finite, and this one holds NaN or infinity; fetch it again")
+        raise InputError("a matrix of weights must be finite, got NaN or infinity: fetch it again")
     if method == "auto":
         method = "dense" if short <= DENSE else "randomised"
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
@@ -98,7 +98,7 @@ def leading_triplets(
 
 
 def product_triplets(left: Float[Tensor, "out r"], right: Float[Tensor, "r in"], k: int = 1) -> Triplets:
-    """The leading triplets of a product of low rank, without forming it: O((out + in) r²).
+    """Compute the leading triplets of a product of low rank, without forming it: O((out + in) r²).
 
     Args:
         left: (out, r), r at most out.

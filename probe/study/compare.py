@@ -1,4 +1,4 @@
-"""Reads finished runs and writes them side by side, with the joint figure where they are of one model."""
+"""Finished runs side by side, with the joint figure where they are of one model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def compare(runs: Sequence[Path], path: Path) -> Path:
 
 
 def joint_figures(by_analysis: dict[str, Result], results: Sequence[Result]) -> list[Figure]:
-    """The joint figure, if the runs are one each of two or more analyses of one model.
+    """Make the joint figure, if the runs are one each of two or more analyses of one model.
 
     Args:
         by_analysis: The runs by their analyses.
@@ -60,7 +60,7 @@ def joint_figures(by_analysis: dict[str, Result], results: Sequence[Result]) -> 
 
 
 def _weights(result: Result) -> str:
-    """What names a run's weights: the analyses hash them in different ways."""
+    """The options that name a run's weights: the analyses hash them in different ways."""
     config = json.loads(result.data.attrs["provenance"])["config"]
     return json.dumps([config.get(name) for name in ("model", "revision", "random_init", "shuffled_weights")])
 

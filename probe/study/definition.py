@@ -2,7 +2,7 @@
 
     title = "…"                       # of the paper
     arxiv = "2604.02459"
-    claims = ["updates.alignment"]    # each must come out of some run
+    claims = ["updates.alignment"]    # each is tested by some run
 
     [[runs]]
     analysis = "tokenwise"
@@ -39,7 +39,7 @@ State: TypeAlias = Literal["pretrained", "trained here", "untrained"]
 _Made = typing.TypeVar("_Made")
 
 STUDY_KEYS = {"title": str, "arxiv": str, "claims": tuple[str, ...], "runs": tuple[dict[str, Any], ...]}
-"""What a study names, and of what type."""
+"""The keys of a study and their types."""
 RUN_KEYS = ("analysis", "models", "random_init", "label", "settings")
 BESIDE = {"model": "models", "random_init": "random_init"}
 """Fields of a configuration that a study names beside the settings."""
@@ -74,7 +74,7 @@ class Member:
 
     @property
     def state(self) -> State:
-        """Whether its weights came trained, were trained for this project, or are not trained."""
+        """The origin of its weights: they came trained, were trained for this project, or are not trained."""
         config = self.config
         if not isinstance(config, ModelConfig) or config.random_init is not None:
             return "trained here" if not isinstance(config, ModelConfig) else "untrained"
@@ -92,7 +92,7 @@ class Study:
         title: Of the paper.
         arxiv: Its identifier.
         claims: Ids of the claims to be tested, in the order in which they are read.
-        members: Its runs, in the order in which they are worked off.
+        members: Its runs, in the order in which they are done.
     """
 
     name: str
@@ -121,7 +121,7 @@ def read(path: Path, *, text: Path | None = None, dataset: str | None = None) ->
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"a study is a TOML file, but {path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"a study is a TOML file, but {path} is not: {error}; mend it there") from None
+        raise InputError(f"a study is a TOML file, but {path} is not: {error}; correct it there") from None
     _check_keys(table, STUDY_KEYS, f"the study {path}")
     for key, kind in STUDY_KEYS.items():
         if key not in table:
@@ -144,7 +144,7 @@ def _members(run: Mapping[str, Any], where: str) -> list[Member]:
     if "analysis" not in run:
         raise InputError(f"a run names its analysis, but {where} does not: add one of {', '.join(analyses.names())}")
     name = _value(run["analysis"], str, f"analysis of {where}")
-    kind = analyses.load(name).config
+    kind = analyses.config_of(name)
     settings = _settings(_value(run.get("settings", {}), dict[str, Any], f"settings of {where}"), kind, where)
     models = _value(run.get("models", []), tuple[str, ...], f"models of {where}")
     seeds = _value(run.get("random_init", []), tuple[int, ...], f"random_init of {where}")
@@ -227,7 +227,7 @@ def _value(value: Any, kind: Any, where: str) -> Any:
 
 def _checked(value: Any, right: bool, wanted: str, where: str) -> Any:
     if not right:
-        raise InputError(f"{where} must be {wanted}, got {value!r}: mend it there")
+        raise InputError(f"{where} must be {wanted}, got {value!r}: correct it there")
     return value
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from probe import geometry
 from probe.errors import InputError
 from probe.report import Result
-from probe.weights import stream_sides
+from probe.weights.bases import stream_sides
 
 PARTS = ("continuity", "dynamics", "tokenwise")
 """The analyses that find directions, one of each."""
@@ -30,7 +30,7 @@ DRAWS = 1000
 
 
 def directions_of(result: Result) -> xr.DataArray:
-    """The leading directions that a run keeps.
+    """Read the leading directions that a run keeps.
 
     Args:
         result: A run of one of `PARTS`.
@@ -44,13 +44,13 @@ def directions_of(result: Result) -> xr.DataArray:
     if "directions" not in result.data:
         raise InputError(
             f"a joint figure needs the directions that a run found, but {result.directory} keeps none: run its "
-            f"analysis again ({result.data.attrs['analysis']}, --out {result.directory}, --fresh where units are old)"
+            f"analysis again ({result.data.attrs['analysis']}, out={str(result.directory)!r}, fresh=True)"
         )
     return result.data["directions"]
 
 
 def joint(directions: Mapping[str, xr.DataArray], leading: int = LEADING) -> xr.Dataset:
-    """Angles by layer between what the analyses found, beside those of random subspaces.
+    """Measure the angles by layer between what the analyses found, beside those of random subspaces.
 
     Args:
         directions: By analysis, two of `PARTS` at least: (projection, block, coordinate) of `continuity`,
@@ -93,10 +93,10 @@ def joint(directions: Mapping[str, xr.DataArray], leading: int = LEADING) -> xr.
 
 
 def random_direction(width: int, leading: int) -> Float[np.ndarray, " level"]:
-    """Angle between a random direction and a subspace: cos² follows Beta(k/2, (d − k)/2).
+    """Give the angle between a random direction and a subspace: cos² follows Beta(k/2, (d − k)/2).
 
     Args:
-        width: D.
+        width: Dimension d of the space.
         leading: Dimension k of the subspace.
 
     Returns:
@@ -107,10 +107,10 @@ def random_direction(width: int, leading: int) -> Float[np.ndarray, " level"]:
 
 
 def random_subspaces(width: int, leading: int) -> Float[np.ndarray, "level angle"]:
-    """Principal angles between two random subspaces of one dimension, from seeded draws.
+    """Draw principal angles between two random subspaces of one dimension, under a seed.
 
     Args:
-        width: D.
+        width: Dimension d of the space.
         leading: Dimension k of both.
 
     Returns:

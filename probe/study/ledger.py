@@ -47,8 +47,8 @@ class RunEntry:
         report: Its report, relative to the study's directory.
         command: What began it.
         begun: When, ISO 8601.
-        last_unit: When its last unit was finished.
-        seconds: Working time of its units; None where they do not tell.
+        last_task: When its last task was finished.
+        seconds: Working time of its tasks; None where they do not tell.
         cpu: Processor; None where the run did not record it, as `cores` and `memory` (bytes).
         cores: Cores that it might use.
         memory: Memory of the machine.
@@ -63,7 +63,7 @@ class RunEntry:
     report: str
     command: str
     begun: str
-    last_unit: str | None
+    last_task: str | None
     seconds: float | None
     cpu: str | None
     cores: int | None
@@ -76,11 +76,11 @@ class RunEntry:
         """Its working time in words."""
         if self.seconds is not None:
             return display.duration(self.seconds)
-        return f"not recorded: begun {_minute(self.begun)}, last unit {_minute(self.last_unit)}"
+        return f"not recorded: begun {_minute(self.begun)}, last task {_minute(self.last_task)}"
 
     @property
     def machine(self) -> str:
-        """What it ran on in words."""
+        """Its processor, cores, memory and threads in words."""
         if self.cpu is None:
             return "not recorded" + (f", threads of torch: {self.threads}" if self.threads else "")
         memory = "" if self.memory is None else f", {self.memory / 2**30:.0f} GiB"
@@ -104,7 +104,7 @@ class Entry:
     run: RunEntry | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As `ledger.json` holds it."""
+        """Give it as `ledger.json` holds it."""
         return self.claim.to_dict() | {
             "model": self.model,
             "state": self.state,
@@ -114,7 +114,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a study found so far.
+    """The findings of a study so far.
 
     Attributes:
         study: The study.
@@ -146,7 +146,7 @@ class Ledger:
         return found
 
     def of_claim(self, name: str) -> list[Entry]:
-        """The entries of one claim.
+        """Select the entries of one claim.
 
         Args:
             name: Its id.
@@ -157,7 +157,7 @@ class Ledger:
         return [entry for entry in self.entries if entry.claim.id == name]
 
     def to_dict(self) -> dict[str, Any]:
-        """As `ledger.json` holds it."""
+        """Give it as `ledger.json` holds it."""
         return {
             "study": self.study.name,
             "title": self.study.title,
@@ -171,7 +171,7 @@ class Ledger:
 
 
 def gather(study: Study, results: Mapping[str, Result], out: Path) -> Ledger:
-    """The ledger of the runs that are done.
+    """Gather the ledger of the runs that are done.
 
     Args:
         study: The study.
@@ -200,21 +200,21 @@ def gather(study: Study, results: Mapping[str, Result], out: Path) -> Ledger:
 
 
 def check_complete(found: Ledger, known: Iterable[str]) -> None:
-    """Refuses a study that lists a claim which none of its runs tests.
+    """Refuse a study that lists a claim which none of its runs tests.
 
     Args:
         found: The ledger, all runs done.
         known: Ids of all claims of the runs.
 
     Raises:
-        InputError: If a claim came out of none.
+        InputError: If no run tests a claim.
     """
     absent = [name for name in found.study.claims if not found.of_claim(name)]
     if absent:
         close = difflib.get_close_matches(absent[0], set(known), n=1, cutoff=0.0)
         hint = f"did you mean {close[0]}?" if close else "its runs have no claims"
         raise InputError(
-            f"each claim of a study must come out of one of its runs, but {absent[0]} comes out of none: {hint}"
+            f"each claim of a study must be tested by one of its runs, but {absent[0]} is tested by none: {hint}"
         )
 
 
@@ -250,7 +250,7 @@ def write(found: Ledger, folder: Path, *, reports: Path) -> Path:
 
 
 def to_csv(found: Ledger) -> str:
-    """One row a claim and model; no field holds a line end.
+    """Write one row a claim and model; no field holds a line end.
 
     Args:
         found: The ledger.
@@ -271,7 +271,7 @@ def to_csv(found: Ledger) -> str:
 
 
 def to_markdown(found: Ledger) -> str:
-    """A fragment for a page of documents: the matrix of claims and models, then each claim with its numbers.
+    """Write a fragment for a page of documents: the matrix of claims and models, then each claim with its numbers.
 
     Args:
         found: The ledger.
@@ -344,7 +344,7 @@ def _run_entry(name: str, analysis: str, model: str, state: State, out: Path) ->
         report=f"{name}/report.html",
         command=provenance["command"],
         begun=provenance["date"],
-        last_unit=last,
+        last_task=last,
         seconds=run.seconds,
         weights=record["fingerprint"].get("weights"),
         **{key: provenance.get(key) for key in ("cpu", "cores", "memory", "threads")},

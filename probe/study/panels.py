@@ -13,7 +13,7 @@ SIDE_STYLES = {"input": Style("what K reads", BLUE, "o"), "output": Style("what 
 
 
 def direction_angles(data: xr.Dataset, variable: str, ax: Axes | None = None) -> Axes:
-    """Angle between each projection's leading direction and a subspace, by depth.
+    """Draw the angle between each projection's leading direction and a subspace, by depth.
 
     Args:
         data: As `probe.study.joint.joint` gives it: `variable` (projection, layer), `haar_direction` (level,).
@@ -31,7 +31,7 @@ def direction_angles(data: xr.Dataset, variable: str, ax: Axes | None = None) ->
 
 
 def subspace_angles(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Principal angles between the mean Jacobian's leading directions and the tokenwise part's, by depth.
+    """Draw the principal angles between the mean Jacobian's leading directions and the tokenwise part's, by depth.
 
     Args:
         data: As `probe.study.joint.joint` gives it: `jacobian_update` (side, angle, layer), `haar_subspace` (angle,

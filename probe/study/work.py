@@ -1,10 +1,10 @@
-"""Works off the runs that a study misses, one after another, and writes its ledger anew after each."""
+"""Doing the runs that a study misses, one after another, and its ledger anew after each."""
 
 from __future__ import annotations
 
 import fnmatch
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,11 @@ from probe import analyses, display
 from probe.errors import InputError
 from probe.report import Result
 from probe.runs import Run, changes
-from probe.runs.engine import Plan
 from probe.study import definition, ledger
 from probe.study.definition import Member, Study
 
 FINISHED = ("results.nc", "claims.json", "report.html")
-"""What a run that is done holds."""
+"""Files that a run holds when it is done."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,27 @@ class Waiting:
 
     Attributes:
         member: The run.
-        plan: What the whole of it would take.
-        units: How many of its units are finished.
-        seconds: Estimated time of those that are not.
+        tasks: How many tasks each of its stages has.
+        finished: How many of them are finished.
     """
 
     member: Member
-    plan: Plan
-    units: int
-    seconds: float
+    tasks: Mapping[str, int]
+    finished: Mapping[str, int]
+
+    @property
+    def progress(self) -> str:
+        """Finished tasks of all tasks, in words."""
+        return f"{sum(self.finished.values())} of {sum(self.tasks.values())}"
+
+    def seconds(self) -> float:
+        """Estimate the time of the tasks that are not finished: a task of each stage is done.
+
+        Returns:
+            Time in seconds.
+        """
+        plan = analyses.load(self.member.analysis).plan(self.member.config)
+        return sum(stage.seconds * (1 - self.finished[stage.name] / stage.tasks) for stage in plan.stages)
 
 
 def work(
@@ -61,8 +72,8 @@ def work(
         quiet: Show no progress.
 
     Raises:
-        InputError: If anything about study, options or run directories is wrong, before any run begins; or if, with all
-            runs done, a claim came out of none.
+        InputError: If anything about study, options or run directories is wrong, before any run begins; or if all runs
+            are done and none tests a claim of the study.
     """
     study = definition.read(file, text=text, dataset=dataset)
     out = out or Path("runs", "study", study.name)
@@ -73,10 +84,10 @@ def work(
         _print_plan(study, out, waiting)
         return
     for place, one in enumerate(waiting, start=1):
+        directory = out / one.member.name
         if not quiet:
-            about = display.duration(one.seconds)
-            display.say(f"[{place}/{len(waiting)}] {one.member.name}: about {about}, in {out / one.member.name}")
-        _run(one.member, out / one.member.name, quiet=quiet)
+            display.say(f"[{place}/{len(waiting)}] {one.member.name}: {one.progress} tasks are done, in {directory}")
+        _run(one.member, directory, quiet=quiet)
         _write_ledger(study, out, also)
     page = _write_ledger(study, out, also)
     display.write_path(page)
@@ -105,7 +116,7 @@ def _read(member: Member, out: Path) -> Result:
 
 
 def is_done(directory: Path) -> bool:
-    """Whether a run is finished.
+    """Tell if a run is finished.
 
     Args:
         directory: Its directory.
@@ -117,14 +128,14 @@ def is_done(directory: Path) -> bool:
 
 
 def _check_directory(member: Member, directory: Path) -> None:
-    """Refuses a directory that holds a run with other options."""
+    """Refuse a directory that holds a run with other options."""
     if not (directory / "config.json").is_file():
         return
     changed = changes(Run(directory).record, {"analysis": member.analysis, "config": member.config})
     if changed:
         raise InputError(
             f"a run of a study has the study's settings, but in {directory} {'; '.join(changed)}: "
-            "move that directory away, or pass another --out"
+            "move that directory away, or pass another out="
         )
 
 
@@ -134,43 +145,46 @@ def _chosen(study: Study, pattern: str) -> list[Member]:
     patterns = [part.strip() for part in pattern.split(",")]
     for part in patterns:
         if not fnmatch.filter(names, part):
-            raise InputError(f"--only must match some run, got {part!r}: the runs are {', '.join(names)}")
+            raise InputError(f"only= must match some run, got {part!r}: the runs are {', '.join(names)}")
     return [member for member in study.members if any(fnmatch.fnmatchcase(member.name, part) for part in patterns)]
 
 
 def _waiting(members: Iterable[Member], out: Path) -> list[Waiting]:
-    """The runs that are not done, with what they take: bad options and absent inputs are refused here."""
+    """The runs that are not done, with their tasks: bad options and absent inputs are refused here."""
     missing = [member for member in members if not is_done(out / member.name)]
     for member in missing:
         member.config.require_inputs()
-    return [_estimated(member, out / member.name) for member in missing]
+    return [_counted(member, out / member.name) for member in missing]
 
 
-def _estimated(member: Member, directory: Path) -> Waiting:
-    plan = analyses.load(member.analysis).plan(member.config)
-    finished = {
-        stage.name: min(stage.units, len(list((directory / "units" / stage.name).glob("*.safetensors"))))
-        for stage in plan.stages
-    }
-    seconds = sum(stage.seconds * (1 - finished[stage.name] / stage.units) for stage in plan.stages if stage.units)
-    return Waiting(member, plan, sum(finished.values()), seconds)
+def _counted(member: Member, directory: Path) -> Waiting:
+    """A run with its tasks. The model is read for these, and is gone before the next one is."""
+    analysis = analyses.load(member.analysis)
+    analysis.check(member.config)
+    stages = analysis.stages(analysis.subject(member.config))
+    run = Run(directory)
+    return Waiting(
+        member,
+        {stage.name: len(stage.tasks) for stage in stages},
+        {stage.name: sum(run.has(task) for task in stage.tasks) for stage in stages},
+    )
 
 
 def _print_plan(study: Study, out: Path, waiting: Sequence[Waiting]) -> None:
-    """One row a run: its model, how far it is, and what the rest takes."""
+    """One row a run: its model, how far it is, and the time of the rest."""
     from rich.table import Table
 
     by_name = {one.member.name: one for one in waiting}
+    seconds = {name: one.seconds() for name, one in by_name.items()}
     table = Table(title=f"{study.name}, in {out}", show_footer=True)
     table.add_column("run", "in all")
     table.add_column("weights")
-    table.add_column("units", justify="right")
-    table.add_column("time, about", display.duration(sum(one.seconds for one in waiting)), justify="right")
+    table.add_column("tasks", justify="right")
+    table.add_column("time, about", display.duration(sum(seconds.values())), justify="right")
     for member in study.members:
-        one = by_name.get(member.name)
-        if one is not None:
-            units = f"{one.units} of {sum(stage.units for stage in one.plan.stages)}"
-            table.add_row(member.name, member.state, units, display.duration(one.seconds))
+        if member.name in by_name:
+            told = by_name[member.name].progress, display.duration(seconds[member.name])
         else:
-            table.add_row(member.name, member.state, "done" if is_done(out / member.name) else "not chosen", "–")
+            told = "done" if is_done(out / member.name) else "not chosen", "–"
+        table.add_row(member.name, member.state, *told)
     display.show(table, sys.stdout)

@@ -1,4 +1,4 @@
-"""Texts: where they come from, and the token windows that are drawn from them."""
+"""Texts: data sets and files, and the token windows that are drawn from them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Where texts come from: the data sets that have a name, from a local cache or the hub."""
+"""The data sets that have a name, read from a local cache or the hub."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from probe.model.hub import reachable
 
 SPLITS = ("train", "validation", "test")
 
-
 DATASETS = {
     "wikitext-2": ("Salesforce/wikitext", "wikitext-2-raw-v1"),
     "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
 }
-"""Name on the command line -> repository and configuration on the hub."""
+"""Repository and configuration on the hub, by the data set's name."""
 
 
 def require_dataset(name: str, split: str) -> tuple[list[Path], list[Path]]:
@@ -37,36 +36,36 @@ def require_dataset(name: str, split: str) -> tuple[list[Path], list[Path]]:
         InputError: If there is no such split, or the text is not cached and the hub does not answer.
     """
     if split not in SPLITS:
-        raise InputError(f"a split of {name} must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise InputError(f"split= of {name} must be one of {', '.join(SPLITS)}, got {split!r}: choose one")
     repository, configuration = DATASETS[name]
     prepared = _prepared(repository, configuration, split)
     downloaded = _downloaded(repository, configuration, split)
     if not (prepared or downloaded or reachable()):
         raise InputError(
             f"data set {name} ({repository}) is not in the local cache, and the hub does not answer: "
-            "pass --text FILE or --dataset sample, or run once on a machine with a network"
+            'pass text=FILE or dataset="sample", or run once on a machine with a network'
         )
     return prepared, downloaded
 
 
 def dataset_text(name: str, split: str) -> str:
-    """The whole text of one split: its rows of column `text`, one after another.
+    """Read the whole text of one split: its rows of column `text`, one after another.
 
-    Looked for in this order: the prepared data sets of `datasets`, the downloaded files of the hub's cache, the hub.
+    Searched in this order: data sets that `datasets` has prepared, files in the hub's cache, the hub itself.
 
     Args:
         name: One of `DATASETS`.
         split: "train", "validation" or "test".
 
     Returns:
-        The text; every row that is not empty ends with a line end.
+        The text; every row that is not empty ends with a line break.
 
     Raises:
         InputError: If there is no such split, or the text is not cached and the hub does not answer or lacks it.
     """
     prepared, downloaded = require_dataset(name, split)
     repository, configuration = DATASETS[name]
-    # imported only here, for they take seconds
+    # imported here because they take seconds
     import datasets
     import pandas as pd
 
@@ -78,13 +77,13 @@ def dataset_text(name: str, split: str) -> str:
         return _join(datasets.load_dataset(repository, configuration, split=split)["text"])
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"data set {name} must come from the hub ({repository}), but it failed: {error}; "
-            "pass --text FILE or --dataset sample"
+            f"data set {name} must come from the hub ({repository}), but the download failed: {error}; "
+            'pass text=FILE or dataset="sample"'
         ) from error
 
 
 def _prepared(repository: str, configuration: str, split: str) -> list[Path]:
-    """Arrow files that `datasets` made in an earlier run, newest preparation first."""
+    """Arrow files that `datasets` made in an earlier run; the newest preparation counts."""
     cache = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets")).expanduser()
     owner, _, dataset = repository.partition("/")
     folders = sorted(

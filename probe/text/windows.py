@@ -1,10 +1,10 @@
-"""Corpora -> token windows, and which positions count.
+"""Token windows of documents, and the positions that count.
 
-A collection is cut into *documents* (articles), because tokens and windows of one article are not independent: windows
-never cross two documents, are spread over as many documents as there are, and fit, validation and scored windows come
-from different documents. A document is opened by a line ` = Title = `, exactly one `=` on each side, as in WikiText. By
+A text is cut into *documents* (articles), because tokens and windows of one article are not independent. No window
+crosses two documents; windows are spread over as many documents as there are; and fit, validation and scored windows
+come from different documents. A line ` = Title = `, exactly one `=` on each side, opens a document, as in WikiText. By
 that rule WikiText-2's test split has 62 documents: its 60 articles, one of which is cut twice by a line of a formula
-that has the form of a title. A text without such lines is cut at paragraphs into documents of at least 1,000 words.
+that looks like a title. A text without such lines is cut at paragraphs into documents of at least 1,000 words.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FIT_SHARE, _VALIDATION_SHARE = 0.6, 0.1
 
 @runtime_checkable
 class _Reader(Protocol):
-    """What this room needs of a `LanguageModel`."""
+    """The members of a `LanguageModel` that are used here."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -55,10 +55,10 @@ class Windows:
     Attributes:
         tokens: Token ids, int64, `(W, T)`.
         document: Index of the document that each window comes from, int64, `(W,)`.
-        titles: Titles of all documents of the collection, indexed by `document`.
+        titles: Titles of all documents of the text, indexed by `document`.
         special_ids: Token ids that never count (BOS, padding ...).
-        name: What the text is, for example "wikitext-2 test".
-        sha256: Hash of the whole text, line ends as LF.
+        name: Name of the text, for example "wikitext-2 test".
+        sha256: Hash of the whole text, line breaks as LF.
     """
 
     tokens: Int64[Tensor, "window position"]
@@ -96,11 +96,11 @@ class Windows:
 
     @property
     def n_documents(self) -> int:
-        """Number of different documents that these windows come from: the n of every interval over documents."""
+        """Number of different documents that the windows come from: the n of every interval over documents."""
         return len(set(self.document.tolist()))
 
     def counted(self, skip_first: int = 1) -> Bool[Tensor, "window position"]:
-        """Positions that enter statistics: index at least `skip_first` and not a special token.
+        """Mark the positions that enter statistics: index at least `skip_first` and not a special token.
 
         The first position is an attention sink whose norm is hundreds of times the others'.
 
@@ -115,7 +115,8 @@ class Windows:
         """
         if not 0 <= skip_first < self.window_length:
             raise InputError(
-                f"skip_first must be at least 0 and below the window length {self.window_length}, got {skip_first}"
+                f"skip_first= must be at least 0 and below the window length {self.window_length}, got {skip_first}: "
+                "choose another"
             )
         special = torch.tensor(sorted(self.special_ids), dtype=torch.int64)
         return ~torch.isin(self.tokens, special) & (torch.arange(self.window_length) >= skip_first)
@@ -135,18 +136,18 @@ def load_windows(
 ) -> Windows:
     """Draw token windows from a data set or a file.
 
-    Each document is encoded once, without special tokens, and cut into consecutive windows that do not overlap; what is
-    left at its end is dropped. Windows are drawn round-robin: every document gives one window before any gives a
+    Each document is encoded once, without special tokens, and cut into consecutive windows that do not overlap; the
+    remainder at its end is dropped. Windows are drawn round-robin: every document gives one window before any gives a
     second; the order of documents, and of the windows within one, is random under `seed`. If the model's tokenizer puts
-    a token (BOS) before a text, every window begins with it. Documents are encoded only as far as windows are needed.
+    a token (BOS) before a text, every window begins with it. Only as many documents are encoded as windows are needed.
 
     Args:
-        model: Its tokenizer is used; a `LanguageModel`.
+        model: A `LanguageModel` with a tokenizer.
         dataset: "wikitext-2", "wikitext-103" (by `datasets`, local cache first) or "sample" (ships with probe).
         text: A UTF-8 file, instead of `dataset`.
         split: Split of the data set: "test" (default), "validation" or "train". A file and the sample have none.
-        windows: How many windows, 32 by default; None for all there are.
-        at_most: Where the text has fewer windows, take them all; by default that is an error.
+        windows: Number of windows, 32 by default; None for all there are.
+        at_most: If the text has fewer windows, take them all; by default that is an error.
         window_length: Tokens in a window, BOS included; 256 by default.
         part: "all" (default), or one of three parts that share no document: "fit" (60 %), "validation" (10 %) and
             "scored" (30 %); or one of the two halves "half_a" and "half_b". Documents are ranked by the SHA-256 of
@@ -157,19 +158,19 @@ def load_windows(
         The windows, in the order in which they were drawn.
 
     Raises:
-        InputError: If there is no tokenizer; if the text is unknown, unreachable, empty or not UTF-8; if no document is
-            as long as a window, or there are fewer windows than asked for; if a window is longer than the model's
-            context; if there is no such part, or fewer than three documents are to be divided into parts.
+        InputError: If there is no tokenizer; the text is unknown, unreachable, empty or not UTF-8; a window is longer
+            than the model's context or than every document; there are fewer windows than asked for; there is no such
+            part; or a text of fewer than three documents is to be divided into parts.
     """
     if model.tokenizer is None:
         raise InputError("windows of text need the model's tokenizer, but it has none: pass tokenizer= to load_model")
     if windows is not None and windows < 1:
-        raise InputError(f"windows must be at least 1 (or None for all there are), got {windows}")
+        raise InputError(f"windows= must be at least 1, or None for all there are, got {windows}: give a larger number")
     _check_length(window_length, model.max_positions)
     name, content = _read(dataset, text, split)
     documents = _split(content)
     if not documents:
-        raise InputError(f"the text must hold words, but {name} is empty: pass another --text or --dataset")
+        raise InputError(f"the text must hold words, but {name} is empty: pass another text= or dataset=")
     first = [] if model.bos_id is None else [model.bos_id]
     drawn: list[tuple[int, list[int]]] = []
     for index, body in _draw(model, documents, _members(documents, part, name), window_length - len(first), seed):
@@ -189,11 +190,13 @@ def load_windows(
 
 def _check_length(window_length: int, max_positions: int | None) -> None:
     if window_length < 2:
-        raise InputError(f"a window must hold at least 2 tokens, got window length {window_length}")
+        raise InputError(
+            f"a window must hold at least 2 tokens, got window_length={window_length}: give a larger number"
+        )
     if max_positions is not None and window_length > max_positions:
         raise InputError(
-            f"a window must fit into the model's context of {max_positions} tokens, got window length {window_length}: "
-            f"pass --window-length {max_positions} or less"
+            f"a window must fit into the model's context of {max_positions} tokens, got window_length={window_length}: "
+            f"pass window_length={max_positions} or less"
         )
 
 
@@ -202,39 +205,41 @@ def _check_drawn(drawn: int, wanted: int | None, window_length: int, name: str, 
     if drawn == 0:
         raise InputError(
             f"at least one document must be as long as a window, but {where} has none of {window_length} tokens: "
-            "pass a longer text or a smaller --window-length"
+            "pass a longer text or a smaller window_length="
         )
     if wanted is not None and drawn < wanted:
         raise InputError(
             f"{where} must hold the windows asked for, but has {drawn} of {window_length} tokens, not {wanted}: "
-            f"ask for {drawn} or fewer, or pass a longer text or a smaller --window-length"
+            f"ask for {drawn} or fewer, or pass a longer text or a smaller window_length="
         )
 
 
 def _read(dataset: str | None, text: Path | str | None, split: str) -> tuple[str, str]:
-    """Name and content of the one text that is meant."""
+    """Name and content of the one text that is named."""
     if (dataset is None) == (text is None):
-        raise InputError("exactly one of a data set and a text file must be named: pass --dataset D or --text FILE")
+        raise InputError("exactly one of a data set and a text file must be named: pass either dataset= or text=")
     if text is not None:
         return Path(text).name, _read_file(Path(text))
-    assert dataset is not None  # for mypy: the first check leaves no other case
+    assert dataset is not None  # for mypy: the check above leaves no other case
     if dataset == "sample":
         return "sample", _read_file(shipped.path("sample.txt"))
     if dataset not in corpora.DATASETS:
         raise InputError(
-            f"unknown data set {dataset!r}: pass --dataset {', '.join(corpora.DATASETS)} or sample, or --text FILE"
+            f"dataset= must be {', '.join(corpora.DATASETS)} or sample, got {dataset!r}: choose one, or pass text=FILE"
         )
     return f"{dataset} {split}", corpora.dataset_text(dataset, split)
 
 
 def _read_file(path: Path) -> str:
-    """The file's text, line ends as LF."""
+    """The file's text, line breaks as LF."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"a text must be UTF-8, but {path} is not (byte {error.start}): convert it first") from None
     except OSError as error:
-        raise InputError(f"the text file must be readable: {path}: {error.strerror}; name another") from None
+        raise InputError(
+            f"the text file must be readable, but {path} is not ({error.strerror}): pass another text="
+        ) from None
 
 
 def _split(content: str) -> list[tuple[str, str]]:
@@ -243,7 +248,7 @@ def _split(content: str) -> list[tuple[str, str]]:
     if not titles:
         return _split_paragraphs(content)
     starts = [match.start() for match in titles]
-    pieces = [("", content[: starts[0]])]  # what stands before the first title
+    pieces = [("", content[: starts[0]])]  # the text before the first title
     pieces += [
         (match[1], content[start:end])
         for match, start, end in zip(titles, starts, [*starts[1:], len(content)], strict=True)
@@ -252,11 +257,11 @@ def _split(content: str) -> list[tuple[str, str]]:
 
 
 def _split_paragraphs(content: str) -> list[tuple[str, str]]:
-    """Runs of whole paragraphs of at least 1,000 words; a shorter rest joins the run before it."""
+    """Runs of whole paragraphs of at least 1,000 words; a shorter last run joins the one before it."""
     paragraphs = re.findall(r"\S.*?(?:\n\s*\n|\Z)", content, re.DOTALL)
     if len(paragraphs) == 1:  # no empty lines: each line is a paragraph
         paragraphs = [line for line in content.splitlines(keepends=True) if line.strip()]
-    runs: list[list[int]] = []  # each the numbers of its paragraphs
+    runs: list[list[int]] = []  # indices of each run's paragraphs
     words = _WORDS_WITHOUT_TITLES
     for number, paragraph in enumerate(paragraphs):
         if words >= _WORDS_WITHOUT_TITLES:
@@ -265,8 +270,8 @@ def _split_paragraphs(content: str) -> list[tuple[str, str]]:
         runs[-1].append(number)
         words += len(paragraph.split())
     if len(runs) > 1 and words < _WORDS_WITHOUT_TITLES:
-        rest = runs.pop()
-        runs[-1] += rest
+        last = runs.pop()
+        runs[-1] += last
     return [
         (f"paragraphs {run[0] + 1} to {run[-1] + 1}", "".join(paragraphs[number] for number in run)) for run in runs
     ]
@@ -276,7 +281,7 @@ def _members(documents: list[tuple[str, str]], part: Part, name: str) -> list[in
     """Indices of the documents in one part, ascending."""
     n = len(documents)
     if part not in get_args(Part):
-        raise InputError(f"a part must be one of {', '.join(get_args(Part))}, got {part!r}: choose one")
+        raise InputError(f"part= must be one of {', '.join(get_args(Part))}, got {part!r}: choose one")
     if part == "all":
         return list(range(n))
     if n < 3:
@@ -300,7 +305,7 @@ def _members(documents: list[tuple[str, str]], part: Part, name: str) -> list[in
 def _draw(
     model: _Reader, documents: list[tuple[str, str]], members: list[int], length: int, seed: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield (document, `length` tokens), every document's first drawn window before any second."""
+    """Yield (document, `length` tokens), the first window of every document before the second of any."""
     order = np.random.default_rng(seed).permutation(members).tolist()
     waiting: list[tuple[int, list[list[int]]]] = []
     for index in order:

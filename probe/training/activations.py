@@ -1,9 +1,9 @@
-"""Nonlinearities of the toys: what acts coordinate by coordinate, and what commutes with every rotation.
+"""Nonlinearities of the toys: some act coordinate by coordinate, some commute with every rotation.
 
 A rotation-preserving nonlinearity ``φ(z) = g(‖z‖/√d) z`` has ``φ(Rz) = R φ(z)`` for every orthogonal R, so a network
 built of it knows no preferred axes; a pointwise one singles out the coordinate axes and ties all layers to one frame.
-The same holds of norms: RMSNorm without a gain commutes with rotations; a gain by coordinate, or the subtraction of the
-mean (which singles out the all-ones direction), does not.
+The same holds for norms: RMSNorm without a gain commutes with rotations; a gain by coordinate does not, nor does the
+subtraction of the mean, which singles out the all-ones direction.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from probe.errors import InputError
+from probe.training.names import NORMS
 
 TINY = 1e-12  # under the root, so that the gradient of a norm is finite at zero
 
 
 def root_mean_square(z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
-    """``‖z‖/√d``, with a finite gradient at zero."""
+    """Compute ``‖z‖/√d``, with a finite gradient at zero."""
     return (z.square().mean(-1, keepdim=True) + TINY).sqrt()
 
 
 def gate_factor(z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
-    """``½ + sigmoid(3(r − 1))`` with ``r = ‖z‖/√d``: 1 at r = 1, more for longer vectors."""
+    """Compute ``½ + sigmoid(3(r − 1))`` with ``r = ‖z‖/√d``: 1 at r = 1, more for longer vectors."""
     return 0.5 + torch.sigmoid(3 * (root_mean_square(z) - 1))
 
 
 def radial_gate(z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Rotation-preserving: ``(½ + sigmoid(3(r − 1))) z`` with ``r = ‖z‖/√d``; long vectors grow, short ones shrink.
+    """Apply ``(½ + sigmoid(3(r − 1))) z`` with ``r = ‖z‖/√d``: long vectors grow, short ones shrink.
+
+    It commutes with rotations.
 
     Args:
         z: Vectors, (..., d).
@@ -44,7 +47,9 @@ def radial_gate(z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
 
 
 def radial_squash(z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """Rotation-preserving: ``1.5 tanh(r)/(½ + r) · z`` with ``r = ‖z‖/√d``; the norm saturates at 1.5 √d.
+    """Apply ``1.5 tanh(r)/(½ + r) · z`` with ``r = ‖z‖/√d``: the norm saturates at 1.5 √d.
+
+    It commutes with rotations.
 
     Args:
         z: Vectors, (..., d).
@@ -57,11 +62,11 @@ def radial_squash(z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
 
 
 def identity(z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-    """The vectors themselves."""
+    """Return the vectors themselves."""
     return z
 
 
-ACTIVATIONS: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyType({
+FUNCTION_OF: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyType({
     "identity": identity,
     "radial_gate": radial_gate,
     "radial_squash": radial_squash,
@@ -71,10 +76,6 @@ ACTIVATIONS: MappingProxyType[str, Callable[[Tensor], Tensor]] = MappingProxyTyp
     "tanh": torch.tanh,
 })
 """Activations by name."""
-RADIAL = ("radial_gate", "radial_squash")
-"""Those that are nonlinear and yet commute with rotations."""
-NORMS = ("none", "layer", "rms", "rms_bare")
-"""Normalisations by name: none, LayerNorm, RMSNorm with gain, RMSNorm without."""
 
 
 def normalise(
@@ -83,13 +84,13 @@ def normalise(
     gain: Float[Tensor, " d"] | None = None,
     bias: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "*batch d"]:
-    """A normalisation of the last axis, by its name in `NORMS`.
+    """Normalise the last axis by a normalisation of `probe.training.names.NORMS`.
 
     Args:
         h: Vectors, (..., d).
-        norm: Its name.
-        gain: Factor by coordinate, for LayerNorm and RMSNorm with gain.
-        bias: Added by LayerNorm.
+        norm: Name of the normalisation.
+        gain: Factor of each coordinate, for LayerNorm and RMSNorm with gain.
+        bias: Shift of each coordinate, for LayerNorm.
 
     Returns:
         Vectors of the same shape.
@@ -98,7 +99,7 @@ def normalise(
         InputError: If there is no such normalisation.
     """
     if norm not in NORMS:
-        raise InputError(f"a normalisation is one of {', '.join(NORMS)}, got {norm!r}: choose one")
+        raise InputError(f"a normalisation must be one of {', '.join(NORMS)}, got {norm!r}: choose one")
     if norm == "none":
         return h
     centred = h - h.mean(-1, keepdim=True) if norm == "layer" else h

@@ -1,12 +1,13 @@
-"""Trains the small byte-level models that ship with the library, and writes each with its card.
+"""Training of the small byte-level models that ship with the library, each written with its card.
 
     python -m probe.training --architecture transformer --text FILE --out DIR
     python -m probe.training --architecture mamba --text FILE --out DIR
 
-A directory holds what `probe.load_model` reads (the configuration, weights in float16, a tokenizer with one token a
-byte) and `README.md`, the card. The text is not copied. The start is that of `load_model(DIR, random_init=SEED)`. A
-training that was cut off goes on from its checkpoint; equal arguments give equal weights on the same machine. Mamba's
-scan over positions is done in parallel by the package `mambapy`; written as a loop, its gradient is ten times slower.
+A directory holds the files that `probe.load_model` reads (the configuration, weights in float16, a tokenizer with one
+token a byte) and `README.md`, the card. The text is not copied. The start is that of `load_model(DIR,
+random_init=SEED)`. An interrupted training continues from its checkpoint; equal arguments give equal weights on the
+same machine. The package `mambapy` computes Mamba's scan over positions in parallel; as a loop, its gradient takes ten
+times as long.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from probe.errors import InputError
 from probe.model.loading import seeded
 from probe.text import Part, Windows, load_windows
 from probe.training.data import Bytes, NextByte
-from probe.training.loop import Plan, Stack, snapshot_steps, train
+from probe.training.loop import Schedule, Stack, snapshot_steps, train
 from probe.training.optimisers import Optimiser
 from probe.training.transformer import BYTES, next_byte_loss
 
@@ -49,7 +50,7 @@ SIZES: MappingProxyType[str, tuple[str, dict[str, Any]]] = MappingProxyType({
     ),
     "mamba": ("MambaConfig", {"hidden_size": 128, "num_hidden_layers": 6, "state_size": 8, "expand": 2}),
 })
-"""Configuration class of transformers and its arguments; at most 1.3 million parameters, 2.6 MB in float16."""
+"""Class of configuration in transformers, and its arguments; at most 1.3 million parameters, 2.6 MB in float16."""
 TOKENS = {"vocab_size": BYTES, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 WEIGHT_DECAY, WARMUP = 0.1, 0.05
 UNDECAYED = ("A_log", ".D", "norm", "bias")  # parameters whose names hold one of these do not decay
@@ -58,7 +59,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train a small byte-level language model on a text, and write it with its card."""
+    """Training of a small byte-level language model on a text, written with its card."""
 
     architecture: Literal["transformer", "mamba"]
     """Llama's architecture, or Mamba's."""
@@ -79,13 +80,13 @@ class Config:
     window_length: int = 128
     """Bytes of a window."""
     learning_rate: float = 2e-3
-    """At its highest, after the warm-up."""
+    """Highest learning rate, after the warm-up."""
     held_out: int = 512
-    """Windows on which it is judged, of the tenth of the documents that is not learned."""
+    """Windows on which the model is judged, from the tenth of the documents that it does not learn."""
 
     @property
     def command(self) -> str:
-        """What to type for the same weights."""
+        """The command that gives the same weights."""
         text = f"--text {self.text.name}" if self.text else f"--dataset {self.dataset} --split {self.split}"
         names = ("seed", "steps", "batch", "window_length", "learning_rate", "held_out")
         numbers = " ".join(f"--{name.replace('_', '-')} {getattr(self, name)}" for name in names)
@@ -93,10 +94,10 @@ class Config:
 
 
 def fit(config: Config, *, quiet: bool = False) -> Path:
-    """Trains a model and writes it, or goes on where it was cut off.
+    """Train a model and write it, or continue an interrupted training.
 
     Args:
-        config: What to train on what.
+        config: The model and its text.
         quiet: Show no progress.
 
     Returns:
@@ -106,9 +107,9 @@ def fit(config: Config, *, quiet: bool = False) -> Path:
         InputError: If the text cannot be read or is too short, the directory holds a model, or `mambapy` is missing.
     """
     if config.architecture == "mamba" and find_spec("mambapy") is None:
-        raise InputError("Mamba is trained with the package mambapy, and it is not installed: pip install mambapy")
+        raise InputError("Mamba is trained with the package mambapy, which is not installed: pip install mambapy")
     if (config.out / "config.json").exists():
-        raise InputError(f"a new model needs a directory of its own, and {config.out} holds one: pass another --out")
+        raise InputError(f"a new model needs a directory of its own, and {config.out} holds a model: pass another out=")
     learned, held_out = texts(config)
     module = fresh(config.architecture, config.seed)
     _scan_in_parallel(module, True)
@@ -116,7 +117,7 @@ def fit(config: Config, *, quiet: bool = False) -> Path:
     data = NextByte((config.seed,), learned.tokens, held_out.tokens, batch=config.batch)
     decayed = [name for name, value in stack.start.items() if value.ndim > 2 and not any(u in name for u in UNDECAYED)]
     optimiser = Optimiser("adamw", WEIGHT_DECAY, hidden=(), decayed=decayed, learning_rate=config.learning_rate)
-    plan = Plan(config.steps, snapshot_steps(config.steps, 10), WARMUP)
+    schedule = Schedule(config.steps, snapshot_steps(config.steps, 10), WARMUP)
     judged = data.held_out(min(64, config.held_out))
 
     def observe(parameters: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,25 +127,24 @@ def fit(config: Config, *, quiet: bool = False) -> Path:
     checkpoint = _File(config.out / CHECKPOINT, config)
     with tqdm(total=config.steps, desc=config.architecture, unit="step", disable=quiet) as bar:
         seen, parameters = train(
-            stack, data.batch, optimiser, plan, observe, checkpoint=checkpoint, progress=bar.update
+            stack, data.batch, optimiser, schedule, observe, checkpoint=checkpoint, progress=bar.update
         )
     with torch.no_grad():
         for name, value in module.named_parameters():
             value.copy_(parameters[f"module.{name}"][0])
     _scan_in_parallel(module, False)
-    _write(
-        config, module, learned, held_out, dict(zip(plan.snapshots, seen["held_out_loss"][:, 0].tolist(), strict=True))
-    )
+    curve = dict(zip(schedule.snapshots, seen["held_out_loss"][:, 0].tolist(), strict=True))
+    _write(config, module, learned, held_out, curve)
     checkpoint.path.unlink(missing_ok=True)
     return config.out
 
 
 def fresh(architecture: str, seed: int) -> nn.Module:
-    """A model before its training, equal to `load_model(DIRECTORY, random_init=seed)`.
+    """Make a model before its training, equal to `load_model(DIRECTORY, random_init=seed)`.
 
     Args:
         architecture: A key of `SIZES`.
-        seed: Of the weights.
+        seed: Seed of the weights.
 
     Returns:
         The module of transformers.
@@ -159,7 +159,7 @@ def fresh(architecture: str, seed: int) -> nn.Module:
 
 
 def byte_tokenizer() -> Any:
-    """A tokenizer of transformers with one token a byte; the id is the byte.
+    """Make a tokenizer of transformers with one token a byte; the id is the byte.
 
     Returns:
         The tokenizer.
@@ -176,14 +176,14 @@ def byte_tokenizer() -> Any:
 
 
 def trigram_bits(learned: Int64[Tensor, "window position"], held_out: Int64[Tensor, "other length"]) -> float:
-    """Bits a byte of a trigram model: the next byte from the two before it.
+    """Compute the bits a byte of a trigram model, which predicts a byte from the two before it.
 
     Witten and Bell's interpolation, ``P(c|ab) = (n(abc) + t(ab) P(c|b)) / (n(ab) + t(ab))`` with t(ab) the number of
-    different bytes seen after ab; likewise P(c|b) from P(c), and P(c) from the even distribution.
+    different bytes seen after ab; likewise P(c|b) from P(c), and P(c) from the uniform distribution.
 
     Args:
-        learned: Windows that are counted.
-        held_out: Windows that are judged, from their third byte on.
+        learned: Windows whose trigrams are counted.
+        held_out: Windows whose bytes are predicted, from the third byte on.
 
     Returns:
         Cross-entropy in bits.
@@ -194,14 +194,14 @@ def trigram_bits(learned: Int64[Tensor, "window position"], held_out: Int64[Tens
     probability = torch.full(triples.shape, 1 / BYTES, dtype=torch.float64)
     for order in range(3):
         seen, counts = torch.unique(_codes(learned, order), return_counts=True)
-        asked = triples % BYTES ** (order + 1)  # the byte and what stands before it
-        place = torch.searchsorted(seen, asked).clamp(max=len(seen) - 1)
-        own = torch.where(seen[place] == asked, counts[place], 0)
+        asked = triples % BYTES ** (order + 1)  # the byte, and the `order` bytes before it
+        index = torch.searchsorted(seen, asked).clamp(max=len(seen) - 1)
+        count = torch.where(seen[index] == asked, counts[index], 0)
         total, kinds = (
             torch.bincount(seen // BYTES, weights, minlength=BYTES**order)[asked // BYTES]
             for weights in (counts.double(), torch.ones(len(seen), dtype=torch.float64))
         )
-        known = (own + kinds * probability) / (total + kinds).clamp(min=1)
+        known = (count + kinds * probability) / (total + kinds).clamp(min=1)
         probability = torch.where(total > 0, known, probability)
     return float(-probability.log2().mean())
 
@@ -209,7 +209,7 @@ def trigram_bits(learned: Int64[Tensor, "window position"], held_out: Int64[Tens
 def _codes(windows: Int64[Tensor, "window position"], order: int) -> Int64[Tensor, " ngram"]:
     """Runs of `order` + 1 bytes as numbers."""
     length = windows.shape[1] - order
-    codes = sum(windows[:, place : place + length] * BYTES ** (order - place) for place in range(order + 1))
+    codes = sum(windows[:, offset : offset + length] * BYTES ** (order - offset) for offset in range(order + 1))
     assert isinstance(codes, Tensor)
     return codes.flatten()
 
@@ -228,7 +228,7 @@ class _Logits(nn.Module):
 
 @dataclass(frozen=True)
 class _File:
-    """A checkpoint in one file, that belongs to one configuration."""
+    """A checkpoint in one file, which belongs to one configuration."""
 
     path: Path
     config: Config
@@ -238,8 +238,8 @@ class _File:
             return None
         with safetensors.safe_open(self.path, framework="pt") as file:
             if file.metadata() != self._key():
-                raise InputError(f"{self.path} belongs to other options: delete it or pass another --out")
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+                raise InputError(f"{self.path} belongs to other options: delete it or pass another out=")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,13 +252,13 @@ class _File:
 
 
 def texts(config: Config) -> tuple[Windows, Windows]:
-    """The windows that are learned, nine tenths of the documents, and those on which the model is judged.
+    """Load the windows to learn, of nine tenths of the documents, and those on which the model is judged.
 
     Args:
-        config: Which text, and how it is cut.
+        config: The text and its windows.
 
     Returns:
-        Windows of all documents but the validation part; of the validation part.
+        Windows of all documents but the validation part; windows of the validation part.
     """
 
     def windows(part: Part) -> Windows:
@@ -282,14 +282,14 @@ def texts(config: Config) -> tuple[Windows, Windows]:
 
 
 def _scan_in_parallel(module: nn.Module, parallel: bool) -> None:
-    """How Mamba's blocks go through the positions; other models have no such blocks."""
+    """Choose the scan of Mamba's blocks over positions; other models have no such blocks."""
     for block in module.modules():
         if hasattr(block, "use_mambapy"):
             block.use_mambapy = parallel  # type: ignore[assignment]  # no tensor
 
 
 def _write(config: Config, module: nn.Module, learned: Windows, held_out: Windows, curve: Mapping[int, float]) -> None:
-    """The directory of the model: weights as they ship are judged, and the card says so."""
+    """Write the model's directory; the weights are judged as they ship, in float16, and the card says so."""
     half: Any = module.half()
     half.save_pretrained(config.out)
     byte_tokenizer().save_pretrained(config.out)

@@ -1,7 +1,7 @@
-"""What the toys and the small transformers learn: a frozen teacher's outputs, or the next byte of a text.
+"""Data of the toys and the small transformers: a frozen teacher's outputs, or the next byte of a text.
 
-Everything is drawn from a seed and the number of the step, never from a generator that runs along: the batch of step
-1,000 is the same in a resumed run, in one seed trained alone, and in every arm of a contrast.
+Everything is drawn from a seed and the number of the step, never from a running generator: the batch of step 1,000 is
+the same in a resumed run, in a seed trained alone, and in every arm of a contrast.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from probe.errors import InputError
+from probe.training.names import TEACHERS
 
-CHUNK = 64  # steps whose inputs are drawn at once: drawing one by one would cost more than the products
+CHUNK = 64  # steps whose inputs are drawn at once: drawing them one by one would cost more than the products
 TEACHER_WIDTH = 64
 STANDARD = 8192  # inputs on which a teacher's outputs are standardised
 _TEACHER, _STANDARD, _TRAIN, _HELD_OUT, _PROBE = range(1, 6)
 
 
 def generator(*parts: int) -> torch.Generator:
-    """A generator for one purpose, from a seed and the numbers that name the purpose.
+    """Make a generator for one purpose, from a seed and the numbers that name the purpose.
 
     Args:
-        *parts: The seed, then what it is for.
+        *parts: The seed, then the numbers of the purpose.
 
     Returns:
         Independent streams for different parts.
@@ -40,16 +41,16 @@ def generator(*parts: int) -> torch.Generator:
 class Regression:
     """Inputs ``x ~ N(0, I)`` and the outputs of a frozen random teacher, one teacher a seed.
 
-    Outputs have mean 0 and variance 1 (over all coordinates), so that a loss of 1 is that of the best constant.
+    Outputs have mean 0 and variance 1 (over all coordinates), so that the best constant has a loss of 1.
 
     Args:
-        seeds: One stream of data each.
+        seeds: Seeds; each has its own stream of data.
         teacher: "nonlinear" (two hidden ReLU layers) or "linear".
         inputs: Width of the inputs.
         outputs: Width of the outputs.
-        batch: Inputs a step.
-        dtype: Of inputs and outputs; drawn in float32 on the CPU whatever it is.
-        device: Where they go.
+        batch: Inputs of a step.
+        dtype: The dtype of inputs and outputs, which are drawn in float32 on the CPU.
+        device: The device of inputs and outputs.
 
     Raises:
         InputError: If there is no such teacher.
@@ -66,8 +67,8 @@ class Regression:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
-        if teacher not in ("nonlinear", "linear"):
-            raise InputError(f"a teacher is nonlinear or linear, got {teacher!r}: choose one")
+        if teacher not in TEACHERS:
+            raise InputError(f"a teacher must be one of {', '.join(TEACHERS)}, got {teacher!r}: choose one")
         self.seeds, self.size, self.inputs = tuple(seeds), batch, inputs
         self.dtype, self.device = dtype, device
         widths = [inputs, TEACHER_WIDTH, TEACHER_WIDTH, outputs] if teacher == "nonlinear" else [inputs, outputs]
@@ -83,21 +84,21 @@ class Regression:
         self._chunk: tuple[int, Tensor, Tensor] | None = None
 
     def batch(self, step: int) -> tuple[Float[Tensor, "seed batch inputs"], Float[Tensor, "seed batch outputs"]]:
-        """Inputs and outputs of one step."""
-        index, place = divmod(step, CHUNK)
+        """Draw the inputs and outputs of one step."""
+        index, offset = divmod(step, CHUNK)
         if self._chunk is None or self._chunk[0] != index:
             self._chunk = (index, *self._pair(CHUNK * self.size, _TRAIN, index))
-        rows = slice(place * self.size, (place + 1) * self.size)
+        rows = slice(offset * self.size, (offset + 1) * self.size)
         return self._chunk[1][:, rows], self._chunk[2][:, rows]
 
     def held_out(self, n: int) -> tuple[Float[Tensor, "seed n inputs"], Float[Tensor, "seed n outputs"]]:
-        """Inputs and outputs that no step sees."""
+        """Draw inputs and outputs that no step sees."""
         return self._pair(n, _HELD_OUT)
 
     def probes(
         self, count: int
     ) -> list[tuple[Float[Tensor, "seed batch inputs"], Float[Tensor, "seed batch outputs"]]]:
-        """Further batches that no step sees, on which gradients are measured."""
+        """Draw further batches that no step sees, on which gradients are measured."""
         return [self._pair(self.size, _PROBE, index) for index in range(count)]
 
     def _pair(self, n: int, *purpose: int) -> tuple[Tensor, Tensor]:
@@ -115,13 +116,13 @@ class Regression:
 
 @dataclass(frozen=True)
 class Bytes:
-    """A text read byte by byte, as `probe.text.load_windows` asks of a model.
+    """A reader of text byte by byte, with the members that `probe.text.load_windows` asks of a model.
 
     Attributes:
-        tokenizer: There is one: UTF-8.
-        max_positions: No window is too long.
-        special_ids: No byte is special.
-        bos_id: Windows begin with the text itself.
+        tokenizer: Name of the encoding: UTF-8.
+        max_positions: None: no window is too long.
+        special_ids: Empty: no byte is special.
+        bos_id: None: windows begin with the text itself.
     """
 
     tokenizer: str = "utf-8"
@@ -130,7 +131,7 @@ class Bytes:
     bos_id: int | None = None
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of a text."""
+        """Encode a text as its bytes."""
         return list(text.encode())
 
 
@@ -138,10 +139,10 @@ class NextByte:
     """Windows of a text's bytes, and the bytes that follow.
 
     Args:
-        seeds: One stream of windows each.
+        seeds: Seeds; each has its own stream of windows.
         train: Windows to learn, one byte longer than the context.
-        held_out: Windows to be judged on, of the same length.
-        batch: Windows a step.
+        held_out: Windows on which a model is judged, of the same length.
+        batch: Windows of a step.
     """
 
     def __init__(
@@ -156,18 +157,18 @@ class NextByte:
         self._train, self._held_out = train, held_out
 
     def batch(self, step: int) -> tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]:
-        """Windows and following bytes of one step."""
+        """Draw the windows of one step and the bytes that follow."""
         return self._draw(self._train, _TRAIN, step)
 
     def held_out(self, n: int) -> tuple[Int64[Tensor, "seed n context"], Int64[Tensor, "seed n context"]]:
-        """Windows that no step sees: the first n, or all there are, the same for all seeds."""
+        """Return windows that no step sees: the first n, or all there are, the same for all seeds."""
         rows = self._held_out[:n].expand(len(self.seeds), -1, -1)
         return rows[..., :-1], rows[..., 1:]
 
     def probes(
         self, count: int
     ) -> list[tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]]:
-        """Batches that no step sees, on which gradients are measured."""
+        """Draw batches that no step sees, on which gradients are measured."""
         return [self._draw(self._held_out, _PROBE, index) for index in range(count)]
 
     def _draw(self, windows: Int64[Tensor, "window position"], *purpose: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""One loop that trains several seeds at once, watched at chosen steps, and that goes on where it was cut off.
+"""One loop that trains several seeds at once, watches them at chosen steps, and resumes where it was interrupted.
 
 The modules of all seeds become one function of stacked parameters (`torch.func.stack_module_state`, `vmap`). Each seed
 has its own parameters, so the gradient of the sum of the losses holds each seed's own gradient, and training the stack
-is training every seed by itself. Cost: the arithmetic of all seeds, but the dispatch of one.
+is training every seed by itself. Cost: the arithmetic of all seeds, the dispatch of one.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Batch = tuple[Tensor, Tensor]
 
 @runtime_checkable
 class Checkpoint(Protocol):
-    """Where a cut-off training is kept."""
+    """Storage for the state of an interrupted training."""
 
     def load(self) -> dict[str, Tensor] | None:
-        """What was saved last; None if nothing was."""
+        """Load the state that was saved last; None if none was."""
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """Keep this state, and no older one."""
+        """Save this state in place of any older one."""
 
 
 class Stack:
     """Several modules of one architecture as one function of stacked parameters.
 
     Args:
-        modules: One a seed.
-        loss: Outputs and targets of one seed to a number.
-        batched: False: one seed after the other, for modules with operations that `vmap` has no rule for.
+        modules: One module a seed.
+        loss: Function of the outputs and targets of one seed.
+        batched: False: run one seed after the other, for modules with operations that `vmap` has no rule for.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Stack:
         self._loss, self._batched = loss, batched
 
     def losses(self, parameters: Parameters, batch: Batch) -> Float[Tensor, " seed"]:
-        """The loss of every seed on its own part of the batch.
+        """Compute the loss of every seed on its own part of the batch.
 
         Args:
             parameters: Stacked parameters, (seed, ...).
@@ -63,27 +63,27 @@ class Stack:
             Losses, (seed,).
         """
 
-        def one(values: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        def loss_of(values: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             return self._loss(functional_call(self._skeleton, values, (inputs,)), targets)
 
         if self._batched:
-            losses: Tensor = vmap(one)(dict(parameters), *batch)
+            losses: Tensor = vmap(loss_of)(dict(parameters), *batch)
             return losses
-        seeds = range(len(batch[0]))
         each = [
-            one({name: value[i] for name, value in parameters.items()}, *(part[i] for part in batch)) for i in seeds
+            loss_of({name: value[seed] for name, value in parameters.items()}, *(part[seed] for part in batch))
+            for seed in range(len(batch[0]))
         ]
         return torch.stack(each)
 
     def gradients(self, parameters: Parameters, batch: Batch) -> tuple[Float[Tensor, " seed"], dict[str, Tensor]]:
-        """The losses of all seeds and the gradient of each by its own parameters.
+        """Compute the losses of all seeds, and the gradient of each by its own parameters.
 
         Args:
             parameters: Stacked parameters, (seed, ...).
             batch: Inputs and targets, (seed, ...).
 
         Returns:
-            Losses (seed,), and gradients of the parameters' names and shapes.
+            Losses (seed,), and gradients with the parameters' names and shapes.
         """
         free = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         losses = self.losses(free, batch)
@@ -91,12 +91,12 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long, and when it is watched.
+class Schedule:
+    """Steps of a training, its snapshots and its learning rate.
 
     Attributes:
         steps: Number of steps.
-        snapshots: Steps before which it is watched, rising, `steps` for the end.
+        snapshots: Rising steps before which the training is watched; `steps` stands for the end.
         warmup: Share of the steps over which the learning rate rises from 0; then it falls along a cosine to a tenth.
             None: a constant rate.
     """
@@ -106,10 +106,10 @@ class Plan:
     warmup: float | None = None
 
     def factor(self, step: int) -> float:
-        """Of the learning rate at a step.
+        """Compute the factor of the learning rate at a step.
 
         Args:
-            step: From 0.
+            step: Number of the step, from 0.
 
         Returns:
             A factor in (0, 1].
@@ -124,11 +124,11 @@ class Plan:
 
 
 def snapshot_steps(steps: int, count: int = 24) -> tuple[int, ...]:
-    """Steps at which a training is watched: evenly spread, and some more early, where most happens.
+    """Choose the steps at which a training is watched: evenly spread, and some more early, where most happens.
 
     Args:
         steps: Number of steps.
-        count: Evenly spread ones, besides step 0.
+        count: Number of evenly spread snapshots, besides step 0.
 
     Returns:
         Rising steps with 0 and `steps`.
@@ -142,31 +142,31 @@ def train(
     stack: Stack,
     batch: Callable[[int], Batch],
     optimiser: Optimiser,
-    plan: Plan,
+    schedule: Schedule,
     observe: Callable[[Parameters, Parameters], Mapping[str, Tensor]],
     *,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[int], object] = lambda steps: None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Trains all seeds of a stack.
+    """Train all seeds of a stack.
 
     Args:
         stack: The modules.
-        batch: Step to its inputs and targets, (seed, ...); the same for the same step.
-        optimiser: How parameters follow gradients.
-        plan: Steps and snapshots.
+        batch: Function of the step that gives its inputs and targets, (seed, ...), always the same ones.
+        optimiser: The rule by which parameters follow gradients.
+        schedule: Steps and snapshots.
         observe: Called at each snapshot with the parameters and those of the snapshot before (at the first: the same);
             returns named arrays of the same shapes each time.
-        checkpoint: Where to go on from, and what to leave at every snapshot.
+        checkpoint: Storage that is resumed from, and written at every snapshot.
         progress: Called with the number of steps done since the last call.
 
     Returns:
-        What was observed, each (snapshot, ...), with `train_loss` (snapshot, seed), the mean since the snapshot before
-        (NaN at the first); and the parameters at the end.
+        The observed arrays, each (snapshot, ...), with `train_loss` (snapshot, seed), the mean since the snapshot
+        before (NaN at the first); and the parameters at the end.
     """
     parameters = {name: value.clone() for name, value in stack.start.items()}
     moments = optimiser.begin(parameters)
-    seen: list[dict[str, Tensor]] = []
+    observed: list[dict[str, Tensor]] = []
     saved = checkpoint.load() if checkpoint else None
     if saved is not None:
         for name in parameters:
@@ -174,20 +174,22 @@ def train(
         for name in moments:
             moments[name].copy_(saved[f"moment.{name}"])
         stacked = {name[9:]: value for name, value in saved.items() if name.startswith("observed.")}
-        seen = [dict(zip(stacked, values, strict=True)) for values in zip(*stacked.values(), strict=True)]
-    done = plan.snapshots[len(seen) - 1] if seen else 0
+        observed = [dict(zip(stacked, values, strict=True)) for values in zip(*stacked.values(), strict=True)]
+    done = schedule.snapshots[len(observed) - 1] if observed else 0
     before = {name: value.clone() for name, value in parameters.items()}
     progress(done)
-    for target in plan.snapshots[len(seen) :]:
-        losses = [_step(stack, batch(step), optimiser, parameters, moments, step, plan) for step in range(done, target)]
+    for target in schedule.snapshots[len(observed) :]:
+        losses = [
+            _step(stack, batch(step), optimiser, parameters, moments, step, schedule) for step in range(done, target)
+        ]
         mean = torch.stack(losses).mean(0) if losses else torch.full((_seeds(parameters),), torch.nan)
-        seen.append({**observe(parameters, before), "train_loss": mean.float().cpu()})
+        observed.append({**observe(parameters, before), "train_loss": mean.float().cpu()})
         before = {name: value.clone() for name, value in parameters.items()}
         progress(target - done)
         done = target
         if checkpoint:
-            checkpoint.save(_state(parameters, moments, seen))
-    return {name: torch.stack([one[name] for one in seen]) for name in seen[0]}, parameters
+            checkpoint.save(_state(parameters, moments, observed))
+    return _stacked(observed), parameters
 
 
 def _step(
@@ -197,10 +199,10 @@ def _step(
     parameters: dict[str, Tensor],
     moments: dict[str, Tensor],
     step: int,
-    plan: Plan,
+    schedule: Schedule,
 ) -> Float[Tensor, " seed"]:
     losses, gradients = stack.gradients(parameters, batch)
-    optimiser.step(parameters, gradients, moments, step, plan.factor(step))
+    optimiser.step(parameters, gradients, moments, step, schedule.factor(step))
     return losses
 
 
@@ -208,7 +210,11 @@ def _seeds(parameters: Parameters) -> int:
     return len(next(iter(parameters.values())))
 
 
-def _state(parameters: Parameters, moments: Parameters, seen: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _stacked(observed: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([arrays[name] for arrays in observed]) for name in observed[0]}
+
+
+def _state(parameters: Parameters, moments: Parameters, observed: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     state = {f"parameter.{name}": value for name, value in parameters.items()}
     state |= {f"moment.{name}": value for name, value in moments.items()}
-    return state | {f"observed.{name}": torch.stack([one[name] for one in seen]) for name in seen[0]}
+    return state | {f"observed.{name}": value for name, value in _stacked(observed).items()}

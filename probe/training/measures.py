@@ -1,9 +1,9 @@
 """Measures of neighbouring layers' matrices through training: continuity, gaps, coherence, rotation of frames.
 
 All act on stacks (..., layer, out, in) in float64, seeds among the leading axes, and compare each layer with the next:
-a result has one entry a pair. ``W = U Σ Vᵀ``. Signs of singular vectors mean nothing, so cosines are absolute; where σ₁
-and σ₂ nearly coincide the leading vector means nothing either, so that the gap stands beside every value. Where a
-matrix is zero (W − W₀ at step 0) everything is NaN.
+a result has one entry a pair. ``W = U Σ Vᵀ``. Signs of singular vectors are arbitrary, so cosines are absolute; where
+σ₁ and σ₂ nearly coincide the leading vector is arbitrary too, so every value is read beside the gap. Where a matrix is
+zero (W − W₀ at step 0) everything is NaN.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LEADING = 8  # singular vectors that are compared
 
 
 @dataclass(frozen=True)
-class Leading:
-    """Leading singular triplets.
+class BatchedTriplets:
+    """Leading singular triplets of a batch of matrices.
 
     Attributes:
         left: Columns u_1 … u_k, (..., layer, out, k).
@@ -36,18 +36,19 @@ class Leading:
 
     @property
     def gap(self) -> Float[Tensor, "*batch"]:
-        """σ₁/σ₂."""
+        """The gap σ₁/σ₂."""
         return self.values[..., 0] / self.values[..., 1]
 
 
-def leading_triplets(matrices: Float[Tensor, "*batch out in"], k: int = LEADING) -> Leading:
-    """The k leading singular triplets, from the eigenvectors of the smaller Gram matrix in float64.
+def batched_triplets(matrices: Float[Tensor, "*batch out in"], k: int = LEADING) -> BatchedTriplets:
+    """Compute the k leading singular triplets of every matrix, from its smaller Gram matrix in float64.
 
     Half the digits of the small singular values are lost that way; the leading ones and their vectors keep enough.
+    `probe.spectra.singular.leading_triplets` decomposes one matrix with a stated error.
 
     Args:
         matrices: (..., out, in).
-        k: How many, at most min(out, in).
+        k: Number of triplets, at most min(out, in).
 
     Returns:
         Triplets; NaN for a matrix of zeros.
@@ -59,17 +60,17 @@ def leading_triplets(matrices: Float[Tensor, "*batch out in"], k: int = LEADING)
     near = vectors[..., -k:].flip(-1)
     near = torch.where(values[..., None, :1] > 0, near, torch.nan)
     far = wide.mT @ near / values[..., None, :]
-    return Leading(far, values, near) if tall else Leading(near, values, far)
+    return BatchedTriplets(far, values, near) if tall else BatchedTriplets(near, values, far)
 
 
 def continuity(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batch pair"]:
-    """``|v₁(l) · v₁(l+1)|`` of neighbouring layers; √(2/(πn)) for random directions."""
+    """Compute ``|v₁(l) · v₁(l+1)|`` of neighbouring layers; √(2/(πn)) for random directions."""
     first = vectors[..., 0]
     return (first[..., :-1, :] * first[..., 1:, :]).sum(-1).abs()
 
 
 def subspace_continuity(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batch pair k"]:
-    """``‖V_j(l)ᵀ V_j(l+1)‖_F² / j`` for j = 1 … k, the mean squared cosine; j/n for random subspaces.
+    """Compute ``‖V_j(l)ᵀ V_j(l+1)‖_F² / j`` for j = 1 … k, the mean squared cosine; j/n for random subspaces.
 
     Args:
         vectors: Orthonormal columns, (..., layer, n, k).
@@ -82,14 +83,14 @@ def subspace_continuity(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Ten
     return mean
 
 
-def best_matches(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batch pair k"]:
-    """``m_i² = max_{j ≤ k} (v_i(l) · v_j(l+1))²``: how well each direction carries on, whatever its new rank.
+def best_squared_cosines(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batch pair k"]:
+    """Compute ``m_i² = max_{j ≤ k} (v_i(l) · v_j(l+1))²``: how well a direction carries on, whatever its new rank.
 
     Args:
         vectors: Orthonormal columns, (..., layer, n, k).
 
     Returns:
-        Squared cosines, (..., pair, k); `haar_matches` is what random frames have.
+        Squared cosines, (..., pair, k); those of random frames: `haar_matches`.
     """
     return _squares(vectors).amax(-1)
 
@@ -99,7 +100,7 @@ def _squares(vectors: Float[Tensor, "*batch layer n k"]) -> Float[Tensor, "*batc
 
 
 def coherence(gradients: Float[Tensor, "*batch layer out in"]) -> Float[Tensor, "*batch pair"]:
-    """``cos(vec G_l, vec G_{l+1})`` of neighbouring layers' gradients.
+    """Compute ``cos(vec G_l, vec G_{l+1})`` of neighbouring layers' gradients.
 
     Args:
         gradients: (..., layer, out, in).
@@ -114,7 +115,7 @@ def coherence(gradients: Float[Tensor, "*batch layer out in"]) -> Float[Tensor, 
 
 
 def rotation(a: Float[Tensor, "*batch n k"], b: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
-    """How far one frame has turned from another: the mean principal angle of the two column spaces.
+    """Measure how far one frame is turned from another: the mean principal angle of the two column spaces.
 
     The singular values of ``AᵀB``, whose polar factor is the orthogonal Procrustes rotation of one basis into the
     other, are the cosines of these angles.
@@ -128,24 +129,24 @@ def rotation(a: Float[Tensor, "*batch n k"], b: Float[Tensor, "*batch n k"]) -> 
     """
     missing = (a.isnan() | b.isnan()).any(-1).any(-1)
     safe = [
-        torch.where(missing[..., None, None], torch.eye(*a.shape[-2:], dtype=a.dtype, device=a.device), one)
-        for one in (a, b)
+        torch.where(missing[..., None, None], torch.eye(*a.shape[-2:], dtype=a.dtype, device=a.device), frame)
+        for frame in (a, b)
     ]
     return torch.where(missing, torch.nan, principal_angles(*safe).mean(-1))
 
 
 def haar_matches(n: int, k: int = LEADING, *, draws: int = 4000) -> Float[np.ndarray, " k"]:
-    """Mean of `best_matches` for pairs of random k-frames, simulated: null_i, i = 1 … k.
+    """Simulate the mean of `best_squared_cosines` for pairs of random k-frames: null_i, i = 1 … k.
 
-    A frame of width n is set against the first k axes, so that its first k rows are the cosines.
+    Each frame is compared with the first k axes, so that its first k rows are the cosines.
 
     Args:
         n: Width.
         k: Columns.
-        draws: Of the simulation.
+        draws: Number of draws.
 
     Returns:
-        The mean squared cosine of each direction's best match, (k,).
+        The mean of each direction's best squared cosine, (k,).
     """
     normal = torch.randn(draws, n, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     frames = torch.linalg.qr(normal).Q

@@ -1,6 +1,6 @@
-"""Toy MLPs on a residual stream, in which each suspected cause of continuity can be switched on and off.
+"""Toy MLPs on a residual stream, in which each suspected cause of continuity is switched on or off.
 
-With the residual:
+With the residual, the forms (`probe.training.names.TOY_FORMS`) are:
 
 - stream: ``h ← φ(h + W_l n(h))``: the nonlinearity acts on the stream itself and ties all layers to one frame;
 - branch: ``h ← h + φ(W_l n(h))``;
@@ -9,9 +9,9 @@ With the residual:
 Without it ``h ← φ(W_l n(h))`` (or ``B_l φ(A_l n(h))``), so that stream and branch are one network. n is a
 normalisation.
 
-How far rotations are a symmetry depends on the form. In stream form with a rotation-preserving φ, and no norm or
-RMSNorm without gain, every layer may be rotated on its own: ``I + W_l → R_l (I + W_l) R_{l−1}ᵀ`` changes no output. In
-the other two forms only one rotation of the whole stream is left, and in block2 one of each hidden space.
+How far rotations are a symmetry depends on the form. In stream form with a rotation-preserving φ, and with no norm or
+RMSNorm without gain, every layer may be rotated on its own: ``I + W_l → R_l (I + W_l) R_{l−1}ᵀ`` changes no output. The
+other two forms keep only one rotation of the whole stream, and block2 also one of each hidden space.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.training.activations import ACTIVATIONS, NORMS, normalise
+from probe.training.activations import FUNCTION_OF, normalise
 from probe.training.data import generator
+from probe.training.names import NORMS, TOY_FORMS
 
-FORMS = ("stream", "branch", "block2")
 HIDDEN = 2  # width of block2's hidden layer, in widths of the stream
 
 
@@ -37,8 +37,8 @@ class Shape:
     """Sizes of a toy.
 
     Attributes:
-        width: Of the stream, d.
-        blocks: How many, L.
+        width: Width of the stream, d.
+        blocks: Number of blocks, L.
         inputs: Width of the inputs.
         outputs: Width of the outputs.
     """
@@ -52,15 +52,15 @@ class Shape:
 class ToyMLP(nn.Module):
     """A toy; the matrices of all blocks are one parameter, (L, out, in).
 
-    The same seed gives the same start, up to its scale, whatever form, activation, norm or scale.
+    The same seed gives the same start, up to its scale, whatever the form, activation, norm or scale.
 
     Args:
-        form: One of `FORMS`.
+        form: One of `probe.training.names.TOY_FORMS`.
         residual: Whether there is a residual connection.
-        activation: A key of `ACTIVATIONS`.
-        norm: One of `NORMS`.
+        activation: One of `probe.training.names.ACTIVATIONS`.
+        norm: One of `probe.training.names.NORMS`.
         scale: Standard deviation of the hidden weights at the start, in units of one over the root of the fan-in.
-        seed: Of the start.
+        seed: Seed of the start.
         shape: Sizes.
 
     Raises:
@@ -81,15 +81,15 @@ class ToyMLP(nn.Module):
         shape: Shape,
     ) -> None:
         super().__init__()
-        for what, value, known in (
-            ("form", form, FORMS),
-            ("activation", activation, ACTIVATIONS),
+        for part, value, known in (
+            ("form", form, TOY_FORMS),
+            ("activation", activation, FUNCTION_OF),
             ("norm", norm, NORMS),
         ):
             if value not in known:
-                raise InputError(f"the {what} of a toy is one of {', '.join(known)}, got {value!r}: choose one")
+                raise InputError(f"the {part} of a toy must be one of {', '.join(known)}, got {value!r}: choose one")
         self.form, self.residual, self.norm = form, residual, norm
-        self.activation = ACTIVATIONS[activation]
+        self.activation = FUNCTION_OF[activation]
         d, L = shape.width, shape.blocks
         hidden = HIDDEN * d if form == "block2" else d
         draw = generator(seed, 0)
@@ -113,10 +113,10 @@ class ToyMLP(nn.Module):
 
     @staticmethod
     def acting(parameters: Mapping[str, Tensor], name: str) -> Float[Tensor, "*seed layer out in"]:
-        """The matrices as they act on the normalised stream: ``W diag(gain)`` where a gain stands before a reader.
+        """Return the matrices as they act on the normalised stream: ``W diag(gain)`` for a reader after a gain.
 
         Args:
-            parameters: Of one module or of several, stacked.
+            parameters: Parameters of one module, or of several, stacked.
             name: "reader" or "writer".
 
         Returns:
@@ -126,7 +126,7 @@ class ToyMLP(nn.Module):
         return parameters[name] * parameters["gain"].unsqueeze(-2) if folds else parameters[name]
 
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
-        """Outputs for inputs."""
+        """Compute the outputs of inputs."""
         h = x @ self.embed.mT
         for layer, reader in enumerate(self.reader.unbind(0)):
             z = self._normalised(h, layer) @ reader.mT

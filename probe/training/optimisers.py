@@ -1,7 +1,7 @@
-"""SGD, AdamW and Muon on stacked parameters: every operation acts on each seed's entries, or matrices, alone.
+"""SGD, AdamW and Muon on stacked parameters: every operation acts on each seed's entries or matrices separately.
 
 So one step of the stack is one step of each seed trained by itself. Weight decay is decoupled in all three,
-``p ← (1 − lr λ) p`` (Loshchilov & Hutter, arXiv 1711.05101), and falls on matrices, not on gains and biases.
+``p ← (1 − lr λ) p`` (Loshchilov & Hutter, arXiv 1711.05101), and acts on matrices, not on gains and biases.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from probe.errors import InputError
 
-LEARNING_RATES = MappingProxyType({"sgd": 0.05, "adamw": 1e-3, "muon": 0.02})
-"""Learning rate of each optimiser where none is named."""
+LEARNING_RATES = MappingProxyType({"adamw": 1e-3, "sgd": 0.05, "muon": 0.02})
+"""Default learning rate of each optimiser."""
 MOMENTUM = MappingProxyType({"sgd": 0.9, "muon": 0.95})
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Float[Tensor, "*batch out in"], steps: int = 5) -> Float[Tensor, "*batch out in"]:
-    """Muon's quick approximation to ``U Vᵀ``: a quintic Newton–Schulz iteration.
+    """Approximate ``U Vᵀ`` quickly, as Muon does, by a quintic Newton–Schulz iteration.
 
     ``X ← aX + (bXXᵀ + c(XXᵀ)²)X`` from ``X/‖X‖_F`` moves all singular values that are not tiny to between about 0.7 and
     1.2 and leaves the singular vectors; it does not converge to 1, which Muon does not need.
@@ -51,10 +51,10 @@ def orthogonalise(matrices: Float[Tensor, "*batch out in"], steps: int = 5) -> F
 
 @dataclass(frozen=True)
 class Optimiser:
-    """How parameters follow their gradients.
+    """The rule by which parameters follow their gradients.
 
     Attributes:
-        kind: "sgd" (momentum 0.9), "adamw" (0.9, 0.999) or "muon" (of the hidden matrices; AdamW at its own rate moves
+        kind: "sgd" (momentum 0.9), "adamw" (0.9, 0.999) or "muon" (for the hidden matrices; AdamW at its own rate moves
             the rest).
         weight_decay: λ.
         hidden: Names of the hidden matrices, (seed, layer, out, in).
@@ -73,16 +73,16 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         if self.kind not in LEARNING_RATES:
-            raise InputError(f"an optimiser is one of {', '.join(LEARNING_RATES)}, got {self.kind!r}: choose one")
+            raise InputError(f"an optimiser must be one of {', '.join(LEARNING_RATES)}, got {self.kind!r}: choose one")
 
     def begin(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Moments before the first step, zero.
+        """Make the moments before the first step, which are zero.
 
         Args:
             parameters: Stacked parameters by name.
 
         Returns:
-            `first.NAME` of all, `second.NAME` of those that AdamW moves.
+            `first.NAME` of all parameters, `second.NAME` of those that AdamW moves.
         """
         moments = {f"first.{name}": torch.zeros_like(value) for name, value in parameters.items()}
         adam = [name for name in parameters if self._rule(name) == "adamw"]
@@ -97,14 +97,14 @@ class Optimiser:
         step: int,
         factor: float = 1.0,
     ) -> None:
-        """Moves parameters and moments in place.
+        """Move parameters and moments in place.
 
         Args:
             parameters: Stacked parameters by name.
-            gradients: Of the same names.
-            moments: From `begin`, as earlier steps left them.
+            gradients: Gradients by the same names.
+            moments: Moments from `begin`, as earlier steps left them.
             step: Number of the step, from 0.
-            factor: Of the learning rate, from a schedule.
+            factor: Factor of the learning rate, from a schedule.
         """
         for name, value in parameters.items():
             rule = self._rule(name)

@@ -30,16 +30,16 @@ STD = 0.02  # of the weights at the start; the writers' is divided by √(2L)
 
 @dataclass(frozen=True)
 class Arm:
-    """What is changed.
+    """The changes of one arm.
 
     Attributes:
-        label: In words, for figures.
-        residual: Whether blocks add to the stream or replace it.
+        label: Label in figures.
+        residual: True: blocks add to the stream. False: they replace it.
         norm: "rms" or "none".
-        mlp: "silu": SwiGLU. "radial": ``g(‖W_gate x‖/√m) W_up x`` with g of `radial_gate`, which commutes with
+        mlp: "silu": SwiGLU. "radial": ``g(‖W_gate x‖/√m) W_up x`` with the g of `radial_gate`, which commutes with
             rotations of the hidden space.
-        v_nonlinearity: GELU after V.
-        softmax: Without it attention is linear: ``q·k/√d_h`` over the number of positions.
+        v_nonlinearity: Whether a GELU follows V.
+        softmax: False: attention is linear, ``q·k/√d_h`` over the number of positions.
 
     Raises:
         InputError: If there is no such norm or MLP.
@@ -53,12 +53,12 @@ class Arm:
     softmax: bool = True
 
     def __post_init__(self) -> None:
-        for what, value, known in (("norm", self.norm, ("rms", "none")), ("mlp", self.mlp, ("silu", "radial"))):
+        for part, value, known in (("norm", self.norm, ("rms", "none")), ("mlp", self.mlp, ("silu", "radial"))):
             if value not in known:
-                raise InputError(f"the {what} of an arm is one of {', '.join(known)}, got {value!r}: choose one")
+                raise InputError(f"the {part} of an arm must be one of {', '.join(known)}, got {value!r}: choose one")
 
 
-ARMS = MappingProxyType({
+ARM_OF = MappingProxyType({
     "full": Arm("full"),
     "v_nonlinearity": Arm("GELU after V", v_nonlinearity=True),
     "radial": Arm("rotation-preserving MLP", mlp="radial"),
@@ -74,9 +74,9 @@ class Size:
     """Sizes of a small transformer.
 
     Attributes:
-        width: Of the stream, d.
-        blocks: How many, L.
-        heads: Of attention; they divide the width.
+        width: Width of the stream, d.
+        blocks: Number of blocks, L.
+        heads: Number of attention heads, a divisor of the width.
     """
 
     width: int = 128
@@ -90,11 +90,11 @@ class Size:
 
 
 class SmallTransformer(nn.Module):
-    """One arm; the same seed gives the same start in all of them.
+    """A small transformer of one arm; the same seed gives the same start in all arms.
 
     Args:
-        arm: What is changed.
-        seed: Of the start.
+        arm: The changes.
+        seed: Seed of the start.
         size: Sizes.
     """
 
@@ -119,10 +119,10 @@ class SmallTransformer(nn.Module):
 
     @staticmethod
     def acting(parameters: Mapping[str, Tensor], projection: str) -> Float[Tensor, "*seed layer out in"]:
-        """A projection as it acts on the normalised stream: ``W diag(gain)`` for those that read it.
+        """Return a projection as it acts on the normalised stream: ``W diag(gain)`` for those that read it.
 
         Args:
-            parameters: Of one module or of several, stacked.
+            parameters: Parameters of one module, or of several, stacked.
             projection: One of `PROJECTIONS`.
 
         Returns:
@@ -133,7 +133,7 @@ class SmallTransformer(nn.Module):
         return matrices if gain is None or projection not in READERS else matrices * gain.unsqueeze(-2)
 
     def forward(self, tokens: Int64[Tensor, "batch position"]) -> Float[Tensor, "batch position byte"]:
-        """Logits of the next byte."""
+        """Compute the logits of the next byte."""
         h = functional.embedding(tokens, self.embed)
         turn = _turns(tokens.shape[-1], self.embed.shape[-1] // self.heads, h)
         for layer in range(len(self.q)):
@@ -182,12 +182,12 @@ def _turns(positions: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rotated(x: Float[Tensor, "batch head position width"], turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Each pair (x_i, x_{i + width/2}) turned by its position's angle."""
+    """Turn each pair (x_i, x_{i + width/2}) by its position's angle."""
     first, second = x.chunk(2, dim=-1)
     cosine, sine = turn
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
 def next_byte_loss(logits: Float[Tensor, "batch position byte"], targets: Int64[Tensor, "batch position"]) -> Tensor:
-    """Cross-entropy in nats a byte."""
+    """Compute the cross-entropy in nats a byte."""
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -1,4 +1,4 @@
-"""What is measured at a snapshot of a training: loss, continuity, coherence of gradients, rotation of frames.
+"""Measurements at a snapshot of a training: loss, continuity, coherence of gradients, rotation of frames.
 
 Directions are those of the matrices as they act (gains folded in); gradients are of the parameters themselves.
 """
@@ -15,41 +15,42 @@ from torch import Tensor
 from probe.training.loop import Batch, Parameters, Stack
 from probe.training.measures import (
     LEADING,
-    best_matches,
+    batched_triplets,
+    best_squared_cosines,
     coherence,
     continuity,
-    leading_triplets,
     rotation,
     subspace_continuity,
 )
 
 WEIGHTS = ("W", "ΔW")
-"""The matrices, and what training has added to them: W − W₀."""
+"""The matrices W, and the change by training, W − W₀."""
 SPACES = ("input", "output")
-"""Right singular vectors v, left singular vectors u."""
+"""Space of the right singular vectors v, space of the left singular vectors u."""
 
 
 @runtime_checkable
 class Data(Protocol):
-    """What a training reads; see `Regression` and `NextByte`."""
+    """Data for a watch; see `Regression` and `NextByte`."""
 
     def held_out(self, n: int) -> Batch:
-        """Inputs and targets that no step sees."""
+        """Return inputs and targets that no step sees."""
 
     def probes(self, count: int) -> list[Batch]:
-        """Batches that no step sees, on which gradients are measured."""
+        """Return batches that no step sees, on which gradients are measured."""
 
 
 class Watch:
-    """Called at every snapshot, as `train` asks of `observe`.
+    """A function for `train` to call at every snapshot, as its `observe`.
 
     Args:
         stack: The modules.
-        acting: Parameters and a matrix's name to the matrices as they act, (seed, layer, out, in).
-        names: The matrices, by the names of their parameters.
-        data: Held-out inputs, and batches for gradients.
-        held_out: How many inputs the loss is measured on.
-        probes: On how many batches the coherence of gradients is averaged.
+        acting: Function of the parameters and a matrix's name that gives the matrices as they act, (seed, layer, out,
+            in).
+        names: Names of the parameters that are the matrices.
+        data: Source of held-out inputs, and of batches for gradients.
+        held_out: Number of inputs on which the loss is measured.
+        probes: Number of batches over which the coherence of gradients is averaged.
     """
 
     def __init__(
@@ -67,28 +68,30 @@ class Watch:
         self._held_out, self._probes = data.held_out(held_out), data.probes(probes)
 
     def __call__(self, parameters: Parameters, before: Parameters) -> dict[str, Float[Tensor, "seed ..."]]:
-        """Those of `carried` and of the gradients, (seed, matrix, ...) in float32, and `held_out_loss` (seed,)."""
-        each = []
+        """Measure `carried` and the gradients, (seed, matrix, ...), and `held_out_loss` (seed,), in float32."""
+        by_matrix = []
         for name in self.names:
             now, earlier = self._acting(parameters, name), self._acting(before, name)
-            found = carried(now, self._start[name], earlier)
-            each.append(found | {"update_coherence": coherence(now - earlier).mean(-1)})
-        arrays = {key: torch.stack([one[key] for one in each], dim=1) for key in each[0]} | self._coherences(parameters)
+            measured = carried(now, self._start[name], earlier)
+            measured["update_coherence"] = coherence(now - earlier).mean(-1)
+            by_matrix.append(measured)
+        arrays = {key: torch.stack([measured[key] for measured in by_matrix], dim=1) for key in by_matrix[0]}
+        arrays |= self._coherences(parameters)
         with torch.no_grad():
             arrays["held_out_loss"] = self._stack.losses(parameters, self._held_out)
         return {key: value.float().cpu() for key, value in arrays.items()}
 
     def _coherences(self, parameters: Parameters) -> dict[str, Tensor]:
         """Coherence of each batch's gradient, averaged, and of the mean gradient; (seed, matrix)."""
-        gradients = [self._stack.gradients(parameters, batch)[1] for batch in self._probes]
+        by_batch = [self._stack.gradients(parameters, batch)[1] for batch in self._probes]
 
-        def of(each: Mapping[str, Tensor]) -> Float[Tensor, "seed matrix"]:
-            return torch.stack([coherence(each[name]).mean(-1) for name in self.names], dim=-1)
+        def coherences(gradients: Mapping[str, Tensor]) -> Float[Tensor, "seed matrix"]:
+            return torch.stack([coherence(gradients[name]).mean(-1) for name in self.names], dim=-1)
 
-        mean = {name: torch.stack([one[name] for one in gradients]).mean(0) for name in self.names}
+        mean = {name: torch.stack([gradients[name] for gradients in by_batch]).mean(0) for name in self.names}
         return {
-            "gradient_coherence": torch.stack([of(one) for one in gradients]).mean(0),
-            "mean_gradient_coherence": of(mean),
+            "gradient_coherence": torch.stack([coherences(gradients) for gradients in by_batch]).mean(0),
+            "mean_gradient_coherence": coherences(mean),
         }
 
 
@@ -97,7 +100,7 @@ def carried(
     start: Float[Tensor, "seed layer out in"],
     before: Float[Tensor, "seed layer out in"],
 ) -> dict[str, Float[Tensor, "seed ..."]]:
-    """How leading directions carry on from layer to layer, of W and of ΔW = W − W₀, in both spaces.
+    """Measure how leading directions carry on from layer to layer, of W and of ΔW = W − W₀, in both spaces.
 
     Args:
         now: The matrices W.
@@ -106,23 +109,27 @@ def carried(
 
     Returns:
         `cosine` (seed, weights, space, pair): |cos| of leading vectors; `overlap` and `match` (seed, weights, space,
-        k): subspaces, and best matches squared, mean over pairs; `layer_angle` (seed, weights, space): mean principal
-        angle of neighbouring layers' frames; `step_angle` (seed, space): of each layer's frame and its own at the
-        snapshot before; `gap` (seed, weights, layer): σ₁/σ₂. Frames have `LEADING` columns, or as many as there are.
+        k): subspaces, and best squared cosines, mean over pairs; `layer_angle` (seed, weights, space): mean principal
+        angle of neighbouring layers' frames; `step_angle` (seed, space): the same of each layer's frame and its own at
+        the snapshot before; `gap` (seed, weights, layer): σ₁/σ₂. Frames have `LEADING` columns, or fewer if the
+        matrices have no more.
     """
     k = min(LEADING, *now.shape[-2:])
-    both = leading_triplets(torch.stack([now, now - start], dim=1), k)
-    earlier = leading_triplets(before, k)
+    both = batched_triplets(torch.stack([now, now - start], dim=1), k)
+    earlier = batched_triplets(before, k)
     spaces = (both.right, both.left)
     return {
-        "cosine": torch.stack([continuity(one) for one in spaces], dim=2),
-        "overlap": torch.stack([subspace_continuity(one).mean(-2) for one in spaces], dim=2),
-        "match": torch.stack([best_matches(one).mean(-2) for one in spaces], dim=2),
+        "cosine": torch.stack([continuity(vectors) for vectors in spaces], dim=2),
+        "overlap": torch.stack([subspace_continuity(vectors).mean(-2) for vectors in spaces], dim=2),
+        "match": torch.stack([best_squared_cosines(vectors).mean(-2) for vectors in spaces], dim=2),
         "layer_angle": torch.stack(
-            [rotation(one[..., :-1, :, :], one[..., 1:, :, :]).mean(-1) for one in spaces], dim=2
+            [rotation(vectors[..., :-1, :, :], vectors[..., 1:, :, :]).mean(-1) for vectors in spaces], dim=2
         ),
         "step_angle": torch.stack(
-            [rotation(one[:, 0], old).mean(-1) for one, old in zip(spaces, (earlier.right, earlier.left), strict=True)],
+            [
+                rotation(vectors[:, 0], old).mean(-1)
+                for vectors, old in zip(spaces, (earlier.right, earlier.left), strict=True)
+            ],
             dim=1,
         ),
         "gap": both.gap,

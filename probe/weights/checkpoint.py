@@ -1,4 +1,4 @@
-"""Checkpoints that are read one tensor at a time: safetensors (in shards or not), PyTorch files, GGUF."""
+"""Checkpoints, read one tensor at a time: safetensors (in shards or not), PyTorch files, GGUF."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _PATTERNS = ("*.json", "*.safetensors")
 
 @runtime_checkable
 class Reader(Protocol):
-    """Reads tensors by the names that the model's own state dict gives them."""
+    """A reader of tensors by the names of the model's own state dict."""
 
     def files(self) -> Sequence[Path]:
-        """Give the files that hold tensors."""
+        """List the files that hold tensors."""
 
     def read(self, name: str) -> Tensor:
         """Read one tensor."""
@@ -38,25 +38,25 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class FromFile:
-    """Fills parts of a skeleton from a checkpoint.
+    """A source that fills parts of a skeleton from a checkpoint.
 
     Attributes:
-        reader: Of the checkpoint.
+        reader: Reader of the checkpoint.
     """
 
     reader: Reader
 
-    def fill(self, block: nn.Module, path: str, place: str, skeleton: nn.Module) -> None:
+    def fill(self, block: nn.Module, path: str, block_path: str, skeleton: nn.Module) -> None:
         """Read the tensors of a sub-module.
 
         Args:
             block: A copied block; its sub-module gets values.
-            path: Of the sub-module inside the block.
-            place: The block's path in the skeleton.
+            path: Path of the sub-module inside the block.
+            block_path: Path of the block in the skeleton.
             skeleton: Not used.
         """
         part = block.get_submodule(path)
-        values = {name: self.reader.read(f"{place}.{path}.{name}") for name in part.state_dict()}
+        values = {name: self.reader.read(f"{block_path}.{path}.{name}") for name in part.state_dict()}
         part.load_state_dict(values, assign=True)
 
 
@@ -65,8 +65,8 @@ class ShardReader:
     """Safetensors or PyTorch files of one checkpoint.
 
     Attributes:
-        folder: Where they are.
-        prefix: What the class calls its trunk; a checkpoint of the trunk alone leaves it out.
+        folder: Folder of the files.
+        prefix: Name of the class's trunk; a checkpoint of the trunk alone leaves it out.
     """
 
     folder: Path
@@ -84,18 +84,18 @@ class ShardReader:
                 return dict.fromkeys(names(self.folder / single), self.folder / single)
         raise InputError(
             f"a checkpoint must hold model.safetensors or pytorch_model.bin, whole or with an index, and {self.folder} "
-            "does not; fetch the files again"
+            "does not: fetch the files again"
         )
 
     def files(self) -> Sequence[Path]:
-        """Give the files that hold tensors."""
+        """List the files that hold tensors."""
         return sorted(set(self._file_of.values()))
 
     def read(self, name: str) -> Tensor:
         """Read one tensor.
 
         Args:
-            name: As in the model's state dict.
+            name: Name in the model's state dict.
 
         Returns:
             The tensor, as it is stored.
@@ -110,7 +110,7 @@ class ShardReader:
             return _pickled(file)[stored].clone()
 
     def _stored(self, name: str) -> str:
-        """The name in the file: with or without the trunk's, or inside a larger model's."""
+        """The name in the file: with or without the trunk's name, or as a part of a larger model."""
         bare = name.removeprefix(f"{self.prefix}.")
         for candidate in (name, bare):
             if candidate in self._file_of:
@@ -119,7 +119,7 @@ class ShardReader:
         if len(inside) != 1:
             raise InputError(
                 f"a checkpoint must hold every tensor of its model, and {self.folder} holds {len(inside) or 'no'} "
-                f"{name}; load the model whole and pass it instead"
+                f"{name}: load the whole model and pass it instead"
             )
         return inside[0]
 
@@ -135,7 +135,7 @@ def _pickled_names(path: Path) -> Sequence[str]:
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
-    """A PyTorch file mapped into memory: what is not touched is not read."""
+    """A PyTorch file mapped into memory, so that unused tensors are not read."""
     loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return loaded
 
@@ -147,8 +147,8 @@ class GGUFReader:
     Attributes:
         path: The file.
         tensors: Its tensors by the file's own names, mapped into memory.
-        names: The file's name of each tensor of the state dict.
-        process: Undoes what the file's architecture does to a tensor (rotary order, transposition).
+        names: Name in the file of each tensor of the state dict.
+        process: Function that undoes the file architecture's changes to a tensor (rotary order, transposition).
     """
 
     path: Path
@@ -157,14 +157,14 @@ class GGUFReader:
     process: Callable[..., Any]
 
     def files(self) -> Sequence[Path]:
-        """Give the one file."""
+        """List the one file."""
         return [self.path]
 
     def read(self, name: str) -> Tensor:
         """Read one tensor.
 
         Args:
-            name: As in the model's state dict.
+            name: Name in the model's state dict.
 
         Returns:
             The tensor in float32.
@@ -177,7 +177,7 @@ class GGUFReader:
         stored = self.names.get(name, "")
         if stored not in self.tensors:
             raise InputError(
-                f"a checkpoint must hold every tensor of its model, and {self.path} holds no {name}; fetch it again"
+                f"a checkpoint must hold every tensor of its model, and {self.path} holds no {name}: fetch it again"
             )
         tensor = self.tensors[stored]
         with readable(self.path.name, self.path):
@@ -187,7 +187,7 @@ class GGUFReader:
 
 
 def gguf_reader(path: Path, module: nn.Module) -> GGUFReader:
-    """The reader of a GGUF file for a skeleton.
+    """Open a GGUF file for a skeleton.
 
     Args:
         path: The file.
@@ -202,7 +202,7 @@ def gguf_reader(path: Path, module: nn.Module) -> GGUFReader:
     config: Any = module.config
     with readable(path.name, path):
         opened = gguf.GGUFReader(path)
-        # The file's own word: a Mistral is written as "llama", and its rows come in llama's order.
+        # The file's own name of it: a Mistral is stored as "llama", and its rows come in llama's order.
         architecture = opened.fields["general.architecture"].contents()
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
         names = get_gguf_hf_weights_map(module, processor)
@@ -222,16 +222,17 @@ def open_weights(
 
     Args:
         name: Alias, hub id, directory or .gguf file.
-        revision: Branch, tag or commit, of a hub id only.
-        random_init: Seed; freshly initialised weights of the same architecture, see `fresh_twin`. None are read.
-        shuffled_weights: Seed; the entries of every matrix permuted, gains kept.
+        revision: Branch, tag or commit; for a hub id only.
+        random_init: Seed of freshly initialised weights of the same architecture, see `fresh_twin`; no file of weights
+            is read.
+        shuffled_weights: Seed under which the entries of every matrix are permuted; gains are kept.
         trust_remote_code: Run the code that comes with the model's repository.
 
     Returns:
-        The weights. Memory and time to open: those of the configuration.
+        The weights. Opening reads the configuration alone.
 
     Raises:
-        InputError: If there is no such model or it cannot be read, or both controls were asked for.
+        InputError: If there is no such model, it cannot be read, or both controls are asked for.
     """
     from transformers import AutoConfig
 
@@ -258,7 +259,7 @@ def open_weights(
 
 
 def _fetched(source: Source, *, weights: bool) -> Path:
-    """Where the files are; a hub id that is not in the local cache is downloaded, its safetensors alone."""
+    """The place of the files; of a hub id that is not in the local cache, safetensors alone are downloaded."""
     if source.kind != "hub":
         return Path(source.location)
     cached = require(source, weights=weights)
@@ -272,11 +273,11 @@ def _fetched(source: Source, *, weights: bool) -> Path:
 
 
 def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:
-    """The matrices of anything that names or is a model.
+    """Return the weights of anything that names or is a model.
 
     Args:
         model: An alias, hub id, directory or .gguf file, which is opened without being loaded; a loaded model; or
-            weights, which are given back.
+            weights, which are returned as they are.
 
     Returns:
         Its weights.
@@ -289,13 +290,13 @@ def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:
 
 
 def weight_hash(weights: ModuleWeights) -> str:
-    """Sha256 of what an opened checkpoint's matrices are read or drawn from.
+    """Hash the source of an opened checkpoint's matrices with SHA-256.
 
     Args:
-        weights: From `open_weights`.
+        weights: Weights from `open_weights`.
 
     Returns:
-        The hash, as hex, over the files, of which every byte is read once, or over configuration and seed.
+        The hash in hexadecimal: of the files, every byte of which is read once, or of configuration and seed.
     """
     filler, digest = weights.filler, hashlib.sha256(f"permuted {weights.permuted}".encode())
     if isinstance(filler, FromFile):

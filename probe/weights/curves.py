@@ -1,4 +1,7 @@
-"""Vectors of successive blocks compared: continuity, subspaces, lag curves, trajectories. Signs never matter."""
+"""Comparisons of the vectors of successive blocks: continuity, subspaces, lag curves, trajectories.
+
+Signs never matter: singular vectors have none.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ Vectors = Float[Tensor, "block n"]
 
 
 def cosine_matrix(vectors: Vectors) -> Float[Tensor, "block block"]:
-    """``|v(l) · v(m)|`` for all pairs of blocks; the first off-diagonal is the continuity.
+    """Compute ``|v(l) · v(m)|`` for all pairs of blocks; the first off-diagonal is the continuity.
 
     Args:
         vectors: Unit vectors, (L, n).
@@ -24,7 +27,7 @@ def cosine_matrix(vectors: Vectors) -> Float[Tensor, "block block"]:
 
 
 def adjacent_cosines(vectors: Vectors) -> Float[Tensor, " pair"]:
-    """Continuity ``|v(l) · v(l+1)|`` of arXiv 2605.04971, of the leading left or right singular vectors.
+    """Compute the continuity ``|v(l) · v(l+1)|`` (arXiv 2605.04971) of the leading left or right singular vectors.
 
     Args:
         vectors: Unit vectors, (L, n).
@@ -36,7 +39,7 @@ def adjacent_cosines(vectors: Vectors) -> Float[Tensor, " pair"]:
 
 
 def adjacent_overlaps(bases: Float[Tensor, "block n k"], k: int) -> Float[Tensor, " pair"]:
-    """``‖V_k(l)ᵀ V_k(l+1)‖_F² / k``: mean squared cosine of the principal angles of leading k-subspaces.
+    """Compute ``‖V_k(l)ᵀ V_k(l+1)‖_F² / k``, the mean squared cosine of the leading k-subspaces' principal angles.
 
     Args:
         bases: Orthonormal columns by falling singular value, (L, n, k or more).
@@ -49,13 +52,15 @@ def adjacent_overlaps(bases: Float[Tensor, "block n k"], k: int) -> Float[Tensor
         InputError: If there are fewer than k columns.
     """
     if not 1 <= k <= bases.shape[-1]:
-        raise InputError(f"k must lie in 1 … {bases.shape[-1]}, the columns of the bases, got {k}; compute more")
+        raise InputError(
+            f"k must lie in 1 … {bases.shape[-1]}, the columns of the bases, got {k}: compute more columns"
+        )
     overlap = bases[:-1, :, :k].mT @ bases[1:, :, :k]
     return overlap.square().sum((-2, -1)) / k
 
 
 def lag_curve(cosines: Float[Tensor, "*batch block block"]) -> Float[Tensor, "*batch lag"]:
-    """Mean ``|v(l) · v(l+m)|`` over l for every lag m: a smooth trajectory decays with it.
+    """Average ``|v(l) · v(l+m)|`` over l for every lag m; on a smooth trajectory the mean falls with m.
 
     Args:
         cosines: From `cosine_matrix`, (..., L, L).
@@ -68,13 +73,13 @@ def lag_curve(cosines: Float[Tensor, "*batch block block"]) -> Float[Tensor, "*b
 
 
 def aligned(vectors: Vectors) -> Vectors:
-    """The same vectors with signs along depth: each turned so that its product with the one before is not negative.
+    """Choose the vectors' signs along depth, so that no product of a vector with the one before is negative.
 
     Args:
         vectors: (L, n).
 
     Returns:
-        The vectors, the first as it was.
+        The vectors, the first unchanged.
     """
     products = (vectors[:-1] * vectors[1:]).sum(-1)
     signs = torch.where(products < 0, -1.0, 1.0).cumprod(0)
@@ -82,7 +87,7 @@ def aligned(vectors: Vectors) -> Vectors:
 
 
 def trajectory(vectors: Vectors, axes: int = 3) -> tuple[Float[Tensor, "block axis"], Float[Tensor, " axis"]]:
-    """The path of a direction through depth: principal components of the sign-aligned vectors.
+    """Compute the path of a direction through depth: the principal components of the sign-aligned vectors.
 
     Args:
         vectors: Unit vectors, (L, n).
@@ -97,8 +102,8 @@ def trajectory(vectors: Vectors, axes: int = 3) -> tuple[Float[Tensor, "block ax
     return left[:, :axes] * singular[:axes], energy[:axes] / energy.sum()
 
 
-def participation_ratio(vectors: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """Number of coordinates that a unit vector lives on, ``1 / Σ vᵢ⁴``; about n/3 for a random one.
+def vector_participation(vectors: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """Count the coordinates on which a unit vector lives, ``1 / Σ vᵢ⁴``; about n/3 for a random one.
 
     Args:
         vectors: Unit vectors, (..., n).
@@ -109,12 +114,12 @@ def participation_ratio(vectors: Float[Tensor, "*batch n"]) -> Float[Tensor, "*b
     return 1 / vectors.pow(4).sum(-1)
 
 
-def best_matches(a: Float[Tensor, "n i"], b: Float[Tensor, "n j"]) -> Float[Tensor, " i"]:
-    """For each unit column of a the largest |cosine| to a column of b: continuity up to an exchange of ranks or heads.
+def best_cosines(a: Float[Tensor, "n i"], b: Float[Tensor, "n j"]) -> Float[Tensor, " i"]:
+    """Find the largest |cosine| of each column of a with a column of b: continuity up to exchanged ranks or heads.
 
     Args:
-        a: (n, i).
-        b: (n, j).
+        a: Unit columns, (n, i).
+        b: Unit columns, (n, j).
 
     Returns:
         Values in [0, 1], (i,).
@@ -123,13 +128,13 @@ def best_matches(a: Float[Tensor, "n i"], b: Float[Tensor, "n j"]) -> Float[Tens
 
 
 def kept_coordinates(vectors: Vectors, share: float) -> Int[Tensor, " kept"]:
-    """All coordinates but those that hold most of the vectors' energy, mean over blocks.
+    """Select all coordinates but those that hold most of the vectors' energy, averaged over blocks.
 
-    One set for all blocks: a coordinate that dominates every block's vector makes continuity trivial.
+    It is one set for all blocks: a coordinate that dominates every block's vector makes continuity trivial.
 
     Args:
         vectors: Unit vectors, (L, n).
-        share: Of the n coordinates that is left out, rounded up; 0 leaves out none.
+        share: Share of the n coordinates that is left out, rounded up; 0 leaves out none.
 
     Returns:
         Indices, ascending.

@@ -14,15 +14,15 @@ from probe.errors import InputError
 from probe.weights.reading import Heads, Matrix, Weights
 
 COMPOSITES = ("ov", "qk")
-"""Left singular vectors of `ov` are what is written, right ones what is read; of `qk` the query's and the key's."""
+"""`ov`: left singular vectors are written, right ones read. `qk`: left ones are the query's, right ones the key's."""
 
 
 def names_of(weights: Weights, *, composites: bool = True) -> tuple[str, ...]:
-    """Names of all projections of a model.
+    """List the names of all projections of a model.
 
     Args:
         weights: The model.
-        composites: With `ov` and `qk`, where the heads are known.
+        composites: Include `ov` and `qk`, where the heads are known.
 
     Returns:
         Stored projections, then composites.
@@ -32,11 +32,11 @@ def names_of(weights: Weights, *, composites: bool = True) -> tuple[str, ...]:
 
 
 def shapes_of(weights: Weights, *, composites: bool = True) -> list[tuple[str, int, int]]:
-    """The shape of every projection, as the first block has it.
+    """List the shape of every projection in the first block.
 
     Args:
         weights: The model.
-        composites: With `ov` and `qk`, where the heads are known.
+        composites: Include `ov` and `qk`, where the heads are known.
 
     Returns:
         Name, rows and columns of each.
@@ -47,7 +47,7 @@ def shapes_of(weights: Weights, *, composites: bool = True) -> list[tuple[str, i
 
 
 def matrix_of(weights: Weights, layer: int, name: str) -> Matrix:
-    """A projection or, summed over the heads, a composite: O(d² · heads · d_head).
+    """Read a projection or compute a composite, summed over the heads: O(d² · heads · d_head).
 
     Args:
         weights: The model.
@@ -64,7 +64,7 @@ def matrix_of(weights: Weights, layer: int, name: str) -> Matrix:
 
 
 def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head out in"]:
-    """The part of each head of a projection of attention.
+    """Cut a projection of attention into its heads.
 
     Args:
         weights: The model.
@@ -75,13 +75,13 @@ def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head o
         One matrix a head; of `k` and `v` one a key head.
 
     Raises:
-        InputError: If the projection is not one of attention's, or its heads are not known.
+        InputError: If the projection is not one of attention's, or its heads are unknown.
     """
     heads = weights.heads
     if name not in "qkvo" or heads is None:
         raise InputError(
-            f"heads are parts of q, k, v or o of a model with attention, got {name!r} of {weights.name}; ask for one "
-            "of these"
+            f"heads are parts of q, k, v or o of a model with attention, got {name!r} of {weights.name}: choose one of "
+            "these"
         )
     matrix: Tensor = weights.matrix(layer, name)
     if name == "o":
@@ -94,7 +94,7 @@ def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head o
 def head_factors(
     weights: Weights, layer: int, name: str
 ) -> tuple[Float[Tensor, "head d d_head"], Float[Tensor, "head d_head d"]]:
-    """The two factors of each head's composite, ``composite = left @ right``.
+    """Read the two factors of each head's composite, ``composite = left @ right``.
 
     Args:
         weights: The model.
@@ -105,10 +105,10 @@ def head_factors(
         (W_O, W_V) or (W_Qᵀ, W_K) of every query head, keys and values repeated over the heads that share them.
 
     Raises:
-        InputError: If the name is no composite.
+        InputError: If the name is not a composite.
     """
     if name not in COMPOSITES:
-        raise InputError(f"a composite is one of {', '.join(COMPOSITES)}, got {name!r}; ask for one of these")
+        raise InputError(f"a composite is one of {', '.join(COMPOSITES)}, got {name!r}: choose one of these")
     if name == "ov":
         return head_views(weights, layer, "o"), _repeated(head_views(weights, layer, "v"), weights.heads)
     return head_views(weights, layer, "q").mT, _repeated(head_views(weights, layer, "k"), weights.heads)

@@ -1,4 +1,4 @@
-"""What continuity is without any: random directions by formula and by simulation, and permuted orders of blocks."""
+"""Nulls of continuity: random directions by formula and by simulation, and permuted orders of blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from probe.inference import PermutationNull, permutation_null
 
 
 def haar_cosine(n: int) -> float:
-    """Mean |cosine| of two random directions, ``Γ(n/2) / (√π Γ((n+1)/2))``, about ``sqrt(2 / (π n))``.
+    """Compute the mean |cosine| of two random directions, ``Γ(n/2) / (√π Γ((n+1)/2))``, about ``sqrt(2 / (π n))``.
 
     Args:
         n: Dimension.
@@ -28,11 +28,11 @@ def haar_cosine(n: int) -> float:
 
 
 def haar_quantile(n: int, level: float) -> float:
-    """A quantile of the |cosine| of two random directions: its square is Beta(1/2, (n − 1)/2) distributed.
+    """Compute a quantile of the |cosine| of two random directions, whose square has the law Beta(1/2, (n − 1)/2).
 
     Args:
         n: Dimension, at least 2.
-        level: In [0, 1]; for .99 the quantile is about 2.58 / √n.
+        level: In [0, 1]; for 0.99 the quantile is about 2.58 / √n.
 
     Returns:
         The quantile.
@@ -43,15 +43,15 @@ def haar_quantile(n: int, level: float) -> float:
 def haar_mean_quantiles(
     pairs: Mapping[int, int], levels: Float[np.ndarray, " level"], *, draws: int = 20_000, seed: int = 0
 ) -> Float[np.ndarray, " level"]:
-    """Quantiles of the mean |cosine| over many pairs of random directions, by simulation.
+    """Simulate quantiles of the mean |cosine| over many pairs of random directions.
 
     Along a chain of independent random directions the cosines of neighbours are independent of each other.
 
     Args:
-        pairs: Dimension to number of pairs in it.
+        pairs: Number of pairs by dimension.
         levels: In [0, 1].
-        draws: Of the whole mean.
-        seed: Of the draws.
+        draws: Number of draws of the whole mean.
+        seed: Seed of the draws.
 
     Returns:
         One quantile a level.
@@ -65,11 +65,11 @@ def haar_mean_quantiles(
 
 
 def haar_best_match(n: int, others: int) -> float:
-    """Mean of the largest |cosine| of a random direction to some others, ``∫ 1 − F(x)^others dx``.
+    """Compute the mean of the largest |cosine| of a random direction to some others, ``∫ 1 − F(x)^others dx``.
 
     Args:
         n: Dimension.
-        others: How many independent random directions it is compared with.
+        others: Number of independent random directions that it is compared with.
 
     Returns:
         The mean.
@@ -80,7 +80,7 @@ def haar_best_match(n: int, others: int) -> float:
 
 
 def simulated_cosines(n: int, draws: int, generator: torch.Generator) -> Float[Tensor, " draw"]:
-    """|cosine| of pairs of random directions, drawn: what the formulas above are checked against.
+    """Draw pairs of random directions and return their |cosine|, to check the formulas above.
 
     Args:
         n: Dimension.
@@ -104,16 +104,17 @@ def permuted_order(
     seed: int = 0,
     greater: bool = True,
 ) -> PermutationNull:
-    """A statistic of L × L matrices of |cosine| when the blocks come in another order, one for all projections.
+    """Permute the order of the blocks, one order for all projections, and recompute a statistic of |cosine|.
 
-    Is it adjacency, or one direction that all blocks share? The second survives every order.
+    It tells whether blocks are alike because they are neighbours, or because all share one direction, which survives
+    every order.
 
     Args:
-        cosines: |v(l) · v(m)| of each projection.
-        statistic: Of such an array, for example the mean of the first off-diagonals.
-        permutations: How many orders.
-        seed: Of the orders.
-        greater: Large values are extreme; False: small ones.
+        cosines: |v(l) · v(m)| of each projection, L × L.
+        statistic: Function of such an array, for example the mean of the first off-diagonals.
+        permutations: Number of orders.
+        seed: Seed of the orders.
+        greater: True: large values are extreme; False: small ones.
 
     Returns:
         The observed value, the null values and the p value.

@@ -1,9 +1,9 @@
-"""Where matrices come from, one at a time: a loaded model, a checkpoint that is never loaded, a fresh initialisation.
+"""Sources of matrices, read one at a time: a loaded model, a checkpoint never loaded, a fresh initialisation.
 
 A checkpoint is read through a *skeleton*: the model's modules without values (on torch's meta device), made from its
-configuration. For one matrix a block of it is copied, the sub-module that holds the matrix is filled from the file, and
-the architecture's layout cuts the matrix out, as it does in a loaded model: joint matrices are taken
-apart and a Conv1D is transposed by the same code. Memory: the largest sub-module, not the model.
+configuration. For one matrix a block is copied, the sub-module that holds the matrix is filled from the file, and the
+architecture's layout cuts the matrix out as in a loaded model: the same code takes joint matrices apart and transposes
+a Conv1D. Memory: the largest sub-module, not the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import Layout, norm_of
+from probe.model.architectures import Layout
 from probe.model.huggingface import LaidOut
 
 Matrix = Float[Tensor, "out in"]
@@ -28,11 +28,11 @@ Matrix = Float[Tensor, "out in"]
 
 @dataclass(frozen=True)
 class Heads:
-    """How the rows of the queries, and of the keys and values, fall into heads.
+    """Numbers of heads into which the rows of the queries, and of the keys and values, are divided.
 
     Attributes:
         query: Number of query heads.
-        key: Number of key and value heads; several query heads share one where it is smaller.
+        key: Number of key and value heads; where it is smaller, several query heads share one.
     """
 
     query: int
@@ -41,15 +41,15 @@ class Heads:
 
 @runtime_checkable
 class Weights(Protocol):
-    """The matrices of a model by name; `weights_of` makes one of a name, a path or a loaded model."""
+    """The matrices of a model by name; `weights_of` makes it of a name, a path or a loaded model."""
 
     @property
     def name(self) -> str:
-        """What the user called the model."""
+        """The name that the user gave the model."""
 
     @property
     def description(self) -> str:
-        """What a report says about the weights."""
+        """The weights' description in a report."""
 
     @property
     def architecture(self) -> str:
@@ -65,11 +65,11 @@ class Weights(Protocol):
 
     @property
     def recurrent(self) -> bool:
-        """Blocks carry a state along the positions instead of attention."""
+        """True if blocks carry a state along the positions instead of attention."""
 
     @property
     def heads(self) -> Heads | None:
-        """The heads of attention; None where there are none or they are not known."""
+        """The heads of attention; None where there are none or they are unknown."""
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -79,15 +79,15 @@ class Weights(Protocol):
         """Read one projection, (out, in), in at least float32."""
 
     def gain(self, layer: int, name: str) -> Float[Tensor, " d_model"] | None:
-        """Give the gain γ of the norm on the stream's side of a projection; None where there is none."""
+        """Read the gain γ of the norm on the stream's side of a projection; None where there is none."""
 
 
 @runtime_checkable
 class Filler(Protocol):
-    """Gives a sub-module of a skeleton its values."""
+    """A source of values for the sub-modules of a skeleton."""
 
-    def fill(self, block: nn.Module, path: str, place: str, skeleton: nn.Module) -> None:
-        """Fill the sub-module at a path of a block, a copy of the one at a place of the skeleton."""
+    def fill(self, block: nn.Module, path: str, block_path: str, skeleton: nn.Module) -> None:
+        """Fill the sub-module at a path of a block, which is a copy of the skeleton's block at `block_path`."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class ModuleWeights(LaidOut):
     """The matrices of a Hugging Face module, or of a skeleton of one with a source of values.
 
     Attributes:
-        name: What the user called it.
+        name: Name that the user gave it.
         module: The causal LM; on the meta device where it is a skeleton.
-        layout: Where its parts are.
-        description: What a report says about the weights.
-        filler: Where a skeleton's values come from; None for a module that has them.
+        layout: Paths of its parts.
+        description: The weights' description in a report.
+        filler: Source of a skeleton's values; None for a module that has values.
         permuted: Seed under which the entries of every matrix are permuted, or None.
     """
 
@@ -131,7 +131,7 @@ class ModuleWeights(LaidOut):
             name: One of `stored`.
 
         Returns:
-            The matrix as (out, in), in float32 or, where it is stored so, float64.
+            The matrix as (out, in), in float32, or in float64 where it is stored so.
 
         Raises:
             InputError: If the model has no such block or projection.
@@ -146,18 +146,18 @@ class ModuleWeights(LaidOut):
         return weight if weight.dtype == torch.float64 else weight.float()
 
     def gain(self, layer: int, name: str) -> Float[Tensor, " d_model"] | None:
-        """Give the gain of the norm between the stream and a projection.
+        """Read the gain of the norm between the stream and a projection.
 
-        For a matrix that reads the stream the norm before it, for one that writes to it the norm behind it.
+        That is the norm before a matrix that reads the stream, and the norm after one that writes to it.
 
         Args:
             layer: Index of the block.
             name: A projection or a composite.
 
         Returns:
-            γ, with what the architecture adds to it (Gemma: 1); None where no such norm is known, or it has no gain.
+            γ, with the architecture's offset (Gemma: 1); None where no such norm is known, or it has no gain.
         """
-        found = norm_of(self.architecture, self.recurrent, name)
+        found = self.layout.norm_of(name)
         if found is None:
             return None
         path, offset = found
@@ -165,7 +165,7 @@ class ModuleWeights(LaidOut):
         return None if weight is None else weight.detach().float() + offset
 
     def _filled(self, layer: int, path: str) -> nn.Module:
-        """The block with values at a path: itself, or a copy of the skeleton's."""
+        """The block with values at a path: the module's own, or a filled copy of the skeleton's."""
         if self.filler is None:
             return self.blocks[layer]
         block = copy.deepcopy(self.blocks[layer])
@@ -181,7 +181,7 @@ WRITERS = ("o", "down", "out")
 
 @dataclass(frozen=True)
 class ProjectedWeights:
-    """The matrices of a `LanguageModel` of the user's own: by its `projections`; heads and norms are not known.
+    """The matrices of a user's own `LanguageModel`, by its `projections`; heads and norms are unknown.
 
     Attributes:
         model: The model.
@@ -192,12 +192,12 @@ class ProjectedWeights:
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The name that the user gave it."""
         return self.model.name
 
     @property
     def description(self) -> str:
-        """What a report says about the weights."""
+        """The weights' description in a report."""
         return self.model.description
 
     @property
@@ -217,7 +217,7 @@ class ProjectedWeights:
 
     @property
     def recurrent(self) -> bool:
-        """Blocks carry a state along the positions instead of attention."""
+        """True if blocks carry a state along the positions instead of attention."""
         return self.model.recurrent
 
     @cached_property
@@ -227,13 +227,13 @@ class ProjectedWeights:
         return tuple(name for name in first if all(name in other for other in others))
 
     def matrix(self, layer: int, name: str) -> Matrix:
-        """Read one projection, (out, in), in float32 or, where it is stored so, float64."""
+        """Read one projection, (out, in), in float32, or in float64 where it is stored so."""
         require_projection(self, layer, name)
         weight = self.model.projections(layer)[name].detach()
         return weight if weight.dtype == torch.float64 else weight.float()
 
     def gain(self, layer: int, name: str) -> None:
-        """Nothing is known of the norms."""
+        """Return None: the norms are unknown."""
 
 
 def require_projection(weights: Weights, layer: int, name: str) -> None:
@@ -242,22 +242,22 @@ def require_projection(weights: Weights, layer: int, name: str) -> None:
     Args:
         weights: The model.
         layer: Index of a block.
-        name: Of a projection.
+        name: Name of a projection.
 
     Raises:
-        InputError: If it has none such.
+        InputError: If there is no such block or projection.
     """
     if name not in weights.stored:
         raise InputError(
             f"a projection must be one that every block of this {weights.architecture} has "
-            f"({', '.join(weights.stored)}), got {name!r}; choose among them"
+            f"({', '.join(weights.stored)}), got {name!r}: choose one of them"
         )
     if not 0 <= layer < weights.n_layers:
-        raise InputError(f"a layer must lie in 0 … {weights.n_layers - 1}, got {layer}; choose a block of the model")
+        raise InputError(f"a layer must lie in 0 … {weights.n_layers - 1}, got {layer}: choose a block of the model")
 
 
 def of_model(model: LanguageModel) -> Weights:
-    """The matrices of a loaded model, read where they lie.
+    """Read the matrices of a loaded model in place.
 
     Args:
         model: Any `LanguageModel`.
@@ -271,11 +271,11 @@ def of_model(model: LanguageModel) -> Weights:
 
 
 def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_code: bool = False) -> nn.Module:
-    """A causal LM without values, on the meta device.
+    """Make a causal LM without values, on the meta device.
 
     Args:
         config: Its Hugging Face configuration.
-        like: Its class; by default what transformers chooses for the configuration.
+        like: Its class; by default the one that transformers chooses for the configuration.
         trust_remote_code: Run the code that comes with the model's repository.
 
     Returns:
@@ -291,10 +291,7 @@ def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_c
     return made.eval()
 
 
-# Nulls, as sources of weights
-
-
 def generator_of(*names: object) -> torch.Generator:
-    """A stream of random numbers of its own for every place that it is named by."""
+    """Make a generator of random numbers whose stream depends on the given names alone."""
     digest = hashlib.sha256(" ".join(map(str, names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))

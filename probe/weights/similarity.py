@@ -1,4 +1,4 @@
-"""DOCS: how alike two weight matrices are by their columns (Min & Wang, arXiv 2501.16650)."""
+"""DOCS: similarity of two weight matrices by their columns (Min & Wang, arXiv 2501.16650)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ CHUNK = 2**26  # entries of the matrix of cosines at a time
 
 
 def docs_similarity(x: Float[Tensor, "out i"], y: Float[Tensor, "out j"]) -> float:
-    """DOCS, ``(u_X + u_Y) / 2``.
+    """Compute DOCS, ``(u_X + u_Y) / 2``.
 
     ``u_X`` is the location of the Gumbel distribution fitted (by maximum likelihood) to the largest |cosine| of each
-    column of X with the columns of Y, ``u_Y`` the same the other way round. Unlike CKA and its like it tells orthogonal
-    matrices apart. A column of zeros has no direction and is left out.
+    column of X with the columns of Y, and ``u_Y`` the same with X and Y exchanged. Unlike CKA and similar measures it
+    tells orthogonal matrices apart. A column of zeros has no direction and is left out.
 
     Args:
         x: (out, i).

@@ -1,4 +1,4 @@
-"""Nulls as sources of weights: a fresh initialisation, and the model's own entries permuted."""
+"""Controls as sources of weights: a fresh initialisation, and the model's own entries permuted."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Initialiser:
     """Values drawn as the model's own class initialises them, the same at every reading.
 
     Attributes:
-        seed: Of the draws; every sub-layer of every block has its own stream of it.
+        seed: Seed of the draws; every sub-layer of every block has its own stream.
     """
 
     seed: int
 
-    def fill(self, block: nn.Module, path: str, place: str, skeleton: nn.Module) -> None:
-        """Initialise the sub-layer that holds a sub-module: some classes do it for a whole mixer.
+    def fill(self, block: nn.Module, path: str, block_path: str, skeleton: nn.Module) -> None:
+        """Initialise the whole sub-layer that holds a sub-module, as some classes do for a whole mixer.
 
         Args:
             block: A copied block; its sub-layer gets values.
-            path: Of the sub-module inside the block.
-            place: The block's path in the skeleton, which with the sub-layer names the stream of random numbers.
-            skeleton: The whole model, which knows how its modules are initialised.
+            path: Path of the sub-module inside the block.
+            block_path: Path of the block in the skeleton; with the sub-layer it names the stream of random numbers.
+            skeleton: The whole model, whose class initialises modules.
         """
         whole: Any = skeleton
         name = path.split(".", 1)[0]
@@ -38,39 +38,41 @@ class Initialiser:
 
         def initialise(module: nn.Module) -> None:
             reset: Any = getattr(module, "reset_parameters", None)
-            if reset is not None:  # what the class leaves as torch made it
+            if reset is not None:  # for modules that the class leaves as torch made them
                 reset()
             whole._init_weights(module)
 
-        with seeded(generator_of(self.seed, place, name).initial_seed()), torch.no_grad():
-            part.apply(initialise)  # what is inside comes first, as in transformers
+        with seeded(generator_of(self.seed, block_path, name).initial_seed()), torch.no_grad():
+            part.apply(initialise)  # children first, as in transformers
 
 
 def fresh_twin(weights: Weights, seed: int) -> ModuleWeights:
-    """The same architecture, freshly initialised, one sub-layer at a time.
+    """Make a twin of the same architecture, freshly initialised one sub-layer at a time.
 
-    The draws have the distribution of `load_model(..., random_init=seed)` (up to a factor on a matrix that some classes
-    apply afterwards, which moves no singular vector), but are not the same draws.
+    The draws have the distribution of `load_model(..., random_init=seed)` (up to a factor that some classes apply to a
+    matrix afterwards, which moves no singular vector), but are not the same draws.
 
     Args:
-        weights: Of a Hugging Face model.
-        seed: Of the draw.
+        weights: Weights of a Hugging Face model.
+        seed: Seed of the draw.
 
     Returns:
         The twin.
     """
-    own = _of_module(weights)
-    module = own.module if own.filler is not None else skeleton(own.module.config, like=type(own.module))
-    description = Control(random_init=seed).described(own.description)
-    return replace(own, module=module, filler=Initialiser(seed), permuted=None, description=description)
+    original = _of_module(weights)
+    module = original.module
+    if original.filler is None:
+        module = skeleton(module.config, like=type(module))
+    description = Control(random_init=seed).described(original.description)
+    return replace(original, module=module, filler=Initialiser(seed), permuted=None, description=description)
 
 
 def shuffled_twin(weights: Weights, seed: int) -> ModuleWeights:
-    """The same model with the entries of every matrix permuted, gains kept.
+    """Make a twin with the entries of every matrix permuted, and the gains kept.
 
     Args:
-        weights: Of a Hugging Face model.
-        seed: Of the permutations; every matrix has its own.
+        weights: Weights of a Hugging Face model.
+        seed: Seed of the permutations; every matrix has its own.
 
     Returns:
         The twin.
@@ -82,7 +84,7 @@ def shuffled_twin(weights: Weights, seed: int) -> ModuleWeights:
 def _of_module(weights: Weights) -> ModuleWeights:
     if not isinstance(weights, ModuleWeights):
         raise InputError(
-            f"a control needs a model whose modules are known, and {weights.name} is no Hugging Face module; leave "
-            "fresh and shuffled controls out"
+            f"a fresh or shuffled control needs a Hugging Face model, and {weights.name} is of another kind: leave "
+            "these controls out"
         )
     return weights

@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,14 @@ from torch.nn import functional
 
 from probe import InputError, training, weights
 from probe.analyses import causes
-from probe.analyses.causes import cells, config, work
-from probe.analyses.causes import schema as dataset
+from probe.analyses.causes import cells, config, stages, work
 from probe.analyses.causes.cells import Cell, plain
+from probe.analyses.causes.schema import SCHEMA
+from probe.analyses.causes.work import Trainings
 from probe.report import Result
-from probe.runs import Run, open_run
-from probe.runs.engine import Unit
+from probe.runs import Run
+from probe.text import load_windows
+from probe.training.transformer import PROJECTIONS
 
 SMALL = {"seeds": 2, "steps": 20, "batch": 8, "width": 10, "blocks": 3, "snapshots": 2, "arm_steps": 20}
 SMALL |= {"arm_batch": 2, "arm_width": 16, "arm_blocks": 2, "arm_heads": 2, "window_length": 16}
@@ -40,9 +44,20 @@ def small(**changes: object) -> causes.Config:
 
 
 @pytest.fixture(scope="module")
-def result(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def parts_read() -> list[str]:
+    """The parts of the text that the whole run reads, as it reads them."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(text: Path, tmp_path_factory: pytest.TempPathFactory, parts_read: list[str]) -> Result:
+    def counted(*model: Any, part: str, **options: Any) -> Any:
+        parts_read.append(part)
+        return load_windows(*model, part=part, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(config, "ARMS", ("full", "v_nonlinearity"))
+        patch.setattr(work, "load_windows", counted)
         return causes.run(small(text=text), out=tmp_path_factory.mktemp("run") / "run", quiet=True)
 
 
@@ -67,12 +82,6 @@ class TestCells:
         for cell in cells.full():
             assert by_name.setdefault(cell.name, cell) == cell
 
-    def test_the_names_are_those_of_the_training_room(self):
-        assert tuple(training.ACTIVATIONS) == cells.ACTIVATIONS
-        assert (training.RADIAL, training.NORMS, training.FORMS) == (cells.RADIAL, cells.NORMS, cells.FORMS)
-        assert set(training.LEARNING_RATES) == set(cells.OPTIMISERS)
-        assert tuple(training.ARMS) == config.ARMS
-
     def test_patterns_choose(self):
         assert [cell.name for cell in cells.chosen("plain-*elu, stream-tanh", False)] == [
             "stream-tanh",
@@ -95,6 +104,7 @@ class TestVariables:
         assert data["arm_cosine"].dims == ("arm", "arm_step", "seed", "projection", "weights", "space", "arm_pair")
         assert (data.sizes["seed"], data.sizes["k"], data.sizes["projection"]) == (2, 8, 7)
         assert data["arm"].values.tolist() == ["full", "v_nonlinearity"]
+        assert set(data.data_vars) == set(SCHEMA)
         assert all("units" in data[name].attrs for name in data.data_vars)
         assert data["norm"].values.tolist() == ["none", "none", "layer", "none"]
 
@@ -118,6 +128,9 @@ class TestVariables:
         start = result.data["arm_held_out_loss"].isel(arm_step=0)
         np.testing.assert_allclose(start, np.log(256), rtol=0.02)
         assert result.data.attrs["arm_guess"] < 3.5
+
+    def test_each_part_of_the_text_is_read_once(self, result: Result, parts_read: list[str]):
+        assert parts_read == ["fit", "scored"]
 
     def test_claims_and_report(self, result: Result):
         assert [claim.id for claim in result.claims] == [
@@ -159,9 +172,10 @@ class TestAgainstTheDefinition:
             expected = (vectors[:-1] * vectors[1:]).sum(-1).abs()
             np.testing.assert_allclose(found.sel(weights=kind), expected, atol=2e-3)
 
-    def test_working_time_counts_the_units_and_not_their_checkpoints_beside(self, result: Result):
+    def test_working_time_counts_the_tasks_and_not_their_checkpoints_beside(self, result: Result, text: Path):
         run = Run(result.directory)
-        assert run.has("checkpoints", "full")
+        assert run.load_checkpoint(Trainings(small(text=text)).arms[0]) is not None
+        assert len(run.files()) == 4 + 2
         assert run.seconds is not None
         assert run.seconds > 0
 
@@ -183,9 +197,8 @@ class TestAgainstTheDefinition:
         assert float(found) == pytest.approx(functional.mse_loss(module(x), y).item(), rel=1e-4)
 
     def test_a_seeds_numbers_do_not_depend_on_how_many_there_are(self, result: Result, tmp_path: Path):
-        one = small(seeds=1, seed=1)
-        with open_run("causes", one, {}, out=tmp_path / "run") as opened:
-            alone = work.toy_unit(one, work.units(one)["toys"][0], opened)
+        one = Trainings(small(seeds=1, seed=1))
+        alone = work.train_toy(one, one.toys[0], Run(tmp_path))
         both = result.data["cosine"].sel(cell="stream-gelu", seed=1).values
         np.testing.assert_allclose(alone["cosine"][:, 0], both, atol=2e-3)
 
@@ -201,7 +214,7 @@ def test_a_toy_is_trained_on_one_thread_and_threads_come_back(tmp_path: Path, mo
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            work.toy_unit(small(), work.units(small())["toys"][0], Run(tmp_path))
+            work.train_toy(Trainings(small()), Trainings(small()).toys[0], Run(tmp_path))
         assert (seen, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(before)
@@ -209,25 +222,24 @@ def test_a_toy_is_trained_on_one_thread_and_threads_come_back(tmp_path: Path, mo
 
 class TestResume:
     def test_an_arm_goes_on_from_its_checkpoint(self, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        options = small(text=text)
-        unit = Unit("transformers", "full", {"arm": "full", "quiet": True})
-        with open_run("causes", options, {}, out=tmp_path / "whole") as opened:
-            whole = work.arm_unit(options, unit, opened)
-        save, saved = work.UnitCheckpoint.save, []
+        subject = Trainings(small(text=text))
+        task = subject.arms[0]
+        whole = work.train_arm(subject, task, Run(tmp_path / "whole"))
+        save, saved = work.TaskCheckpoint.save, []
 
-        def interrupted(self: work.UnitCheckpoint, state: object) -> None:
+        def interrupted(self: work.TaskCheckpoint, state: object) -> None:
             save(self, state)  # type: ignore[arg-type]
             saved.append(1)
             if len(saved) == 3:
                 raise KeyboardInterrupt
 
-        with open_run("causes", options, {}, out=tmp_path / "cut") as opened:
-            monkeypatch.setattr(work.UnitCheckpoint, "save", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                work.arm_unit(options, unit, opened)
-            assert opened.has("checkpoints", "full")
-            found = work.arm_unit(options, unit, opened)
-        assert len(saved) == len(work.arm_plan_of(options).snapshots)  # none is trained twice
+        cut = Run(tmp_path / "cut")
+        monkeypatch.setattr(work.TaskCheckpoint, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work.train_arm(subject, task, cut)
+        assert cut.load_checkpoint(task) is not None
+        found = work.train_arm(subject, task, cut)
+        assert len(saved) == len(subject.arm_schedule.snapshots)  # none is trained twice
         for name, values in whole.items():
             torch.testing.assert_close(found[name], values, rtol=0, atol=0, equal_nan=True)
 
@@ -259,18 +271,32 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"cells": "stream-swish"}, "--cells must match some cell, got 'stream-swish'"),
-            ({"dtype": "bfloat16"}, "--dtype must be float32 or float64"),
-            ({"arms": ("full", "mute")}, "--arms must be some of full.*got 'mute'"),
-            ({"steps": 3}, "--steps must be at least 20: got 3"),
-            ({"arm_heads": 3}, "--arm-width must be a multiple of twice --arm-heads"),
-            ({"seeds": 0}, "--seeds must be at least 1"),
+            ({"cells": "stream-swish"}, "cells= must match some cell, got 'stream-swish'"),
+            ({"dtype": "bfloat16"}, "dtype= must be float32 or float64"),
+            ({"arms": ("full", "mute")}, "arms= must be some of full.*got 'mute'"),
+            ({"steps": 3}, "steps= must be at least 20, got 3"),
+            ({"arm_heads": 3}, "arm_width= must be a multiple of twice arm_heads="),
+            ({"seeds": 0}, "seeds= must be at least 1"),
+            ({"seed": -1}, "seed= must be at least 0"),
         ],
     )
     def test_bad_options(self, changes: dict[str, object], message: str):
-        for function in (causes.run, causes.plan):
-            with pytest.raises(InputError, match=message):
-                function(small(**changes))
+        with pytest.raises(InputError, match=message):
+            small(**changes)
+
+    def test_bad_options_are_refused_as_they_are_typed_before_torch_is_imported(self):
+        code = (
+            "import sys\n"
+            "from probe.analyses import causes\n"
+            "from probe.analysis import command\n"
+            "status = command.main('causes', causes.Config, lambda: causes.analysis, sys.argv[1:])\n"
+            "sys.exit(status + 10 * ('torch' in sys.modules))"
+        )
+        command = [sys.executable, "-c", code, "--cells", "stream-swish"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        said = "error: --cells must match some cell, got 'stream-swish': names look like stream-identity; --full adds"
+        assert done.stderr.startswith(said)
 
     def test_two_texts(self, text: Path):
         with pytest.raises(InputError, match="only one text can be read"):
@@ -282,22 +308,38 @@ class TestCommand:
         assert done.stderr.startswith("error: the text file must be readable")
         assert done.stderr.count("\n") == 1
 
-    def test_the_plan_counts_units(self, text: Path):
+    def test_the_plan_counts_tasks(self, text: Path):
         plan = causes.plan(small(text=text, full=False, cells="stream-*"))
-        assert [(stage.name, stage.units) for stage in plan.stages] == [
+        assert [(stage.name, stage.tasks) for stage in plan.stages] == [
             ("toys", len(cells.chosen("stream-*", False))),
             ("transformers", 1),
         ]
-        assert all(stage.seconds > 0 and stage.bytes > 2**29 for stage in plan.stages)
+        assert all(stage.seconds > 0 and stage.bytes > 2**27 for stage in plan.stages)
+
+    def test_the_plan_times_steps_and_looks(self, monkeypatch: pytest.MonkeyPatch):
+        clock = [0.0]
+
+        def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+            def slow(*arguments: Any) -> Any:
+                clock[0] += seconds
+                return function(*arguments)
+
+            return slow
+
+        monkeypatch.setattr(work.time, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr(training.Regression, "batch", taking(2.0, training.Regression.batch))
+        monkeypatch.setattr(training.Watch, "__call__", taking(5.0, training.Watch.__call__))
+        subject = Trainings(small())
+        steps, snapshots = subject.schedule.steps, len(subject.schedule.snapshots)
+        assert work.toy_seconds(subject, subject.toys[0]) == pytest.approx(2.0 * steps + 5.0 * snapshots)
 
     def test_windows_come_from_different_documents(self, text: Path):
-        options = small(text=text)
-        learned, held_out = (work.windows_of(options, part) for part in ("fit", "scored"))
+        learned, held_out = (Trainings(small(text=text)).windows(part) for part in ("fit", "scored"))
         assert not set(learned.document.tolist()) & set(held_out.document.tolist())
         assert learned.window_length == SMALL["window_length"] + 1
 
     def test_nulls_of_the_transformers_have_the_width_of_their_space(self):
-        null = dataset._arm_nulls(small())
+        null = stages.arm_nulls(small())
         inner = weights.haar_cosine(training.Size(16, 2, 2).hidden)
-        assert null[training.PROJECTIONS.index("down")].tolist() == pytest.approx([inner, weights.haar_cosine(16)])
-        assert null[training.PROJECTIONS.index("q")].tolist() == pytest.approx([weights.haar_cosine(16)] * 2)
+        assert null[PROJECTIONS.index("down")].tolist() == pytest.approx([inner, weights.haar_cosine(16)])
+        assert null[PROJECTIONS.index("q")].tolist() == pytest.approx([weights.haar_cosine(16)] * 2)

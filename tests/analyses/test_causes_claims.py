@@ -12,12 +12,13 @@ from scipy import stats
 
 from probe import plots
 from probe.analyses.causes import panels as causes_panels
-from probe.analyses.causes.cells import ACTIVATIONS, DECAYS, RADIAL, Cell, plain
+from probe.analyses.causes.cells import DECAYS, Cell, plain
 from probe.analyses.causes.claims import ROWS, claims
 from probe.analyses.causes.config import Config, Thresholds
 from probe.analyses.causes.figures import contrasts, figures
 from probe.analyses.causes.table import Grid
 from probe.claims import Claim
+from probe.training.names import ACTIVATIONS, RADIAL
 from tests.plant.causes import FIRST, OTHER, K, dataset
 from tests.plant.judging import at, by_name, claim_named, shown
 
@@ -269,7 +270,7 @@ class TestFigures:
 
     def test_the_line_is_the_mean_and_the_band_its_interval(self):
         data = dataset()
-        style = plots.training.ACTIVATION_STYLES["gelu"]
+        style = causes_panels.ACTIVATION_STYLES["gelu"]
         ax = causes_panels.through_training(data, "cosine", {"stream-gelu": style}, weights="ΔW")
         values = data["cosine"].sel(cell="stream-gelu", weights="ΔW", space="input").mean("pair").values[1:]
         np.testing.assert_allclose(ax.lines[0].get_ydata(), values.mean(axis=1))

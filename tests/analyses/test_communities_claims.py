@@ -201,7 +201,7 @@ class TestExist:
         data["resampled_half_ami"] += np.random.default_rng(0).normal(scale=0.2, size=20)
         assert judged(data, "exist").verdict == "inconclusive"
 
-    def test_fewer_tokens_than_twice_the_units(self):
+    def test_fewer_tokens_than_twice_the_nodes(self):
         data = dataset()
         data.attrs["n_graph_tokens"] = 2 * WIDTH - 1
         claim = judged(data, "exist")
@@ -243,7 +243,7 @@ class TestPooledCoupling:
         assert claim.verdict == "mechanical", claim.reason
         assert "random orthogonal bases" in claim.reason
 
-    def test_units_of_an_mlp_have_no_other_basis(self):
+    def test_neurons_have_no_other_basis(self):
         data = dataset(nodes="mlp")
         claim = judged(data, "coupling")
         assert claim.verdict == "supported", claim.reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import matplotlib.figure
@@ -27,7 +26,7 @@ from probe.analyses.communities.panels.communities import (
     community_colors,
     drawn_links,
     gain_scale,
-    unit_gain,
+    node_gain,
 )
 from probe.analyses.communities.panels.partitions import AGREEMENTS, pooled_choices
 from probe.analyses.communities.table import summarised
@@ -37,7 +36,7 @@ from probe.plots.style import RED
 from probe.report import Figure
 from tests.plant.communities import CHOSEN, DOCUMENTS, WIDTH, dataset
 
-LAYERS = 6
+LAYERS, FEW = 6, 8
 NAMES = ["graphs", "coupling", "place-gain", "controls", "choices", "quality", "agreement", "flow", "amplification"]
 
 
@@ -46,13 +45,6 @@ class Drawn:
     figure: Figure
     canvas: matplotlib.figure.Figure
     table: pd.DataFrame | None
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_resamples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("probe.plots.style.RESAMPLES", 8)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +57,14 @@ def data() -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def summary(data: xr.Dataset) -> xr.Dataset:
-    return summarised(data, Thresholds())
+    return summarised(data, Thresholds(), resamples=FEW)
 
 
 @pytest.fixture(scope="module")
 def drawn(data: xr.Dataset) -> dict[str, Drawn]:
     before = dict(matplotlib.rcParams)
     made = {}
-    for figure in figures(data, Config()):
+    for figure in figures(data, Config(), resamples=FEW):
         with plots.page_style():
             canvas = figure.draw()
             canvas.draw_without_rendering()
@@ -83,7 +75,7 @@ def drawn(data: xr.Dataset) -> dict[str, Drawn]:
 
 @pytest.fixture(scope="module")
 def controls(data: xr.Dataset) -> pd.DataFrame:
-    return control_table(Table(data, Thresholds(), 0, 8))
+    return control_table(Table(data, Thresholds(), 0, FEW))
 
 
 def curves(ax: Axes) -> dict[str, np.ndarray]:
@@ -111,13 +103,13 @@ class TestSummary:
         assert (high > summary["rho"].sel(view="model")).all()
 
     def test_without_other_choices_none_agree(self, data: xr.Dataset) -> None:
-        assert "agrees" not in summarised(data.drop_vars("grid_rho"), Thresholds())
+        assert "agrees" not in summarised(data.drop_vars("grid_rho"), Thresholds(), resamples=FEW)
 
 
 class TestGraph:
-    def test_units_links_and_their_colours(self, data: xr.Dataset) -> None:
+    def test_nodes_links_and_their_colours(self, data: xr.Dataset) -> None:
         ax = communities_panels.community_graph(data, 5)
-        positive, negative, units = ax.collections
+        positive, negative, nodes = ax.collections
         links, weights = drawn_links(data, 5)
         assert len(links) == 2 * WIDTH  # without the padding
         assert (len(positive.get_segments()), len(negative.get_segments())) == (
@@ -126,20 +118,20 @@ class TestGraph:
         )
         place = data["place"].sel(drawn=5).values
         np.testing.assert_allclose(positive.get_segments()[0], place[links[weights > 0][0]])
-        size = np.asarray(units.get_sizes())
+        size = np.asarray(nodes.get_sizes())
         assert (np.diff(size) <= 0).all()  # the largest below the others
-        order = np.argsort(-gain_scale(unit_gain(data, 5)))
-        np.testing.assert_allclose(units.get_offsets()[0], place[order[0]])
+        order = np.argsort(-gain_scale(node_gain(data, 5)))
+        np.testing.assert_allclose(nodes.get_offsets()[0], place[order[0]])
         assert matplotlib.colors.to_hex(negative.get_colors()[0]) == RED.lower()
         assert ax.get_title(loc="left") == "block 5: 8 communities"
 
     def test_the_gain_is_the_root_of_the_mean_square(self, data: xr.Dataset) -> None:
         square = data["square_gain"].sel(layer=1)
-        np.testing.assert_allclose(unit_gain(data, 1), np.sqrt(square.sel(view="model").mean("query")))
+        np.testing.assert_allclose(node_gain(data, 1), np.sqrt(square.sel(view="model").mean("query")))
         first = square.sel(view="init-0").values[:, ::CHOSEN]
-        np.testing.assert_allclose(unit_gain(data, 1, "init-0"), np.sqrt(first.mean(axis=1)))
+        np.testing.assert_allclose(node_gain(data, 1, "init-0"), np.sqrt(first.mean(axis=1)))
 
-    def test_small_communities_and_lone_units_are_grey(self) -> None:
+    def test_small_communities_and_lone_nodes_are_grey(self) -> None:
         colors = community_colors(np.array([0, 5, 6, -1, 0]))
         assert colors == [COLORS[0], COLORS[5], REST, REST, COLORS[0]]
         assert len(set(COLORS)) == len(COLORS)
@@ -156,7 +148,7 @@ class TestGraph:
         ax = communities_panels.place_against_gain(summary, 0)
         points = np.asarray(ax.collections[0].get_offsets())
         np.testing.assert_allclose(points[:, 0], data["participation"].sel(view="model", layer=0))
-        np.testing.assert_allclose(points[:, 1], unit_gain(data, 0))
+        np.testing.assert_allclose(points[:, 1], node_gain(data, 0))
         assert ax.get_yscale() == "log"
         rho = float(summary["rho"].sel(view="model", layer=0))
         low, high = np.quantile(data["permuted_rho"].sel(view="model", layer=0), [0.025, 0.975])
@@ -238,7 +230,7 @@ class TestPartitions:
         np.testing.assert_allclose(heat(ax), expected)
         np.testing.assert_array_equal(ax.collections[0].get_offsets()[:, 1], [0, 4, 4, 4, 4, 7])
 
-    def test_flow_keeps_every_unit(self, data: xr.Dataset) -> None:
+    def test_flow_keeps_every_node(self, data: xr.Dataset) -> None:
         layers = [0, 2, 5]
         ax = communities_panels.community_flow(data, layers)
         labels = np.minimum(data["community"].sel(view="model", layer=layers).values, len(COLORS))
@@ -267,7 +259,7 @@ class TestPartitions:
         changed["grid_rho"].loc[at] = -changed["grid_rho"].loc[at]
         at |= {"method": "infomap"}
         changed["grid_rho"].loc[at] = np.nan
-        ax = communities_panels.choice_map(summarised(changed, Thresholds()))
+        ax = communities_panels.choice_map(summarised(changed, Thresholds(), resamples=FEW))
         crossed = {tuple(map(int, point)) for point in ax.collections[0].get_offsets()}
         assert crossed == {(8, 11), (11, 11)}
         shown = heat(ax)
@@ -283,7 +275,7 @@ class TestPartitions:
 
 class TestControls:
     def test_a_row_for_every_control(self, data: xr.Dataset, controls: pd.DataFrame) -> None:
-        table = Table(data, Thresholds(), 0, 8)
+        table = Table(data, Thresholds(), 0, FEW)
         found = controls.set_index("view")
         rows = {
             "the model": ["model"],
@@ -314,12 +306,12 @@ class TestControls:
         assert null.get_xdata()[0] == controls.set_index("view").loc[PERMUTED, "√A"]
 
     def test_controls_that_are_absent_have_no_row(self) -> None:
-        table = Table(dataset(layers=LAYERS, nodes="mlp", seeds=0), Thresholds(), 0, 8)
+        table = Table(dataset(layers=LAYERS, nodes="mlp", seeds=0), Thresholds(), 0, FEW)
         assert control_table(table)["view"].tolist() == ["the model", PERMUTED, "without outlier coordinates"]
 
 
 class TestInteractive:
-    def test_every_drawn_layer_and_every_unit(self, data: xr.Dataset, summary: xr.Dataset) -> None:
+    def test_every_drawn_layer_and_every_node(self, data: xr.Dataset, summary: xr.Dataset) -> None:
         chart = network(summary)
         assert len(chart.data) == TRACES * 2
         assert [trace.visible for trace in chart.data] == [True] * TRACES + [False] * TRACES
@@ -328,19 +320,19 @@ class TestInteractive:
         assert steps[1].args[0]["visible"] == [False] * TRACES + [True] * TRACES
         rho = float(summary["rho"].sel(view="model", layer=5))
         assert steps[1].args[1]["title.text"] == f"block 5: 8 communities, coupling ρ = −{-rho:.2f}"
-        units = chart.data[2 * TRACES - 1]
-        np.testing.assert_allclose(np.column_stack([units.x, units.y]), data["place"].sel(drawn=5), atol=6e-4)
-        assert list(units.marker.color) == community_colors(data["community"].sel(view="model", layer=5).values)
+        nodes = chart.data[2 * TRACES - 1]
+        np.testing.assert_allclose(np.column_stack([nodes.x, nodes.y]), data["place"].sel(drawn=5), atol=6e-4)
+        assert list(nodes.marker.color) == community_colors(data["community"].sel(view="model", layer=5).values)
 
-    def test_hovering_says_what_a_unit_is_and_escapes_its_tokens(self, data: xr.Dataset, summary: xr.Dataset) -> None:
+    def test_hovering_says_what_a_node_is_and_escapes_its_tokens(self, data: xr.Dataset, summary: xr.Dataset) -> None:
         labels = network(summary).data[TRACES - 1].customdata
         own = data.sel(view="model", layer=0)
-        for unit in (0, 7, WIDTH - 1):
-            index, community, gain, participation, tokens = labels[unit]
-            assert (index, community) == (str(unit), str(int(own["community"][unit])))
-            assert float(gain) == pytest.approx(unit_gain(data, 0)[unit], rel=5e-3)
-            assert float(participation) == pytest.approx(float(own["participation"][unit]), abs=5e-3)
-            raw = dict.fromkeys(data["largest_token"].sel(drawn=0).values[unit].tolist())
+        for node in (0, 7, WIDTH - 1):
+            index, community, gain, participation, tokens = labels[node]
+            assert (index, community) == (str(node), str(int(own["community"][node])))
+            assert float(gain) == pytest.approx(node_gain(data, 0)[node], rel=5e-3)
+            assert float(participation) == pytest.approx(float(own["participation"][node]), abs=5e-3)
+            raw = dict.fromkeys(data["largest_token"].sel(drawn=0).values[node].tolist())
             escaped = {"<b>": "&lt;b&gt;", "&": "&amp;", "\n": "↵"}
             assert tokens == ", ".join(f"“{escaped.get(token, token)}”" for token in raw)
         everything = network(summary).to_json()
@@ -402,7 +394,9 @@ class TestFigures:
     def test_a_measure_without_values_has_none_in_its_table(self, data: xr.Dataset) -> None:
         bare = data.copy(deep=True)
         bare["community_z"].loc[{"amplification": "gain"}] = np.nan
-        table = next(figure.table for figure in figures(bare, Config()) if figure.name == "amplification")
+        table = next(
+            figure.table for figure in figures(bare, Config(), resamples=FEW) if figure.name == "amplification"
+        )
         assert table is not None
         assert table().set_index("of K").loc["gain", ["median z", "z > 2", "z < −2"]].tolist() == ["–", "–", "–"]
 
@@ -414,12 +408,13 @@ class TestFigures:
         few = data.assign(excess=data["excess"] - 1)
         assert "Over 6 layers: 0 of 6 layers have stable communities: 5 are needed" in caption(few)
 
-    def test_units_of_an_mlp_without_other_choices_or_drawings(self) -> None:
+    def test_neurons_without_other_choices_or_drawings(self) -> None:
         data = dataset(layers=3, nodes="mlp", seeds=0, ablated=0, drawn=0).drop_vars("jacobian_ami")
         data = data.isel(resample=slice(0))
-        made = figures(data, Config(nodes="mlp", ablation_layers=0, drawn_layers=0, graph_resamples=0))
+        made = figures(data, Config(nodes="mlp"), resamples=FEW)
         left_out = ("graphs", "choices", "amplification")
         assert [figure.name for figure in made] == [name for name in NAMES if name not in left_out]
+        assert f"graphs of {WIDTH} neurons" in made[0].caption
         with plots.page_style():
             for figure in made:
                 figure.draw().draw_without_rendering()
@@ -427,7 +422,7 @@ class TestFigures:
 
     def test_one_layer(self) -> None:
         data = dataset(layers=1, ablated=1, drawn=1)
-        made = figures(data, Config())
+        made = figures(data, Config(), resamples=FEW)
         assert [figure.name for figure in made] == [name for name in NAMES if name != "flow"]
         with plots.page_style():
             for figure in made:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
+import pickle
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +17,14 @@ import torch
 import xarray as xr
 
 from probe import InputError, load_model, plots, weights
-from probe.analyses import continuity
-from probe.analyses.continuity import Config, claims, figures, stages, work
+from probe.analyses.continuity import Config, figures
 from probe.analyses.continuity import panels as continuity_panels
 from probe.analyses.continuity.interactive import trajectories
-from probe.analysis import command
+from probe.analyses.continuity.stages import Continuity
+from probe.analyses.continuity.work import Matrices
+from probe.analysis import Claim, command
 from probe.report import Result
+from probe.runs import Run
 from tests.plant.continuity import dataset
 from tests.plant.gguf_file import write_gguf
 from tests.plant.tiny import LAYERS, WIDTH, tiny_module
@@ -30,13 +34,14 @@ SMALL = {"init_seeds": 2, "permutations": 20}
 ANGLE = 0.4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_resamples():
+class Quick(Continuity):
     """Intervals are tested where they are made; here they would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("probe.analyses.continuity.panels.RESAMPLES", 20)
-        patch.setattr(claims, "claims", functools.partial(claims.claims, resamples=20))
-        yield
+
+    def claims(self, data: xr.Dataset, config: Config, *, resamples: int = 20) -> list[Claim]:
+        return super().claims(data, config, resamples=resamples)
+
+
+ANALYSIS = Quick()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def config_of(model: Path, **changes: object) -> Config:
 
 @pytest.fixture(scope="module")
 def result(folder: Path, saved: Path) -> Result:
-    return continuity.run(config_of(saved, docs=True), out=folder / "run", quiet=True)
+    return ANALYSIS.run(config_of(saved, docs=True), out=folder / "run", quiet=True)
 
 
 class TestVariables:
@@ -67,7 +72,8 @@ class TestVariables:
         for name in own.data_vars:
             found = data[name].sel(variant="model") if "variant" in data[name].dims else data[name]
             np.testing.assert_allclose(found.transpose(*own[name].dims), own[name], atol=1e-6, err_msg=str(name))
-        assert all("units" in data[name].attrs for name in data.data_vars)
+            assert found.attrs == own[name].attrs
+        assert all(data[name].attrs["long_name"] for name in data.data_vars)
         assert data["variant"].values.tolist() == ["model", "folded", "trimmed", "init-0", "init-1", "shuffled-0"]
         assert (data.attrs["architecture"], data.attrs["kind"], data.attrs["d_model"]) == (
             "llama",
@@ -112,10 +118,10 @@ class TestVariables:
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
     def test_heads_and_docs(self, result: Result) -> None:
-        model = weights.of_model(load_model(rotating_weights(ANGLE)))
+        model = weights.weights_of(load_model(rotating_weights(ANGLE)))
         vectors = []
         for layer in (1, 2):
-            left, right = weights.head_factors(model, layer, "ov")
+            left, right = weights.heads.head_factors(model, layer, "ov")
             vectors.append(torch.stack([torch.linalg.svd(one).Vh[0] for one in left @ right], 1))
         best = (vectors[0].mT @ vectors[1]).abs().amax(1).mean()
         assert float(result.data["input_heads"].sel(composite="ov", layer=1)) == pytest.approx(float(best), abs=1e-4)
@@ -124,7 +130,7 @@ class TestVariables:
         expected = weights.docs_similarity(model.matrix(2, "up"), model.matrix(3, "up"))
         assert float(docs.sel(projection="up", layer=2)) == pytest.approx(expected)
 
-    def test_a_run_reads_files_and_loads_no_model(
+    def test_a_run_opens_each_variant_once_and_loads_no_model(
         self, folder: Path, saved: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         import transformers
@@ -132,8 +138,29 @@ class TestVariables:
         def refuse(*args: object, **kwargs: object) -> None:
             raise AssertionError("the model was loaded")
 
+        opened: Counter[tuple[object, ...]] = Counter()
+
+        def counted(name: str, original: Callable[..., object]) -> Callable[..., object]:
+            def call(source: object, *seed: int, **options: object) -> object:
+                opened[name, *seed] += 1
+                return original(source, *seed, **options)
+
+            return call
+
         monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", refuse)
-        continuity.run(config_of(saved, init_seeds=1, layers="0,1"), out=folder / "lazy", quiet=True)
+        for name in ("open_weights", "fresh_twin", "shuffled_twin"):
+            monkeypatch.setattr(weights, name, counted(name, getattr(weights, name)))
+        ANALYSIS.run(config_of(saved, layers="0,1"), out=folder / "lazy", quiet=True)
+        assert opened == {("open_weights",): 1, ("fresh_twin", 0): 1, ("fresh_twin", 1): 1, ("shuffled_twin", 0): 1}
+
+    def test_every_task_can_be_done_elsewhere(self, saved: Path, result: Result) -> None:
+        subject, run = Matrices(config_of(saved, docs=True)), Run(result.directory)
+        for stage in ANALYSIS.stages(subject):
+            measure, other, task, there = pickle.loads(pickle.dumps((stage.measure, subject, stage.tasks[-1], run)))
+            found, kept = measure(other, task, there), run.piece(stage.name, **task.labels)
+            assert set(found) == set(kept)
+            for name, values in found.items():
+                np.testing.assert_array_equal(torch.as_tensor(values), kept[name], err_msg=f"{stage.name}, {name}")
 
 
 class TestRuns:
@@ -154,17 +181,17 @@ class TestRuns:
     def test_four_blocks_are_too_few_for_a_verdict(self, result: Result) -> None:
         assert {claim.verdict for claim in result.claims} == {"inconclusive"}
 
-    def test_a_run_that_lost_units_goes_on_and_ends_the_same(self, folder: Path, saved: Path, result: Result) -> None:
+    def test_a_run_that_lost_tasks_goes_on_and_ends_the_same(self, folder: Path, saved: Path, result: Result) -> None:
         shutil.copytree(result.directory, folder / "again")
-        for lost in ("vectors/model-001", "controls/init-1-002", "trimmed/trimmed-003"):
+        for lost in ("vectors/model-block-00001", "controls/init-1-block-00002", "compared/init-1"):
             (folder / "again" / "units" / f"{lost}.safetensors").unlink()
-        again = continuity.run(config_of(saved, docs=True), out=folder / "again", quiet=True)
+        again = ANALYSIS.run(config_of(saved, docs=True), out=folder / "again", quiet=True)
         xr.testing.assert_equal(again.data.drop_attrs(), result.data.drop_attrs())
 
     def test_a_gguf_file_and_some_blocks_of_it(self, folder: Path) -> None:
         write_gguf(folder / "tiny.gguf")
         changes = {"layers": "1,2,3", "composites": False, "folded": False, "outlier_share": 0.0, "shuffled_seeds": 0}
-        result = continuity.run(config_of(folder / "tiny.gguf", **changes), out=folder / "gguf", quiet=True)
+        result = ANALYSIS.run(config_of(folder / "tiny.gguf", **changes), out=folder / "gguf", quiet=True)
         assert result.data["layer"].values.tolist() == [1, 2]
         assert result.data["variant"].values.tolist() == ["model", "init-0", "init-1"]
         own = weights.continuity(folder / "tiny.gguf", composites=False)
@@ -176,7 +203,7 @@ class TestRuns:
     @pytest.mark.parametrize("architecture", ["mamba", "gpt_neox"])
     def test_other_architectures(self, folder: Path, architecture: str) -> None:
         tiny_module(architecture).save_pretrained(folder / architecture)
-        result = continuity.run(config_of(folder / architecture), out=folder / f"{architecture}-run", quiet=True)
+        result = ANALYSIS.run(config_of(folder / architecture), out=folder / f"{architecture}-run", quiet=True)
         stream = {"in": "input", "out": "output"} if architecture == "mamba" else {"q": "input", "down": "output"}
         for name, side in stream.items():
             assert result.data[f"{side}_continuity"].sel(projection=name, variant="trimmed").notnull().all()
@@ -189,7 +216,7 @@ class TestRuns:
     def test_a_random_twin_can_be_the_model(self, folder: Path, saved: Path) -> None:
         config = config_of(saved, random_init=0, composites=False)
         assert config.controls == ("init-1", "init-2", "shuffled-0")
-        result = continuity.run(config, out=folder / "random", quiet=True)
+        result = ANALYSIS.run(config, out=folder / "random", quiet=True)
         assert result.data.attrs["kind"] == "control"
         assert "random weights (seed 0)" in result.data.attrs["description"]
         twin = weights.fresh_twin(weights.open_weights(saved), 0)
@@ -199,7 +226,7 @@ class TestRuns:
     def test_hashes_tell_weights_and_controls_apart(self, saved: Path) -> None:
         opened = [weights.open_weights(saved, **options) for options in ({}, {"random_init": 0}, {"random_init": 1})]
         opened.append(weights.open_weights(saved, shuffled_weights=0))
-        assert len({weights.weight_hash(one) for one in opened}) == 4
+        assert len({weights.checkpoint.weight_hash(one) for one in opened}) == 4
         with pytest.raises(InputError, match="give one of them"):
             weights.open_weights(saved, random_init=0, shuffled_weights=0)
 
@@ -213,20 +240,22 @@ class TestCommand:
         argv = ["--model", f"{saved},{other}", "--out", str(folder / "two"), "--quiet"]
         argv += ["--init-seeds", "1", "--permutations", "20", "--layers", "0,1,2", "--no-composites"]
         argv += ["--shuffled-seeds", "0"]
-        assert command.main("continuity", Config, continuity.run, continuity.plan, argv) == 0
+        assert command.main("continuity", Config, Quick, argv) == 0
         first, second, page = capsys.readouterr().out.split()
         assert Path(first) != Path(second)
         text = Path(page).read_text(encoding="utf-8")
         assert all(name in text for name in ("rotating", "gpt2", "continuity.adjacency"))
 
     def test_a_plan_says_what_would_be_done(self, saved: Path) -> None:
-        plan = continuity.plan(config_of(saved, docs=True))
-        assert {stage.name: stage.units for stage in plan.stages} == {
-            "vectors": 2 * LAYERS,
+        plan = ANALYSIS.plan(config_of(saved, docs=True))
+        assert {stage.name: stage.tasks for stage in plan.stages} == {
+            "vectors": LAYERS,
+            "folded": LAYERS,
             "coordinates": 1,
             "trimmed": LAYERS,
             "controls": 3 * LAYERS,
             "docs": LAYERS - 1,
+            "compared": 6,
         }
         assert all(stage.seconds > 0 and stage.bytes > 0 for stage in plan.stages)
 
@@ -236,10 +265,10 @@ class TestCommand:
             ({"layers": "0,2"}, "two or more in a row"),
             ({"layers": "1"}, "two or more in a row"),
             ({"layers": "7"}, "must lie between 0 and 3"),
-            ({"outlier_share": 1.0}, "--outlier-share"),
-            ({"subspaces": (0, 2)}, "--subspaces"),
-            ({"permutations": 0}, "--permutations must be at least 1"),
-            ({"init_seeds": -1}, "--init-seeds must be at least 0"),
+            ({"outlier_share": 1.0}, "outlier_share="),
+            ({"subspaces": (0, 2)}, "subspaces="),
+            ({"permutations": 0}, "permutations= must be at least 1"),
+            ({"init_seeds": -1}, "init_seeds= must be at least 0"),
             ({"model": "no/such/model"}, "there is no model"),
             ({"device": "abacus"}, "the device must be one"),
         ],
@@ -249,14 +278,8 @@ class TestCommand:
     ) -> None:
         out = folder / "refused"
         with pytest.raises(InputError, match=message):
-            continuity.run(replace(config_of(saved), **changes), out=out, quiet=True)  # type: ignore[arg-type]
+            ANALYSIS.run(replace(config_of(saved), **changes), out=out, quiet=True)  # type: ignore[arg-type]
         assert not out.exists()
-
-    def test_huge_matrices_are_estimated_by_the_randomised_method(self) -> None:
-        config = Config()
-        dense = stages._operations(replace(config, method="dense"), 28672, 8192)
-        assert stages._operations(config, 28672, 8192) < dense / 5
-        assert stages._operations(config, 1536, 576) == stages._operations(replace(config, method="dense"), 576, 1536)
 
 
 @pytest.fixture(scope="module")
@@ -320,8 +343,12 @@ class TestFigures:
         assert path.customdata[0][0] == "0"
 
 
-def test_units_are_those_of_the_variants(saved: Path) -> None:
-    config = config_of(saved, folded=False, outlier_share=0.0, shuffled_seeds=0)
-    units = work.units(config)
-    assert [unit.key for unit in units["vectors"]] == [f"model-{layer:03d}" for layer in range(LAYERS)]
-    assert units["coordinates"] == units["trimmed"] == units["docs"] == []
+def test_tasks_are_those_of_the_variants(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(saved, outlier_share=0.0, shuffled_seeds=0, init_seeds=0)
+    stages = {stage.name: stage.tasks for stage in ANALYSIS.stages(Matrices(replace(config, folded=False)))}
+    assert [task.labels for task in stages["vectors"]] == [{"variant": "model", "block": i} for i in range(LAYERS)]
+    assert [task.labels for task in stages["compared"]] == [{"variant": "model"}]
+    assert sum(map(len, stages.values())) == LAYERS + 1
+    assert Matrices(config).variants == ["model", "folded"]
+    monkeypatch.setattr("probe.weights.reading.ModuleWeights.gain", lambda self, layer, name: None)
+    assert Matrices(config).variants == ["model"], "no gain is known"

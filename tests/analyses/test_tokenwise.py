@@ -16,7 +16,7 @@ import xarray as xr
 
 from probe import InputError, capture, geometry, load_model
 from probe.analyses import tokenwise
-from probe.analysis.subject import LIBRARIES
+from probe.analyses.tokenwise.subject import UpdateSubject
 from tests.plant.saved import saved, write_text
 
 
@@ -45,15 +45,15 @@ def result(folder, text):
 def test_every_variable_is_there_and_finite(result):
     data = result.data
     layers, queries = data.sizes["layer"], data.sizes["query"]
-    assert (layers, data.sizes["fit"], data.sizes["draw"]) == (2, len(tokenwise.FITS), 2)
+    assert (layers, data.sizes["map"], data.sizes["draw"]) == (2, len(tokenwise.FITS), 2)
     assert queries % 4 == 0
     whole = ["relative_error", "share_of_update", "error_independent", "kl_control", "entropy", "sweep_error_in_sample"]
     for name in whole:
         assert np.isfinite(data[name]).all(), name
     for name in ("kl", "loss_change", "logit_distance", "logit_cosine", "top1", "kl_all"):
-        values = data[name].sel(fit=["mean", "linear", "local", "mlp"])
+        values = data[name].sel(map=["mean", "linear", "local", "mlp"])
         assert np.isfinite(values).any(), name
-    assert np.isfinite(data["kl_later"].sel(fit="local")).sum() == layers * 2  # one query of each of two windows
+    assert np.isfinite(data["kl_later"].sel(map="local")).sum() == layers * 2  # one query of each of two windows
     assert np.isfinite(data["sweep_error"]).sum() == 2 * 2 * layers * queries / 2  # two of four queries a window
     assert np.isfinite(data["instability"]).sum() == 2 * layers * queries / 2
     assert set(data["regime"].values.ravel()) <= {0, 1, 2}
@@ -62,7 +62,7 @@ def test_every_variable_is_there_and_finite(result):
 
 def test_identities_between_variables(result):
     data = result.data
-    update = data.sel(target="update").drop_sel(fit="zero")  # a fit of nothing has no direction
+    update = data.sel(target="update").drop_sel(map="zero")  # a fit of nothing has no direction
     # u = û + r, so that cos(u, û)‖û‖ + cos(u, r)‖r‖ = ‖u‖; with e = ‖r‖/‖u‖:  ‖û‖²/‖u‖² = 1 + e² − 2 e cos(u, r)
     e, cos_r = update["relative_error"], update["cos_update_residual"]
     fit_over_update = np.sqrt(1 + e**2 - 2 * e * cos_r)
@@ -70,37 +70,32 @@ def test_identities_between_variables(result):
     fixed_by_error = np.sqrt(np.clip(1 - e**2, 0, 1))
     assert ((update["cos_update_fit"] >= fixed_by_error - 1e-4) | (e > 1)).all()
     state = data["relative_error"].sel(target="state")
-    next_norm = e * data["update_norm"] / state.drop_sel(fit="zero")
+    next_norm = e * data["update_norm"] / state.drop_sel(map="zero")
     assert (next_norm <= data["state_norm"] + data["update_norm"] + 1e-2).all()
-    assert data["relative_error"].sel(fit="zero", target="update").values == pytest.approx(1, abs=1e-6)
-    share = data["share"].sel(fit=["mean", "linear", "low_rank", "local", "mlp", "mlp_random"])
+    assert data["relative_error"].sel(map="zero", target="update").values == pytest.approx(1, abs=1e-6)
+    share = data["share"].sel(map=["mean", "linear", "low_rank", "local", "mlp", "mlp_random"])
     assert ((share >= 0) & (share <= 1 + 1e-5)).all()
     assert (share.diff("k") >= -1e-5).all()
     assert (data["kl"] >= 0).where(data["kl"].notnull(), True).all()
 
 
 def test_the_directions_kept_are_those_of_the_shares(result, folder, text):
-    from probe.analyses.tokenwise import work
-
-    config = _config(saved(folder, "llama"), text)
-    model, windows = load_model(config.model), work.windows_of(config, "scored")
-    positions = work.query_positions(config)
+    subject = UpdateSubject(_config(saved(folder, "llama"), text))
+    model, windows, positions = load_model(subject.config.model), subject.scored, subject.positions
     stream = capture(model, windows)
     rows = torch.arange(len(positions))[:, None]
     for layer, site in zip((1, 2), ("blocks.2.hook_resid_pre", "blocks.3.hook_resid_pre"), strict=True):
         update = (stream[site] - stream[f"blocks.{layer}.hook_resid_pre"])[rows, positions].flatten(0, 1)
         basis = torch.from_numpy(result.data["directions"].sel(layer=layer).values)
-        kept = result.data["share"].sel(fit="local", centring="centred", vector="update", layer=layer)
+        kept = result.data["share"].sel(map="local", centring="centred", vector="update", layer=layer)
         for k in (1, 4, 8):
             expected = geometry.subspace_share(update, basis[:, :k])
             np.testing.assert_allclose(kept.sel(k=k), expected, atol=1e-4)
 
 
 def test_fitting_and_scored_documents_never_meet(result, folder, text):
-    from probe.analyses.tokenwise import work
-
-    config = _config(saved(folder, "llama"), text)
-    parts = [set(work.windows_of(config, part).document.tolist()) for part in ("fit", "validation", "scored")]
+    subject = UpdateSubject(_config(saved(folder, "llama"), text))
+    parts = [set(subject.part(part).document.tolist()) for part in ("fit", "validation", "scored")]
     assert sum(map(len, parts)) == len(set.union(*parts))
     assert set(result.data["document"].values.tolist()) == parts[2]
 
@@ -116,13 +111,13 @@ def test_without_attention_the_block_itself_is_the_map(folder, text):
     )
     data = tokenwise.run(config, out=folder / "silent", quiet=True).data
     for fit in ("alone", "mlp_alone"):
-        assert data["relative_error"].sel(fit=fit, target="update").max() < 1e-4
-    assert data["kl"].sel(fit="alone").max() < 1e-5
-    assert data["kl_all"].sel(fit="alone").max(skipna=True) < 1e-5
-    assert data["relative_error"].sel(fit="mean", target="update").median() > 0.05
-    assert data["kl"].sel(fit="mean").median() > 1e-4
+        assert data["relative_error"].sel(map=fit, target="update").max() < 1e-4
+    assert data["kl"].sel(map="alone").max() < 1e-5
+    assert data["kl_all"].sel(map="alone").max(skipna=True) < 1e-5
+    assert data["relative_error"].sel(map="mean", target="update").median() > 0.05
+    assert data["kl"].sel(map="mean").median() > 1e-4
     # the block on the token alone is the block: nothing is left for context to explain
-    floor, error = data["floor"].sel(fit="mean"), data["relative_error"].sel(fit="mean", target="update")
+    floor, error = data["floor"].sel(map="mean"), data["relative_error"].sel(map="mean", target="update")
     measured = np.isfinite(floor)
     assert measured.sum() == floor.size / 2
     np.testing.assert_allclose(floor.values[measured], error.values[measured], rtol=0.2, atol=0.05)
@@ -136,9 +131,9 @@ def test_state_space_models_run_unchanged(folder, text):
         replaced=("linear", "local"),
     )
     result = tokenwise.run(config, out=folder / "mamba-run", quiet=True)
-    assert "mlp_alone" not in result.data["fit"].values
-    assert np.isfinite(result.data["kl"].sel(fit="local")).all()
-    assert np.isfinite(result.data["residual_offposition_cosine"].sel(fit="local")).all()
+    assert "mlp_alone" not in result.data["map"].values
+    assert np.isfinite(result.data["kl"].sel(map="local")).all()
+    assert np.isfinite(result.data["residual_offposition_cosine"].sel(map="local")).all()
 
 
 def test_the_run_directory_keeps_the_contract(result):
@@ -215,8 +210,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(result, folder, text):
     ("changes", "message"),
     [
         ({"classes": ("linear", "quadratic")}, "quadratic"),
-        ({"classes": ("linear",), "replaced": ("local",)}, "--replaced"),
-        ({"positions_per_window": 0}, "--positions-per-window"),
+        ({"classes": ("linear",), "replaced": ("local",)}, "replaced="),
+        ({"positions_per_window": 0}, "positions_per_window= must be at least 1, got 0"),
         ({"layers": "1,9"}, "9"),
         ({"window_length": 4000}, "4000"),
     ],
@@ -227,13 +222,27 @@ def test_wrong_options_are_refused_before_any_work(folder, text, changes, messag
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plan_names_every_stage(folder, text):
+def test_a_plan_times_a_task_of_every_stage(folder, text):
     plan = tokenwise.plan(_config(saved(folder, "llama"), text))
-    assert [stage.name for stage in plan.stages] == ["states", "queries", "fit", "replace"]
-    assert [stage.units for stage in plan.stages][2] == 2
-    assert all(stage.seconds > 0 and stage.bytes > LIBRARIES for stage in plan.stages)
+    assert [(stage.name, stage.tasks) for stage in plan.stages] == [
+        ("states", 6),
+        ("queries", 2),
+        ("fit", 2),
+        ("replace", 2),
+    ]
+    assert all(stage.seconds > 0 and stage.bytes > 2**27 for stage in plan.stages)
     bare = tokenwise.plan(_config(saved(folder, "llama"), text, replacement="none"))
-    assert [(stage.units, stage.seconds) for stage in bare.stages][-1] == (0, 0.0)
+    assert [stage.name for stage in bare.stages] == ["states", "queries", "fit"]
+
+
+def test_the_model_is_loaded_once(folder, text, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "probe.model.load_model", lambda *given, **named: loaded.append(named) or load_model(*given, **named)
+    )
+    config = _config(saved(folder, "llama"), text, classes=("mean", "alone"), replaced=("mean",), sweep=False)
+    tokenwise.run(config, out=folder / "loads", quiet=True)
+    assert len(loaded) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

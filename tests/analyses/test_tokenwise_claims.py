@@ -30,7 +30,7 @@ def dataset(documents: int = DOCUMENTS) -> xr.Dataset:
     data = xr.Dataset(
         coords={
             "layer": np.arange(LAYERS),
-            "fit": FITS,
+            "map": FITS,
             "target": ["update", "state"],
             "control": ["random", "other", "covariance"],
             "centring": ["centred", "uncentred", "no_outliers"],
@@ -54,19 +54,19 @@ def dataset(documents: int = DOCUMENTS) -> xr.Dataset:
         log_error,
         log_error + 0.01 * noise(*cell, seed=3),
     ])
-    data["relative_error"] = (("fit", "target", "layer", "query"), np.exp(np.stack([errors, errors - 2], axis=1)))
+    data["relative_error"] = (("map", "target", "layer", "query"), np.exp(np.stack([errors, errors - 2], axis=1)))
     cosine = {"zero": 0.0, "mean": 0.3, "linear": 0.9, "local": 0.96, "mlp": 0.96, "mlp_random": 0.96}
     cosines = np.stack([cosine[fit] + 0.01 * noise(2, *cell, seed=i) for i, fit in enumerate(FITS)])
-    data["cos_update_fit"] = (("fit", "target", "layer", "query"), cosines)
-    data["cos_permuted"] = (("fit", "layer", "query"), 0.2 + 0.05 * noise(len(FITS), *cell, seed=4))
+    data["cos_update_fit"] = (("map", "target", "layer", "query"), cosines)
+    data["cos_permuted"] = (("map", "layer", "query"), 0.2 + 0.05 * noise(len(FITS), *cell, seed=4))
     share = {"update": 0.5, "fit": 0.6, "residual": 0.1, "other": 0.5}
     shares = np.stack([
         mean + 0.05 * noise(3, *cell, seed=5 + i) for i, mean in enumerate(share.values())
     ])  # (v, k, ...)
     everywhere = np.broadcast_to(shares, (len(FITS), 3, *shares.shape))
-    data["share"] = (("fit", "centring", "vector", "k", "layer", "query"), everywhere.copy())
+    data["share"] = (("map", "centring", "vector", "k", "layer", "query"), everywhere.copy())
     kl = 2 * log_error + 0.2 * noise(*cell, seed=12)
-    data["kl"] = (("fit", "layer", "query"), np.exp(np.broadcast_to(kl, (len(FITS), *cell)).copy()))
+    data["kl"] = (("map", "layer", "query"), np.exp(np.broadcast_to(kl, (len(FITS), *cell)).copy()))
     control = log_error - 2.2 + 0.8 * noise(3, DRAWS, *cell, seed=13)
     data["kl_control"] = (("control", "draw", "layer", "query"), np.exp(control))
     data["update_norm"] = (("layer", "query"), np.exp(noise(*cell, seed=14)))
@@ -75,8 +75,8 @@ def dataset(documents: int = DOCUMENTS) -> xr.Dataset:
     data["frequency"] = ("query", np.round(noise(n, seed=17), 1))
     regime = np.broadcast_to(third, cell).astype("int8")
     data["regime"] = (("layer", "query"), regime.copy())
-    data["explained_variance"] = (("fit", "layer"), np.full((len(FITS), LAYERS), 0.6))
-    data["mlp_flat"] = (("fit", "layer"), np.ones((len(FITS), LAYERS), dtype=bool))
+    data["explained_variance"] = (("map", "layer"), np.full((len(FITS), LAYERS), 0.6))
+    data["mlp_flat"] = (("map", "layer"), np.ones((len(FITS), LAYERS), dtype=bool))
     sweep = np.stack([[noise(*cell, seed=18) * 0.1 + fall for fall in (0.0, -0.2)] for _ in range(2)])
     data["sweep_error"] = (("neighbours", "rank", "layer", "query"), np.exp(sweep))
     data["sweep_error_in_sample"] = (("neighbours", "rank", "layer"), np.exp(np.median(sweep, axis=-1) * 2))
@@ -124,7 +124,7 @@ class TestSupported:
             "low_dimensional": 0.2,
         }
         assert {row: planted[row].estimate for row in expected} == pytest.approx(expected, abs=0.02)
-        log_ratio = np.log(at(data, "kl", fit="local")) - np.log(at(data, "kl_control", control="covariance"))
+        log_ratio = np.log(at(data, "kl", map="local")) - np.log(at(data, "kl_control", control="covariance"))
         assert planted["residual_matters"].estimate == pytest.approx(np.median(log_ratio, axis=-1).mean())
         contrasts = {control["name"]: control["estimate"] for control in planted["alignment"].controls}
         assert contrasts["Δ to targets permuted within windows"] == pytest.approx(0.76, abs=0.02)
@@ -147,7 +147,7 @@ class TestSupported:
         from scipy import stats
 
         data = dataset()
-        error, kl = at(data, "relative_error", fit="local", target="update"), at(data, "kl", fit="local")
+        error, kl = at(data, "relative_error", map="local", target="update"), at(data, "kl", map="local")
         rho = [stats.spearmanr(error[layer], kl[layer]).statistic for layer in range(LAYERS)]
         claim = planted["error_predicts_output"]
         assert claim.estimate == pytest.approx(np.tanh(np.arctanh(rho).mean()))
@@ -161,10 +161,10 @@ class TestMechanical:
     def test_alignment(self, control: str):
         data = dataset()
         if control == "permuted":
-            at(data, "cos_permuted", fit="local")[:] = at(data, "cos_update_fit", fit="local", target="update")
+            at(data, "cos_permuted", map="local")[:] = at(data, "cos_update_fit", map="local", target="update")
         else:
-            at(data, "cos_update_fit", fit="mean", target="update")[:] = 0.93 + 0.0 * at(
-                data, "cos_permuted", fit="mean"
+            at(data, "cos_update_fit", map="mean", target="update")[:] = 0.93 + 0.0 * at(
+                data, "cos_permuted", map="mean"
             )
         claim = judged(data, "alignment")
         assert claim.verdict == "mechanical"
@@ -172,7 +172,7 @@ class TestMechanical:
 
     def test_mean_baseline_margin(self):
         data = dataset()
-        at(data, "cos_update_fit", fit="mean", target="update")[:] = 0.88
+        at(data, "cos_update_fit", map="mean", target="update")[:] = 0.88
         assert judged(data, "alignment").verdict == "supported"
         assert judged(data, "alignment", threshold_alignment_over_mean=0.1).verdict == "mechanical"
 
@@ -180,12 +180,12 @@ class TestMechanical:
         claim = planted["alignment_next_state"]
         assert claim.verdict == "mechanical"
         assert "fixed by the error" in claim.reason
-        error = at(dataset(), "relative_error", fit="local", target="state")
+        error = at(dataset(), "relative_error", map="local", target="state")
         assert claim.null["estimate"] == pytest.approx(np.median(np.sqrt(1 - error**2), axis=-1).mean())
 
     def test_residual_distinct(self):
         data = dataset()
-        at(data, "share", fit="local", centring="no_outliers", vector="other")[:] = 0.1
+        at(data, "share", map="local", centring="no_outliers", vector="other")[:] = 0.1
         claim = judged(data, "residual_distinct")
         assert claim.verdict == "mechanical"
         assert "another token's update" in claim.reason
@@ -193,7 +193,7 @@ class TestMechanical:
     @pytest.mark.parametrize("control", ["covariance", "random"])
     def test_error_predicts_output_under_a_control(self, control: str):
         data = dataset()
-        at(data, "kl_control", control=control)[:] = at(data, "kl", fit="local")
+        at(data, "kl_control", control=control)[:] = at(data, "kl", map="local")
         claim = judged(data, "error_predicts_output")
         assert claim.verdict == "mechanical"
         assert f"Δ to {control}" in claim.reason
@@ -203,8 +203,8 @@ class TestMechanical:
         data = dataset()
         cause = noise(data.sizes["query"], seed=30)
         shape = (LAYERS, data.sizes["query"])
-        at(data, "relative_error", fit="local", target="update")[:] = np.exp(cause + 0.3 * noise(*shape, seed=31))
-        at(data, "kl", fit="local")[:] = np.exp(cause + 0.3 * noise(*shape, seed=32))
+        at(data, "relative_error", map="local", target="update")[:] = np.exp(cause + 0.3 * noise(*shape, seed=31))
+        at(data, "kl", map="local")[:] = np.exp(cause + 0.3 * noise(*shape, seed=32))
         if covariate == "position":
             data = data.assign_coords(position=("query", cause))
         else:
@@ -215,8 +215,8 @@ class TestMechanical:
 
     def test_mlp_helps_everywhere_alike(self):
         data = dataset()
-        error = at(data, "relative_error", fit="mlp_random", target="update")
-        at(data, "relative_error", fit="linear", target="update")[:] = error * np.exp(
+        error = at(data, "relative_error", map="mlp_random", target="update")
+        at(data, "relative_error", map="linear", target="update")[:] = error * np.exp(
             0.3 + 0.02 * noise(*error.shape, seed=3)
         )
         claim = judged(data, "mlp_helps")
@@ -227,30 +227,30 @@ class TestMechanical:
 class TestNotSupported:
     def test_alignment(self):
         data = dataset()
-        at(data, "cos_update_fit", fit="local")[:] = 0.5
+        at(data, "cos_update_fit", map="local")[:] = 0.5
         assert judged(data, "alignment").verdict == "not supported"
         assert judged(data, "alignment_next_state").verdict == "not supported"
 
     def test_residual_distinct(self):
         data = dataset()
-        at(data, "share", fit="local", centring="no_outliers", vector="residual", k=4)[:] = 0.45
+        at(data, "share", map="local", centring="no_outliers", vector="residual", k=4)[:] = 0.45
         assert judged(data, "residual_distinct").verdict == "not supported"
 
     def test_error_predicts_output(self):
         data = dataset()
-        at(data, "kl", fit="local")[:] = np.exp(noise(LAYERS, data.sizes["query"], seed=33))
+        at(data, "kl", map="local")[:] = np.exp(noise(LAYERS, data.sizes["query"], seed=33))
         assert judged(data, "error_predicts_output").verdict == "not supported"
 
     def test_residual_matters(self):
         data = dataset()
-        at(data, "kl_control", control="covariance")[:] = 3 * at(data, "kl", fit="local")
+        at(data, "kl_control", control="covariance")[:] = 3 * at(data, "kl", map="local")
         claim = judged(data, "residual_matters")
         assert claim.verdict == "not supported"
         assert claim.estimate == pytest.approx(-math.log(3))
 
     def test_mlp_helps(self):
         data = dataset()
-        at(data, "relative_error", fit="mlp_random")[:] = at(data, "relative_error", fit="linear")
+        at(data, "relative_error", map="mlp_random")[:] = at(data, "relative_error", map="linear")
         assert judged(data, "mlp_helps").verdict == "not supported"
 
     @pytest.mark.parametrize("half", ["sweep_error", "instability"])
@@ -294,7 +294,7 @@ class TestInconclusive:
 
     def test_no_spread_of_the_error(self):
         data = dataset()
-        error = at(data, "relative_error", fit="local", target="update")
+        error = at(data, "relative_error", map="local", target="update")
         error[:] = np.exp(np.log(error) * 0.2)
         claim = judged(data, "error_predicts_output")
         assert claim.verdict == "inconclusive"
@@ -303,21 +303,21 @@ class TestInconclusive:
 
     def test_sign_changes_with_k(self):
         data = dataset()
-        at(data, "share", fit="local", centring="no_outliers", vector="residual", k=1)[:] = 0.9
+        at(data, "share", map="local", centring="no_outliers", vector="residual", k=1)[:] = 0.9
         claim = judged(data, "residual_distinct")
         assert claim.verdict == "inconclusive"
         assert "sign changes" in claim.reason
 
     def test_mlp_that_did_not_learn(self):
         data = dataset()
-        at(data, "explained_variance", fit="mlp_random")[:2] = -0.1
+        at(data, "explained_variance", map="mlp_random")[:2] = -0.1
         claim = judged(data, "mlp_helps")
         assert claim.verdict == "inconclusive"
         assert "1 of 3 layers" in claim.reason
 
     def test_unfinished_mlp_is_marked(self):
         data = dataset()
-        at(data, "mlp_flat", fit="mlp_random")[1] = False
+        at(data, "mlp_flat", map="mlp_random")[1] = False
         claim = judged(data, "mlp_helps")
         assert "not flat at the end in 1 layers" in claim.statistic
 
@@ -341,11 +341,11 @@ class TestInconclusive:
         assert math.isnan(claim.estimate)
 
     def test_absent_label_and_absent_values(self):
-        without = dataset().sel(fit=["zero", "local", "linear"])
+        without = dataset().sel(map=["zero", "local", "linear"])
         assert "cos_update_fit (fit mean" in judged(without, "alignment").reason
         assert judged(without, "alignment_next_state").verdict == "mechanical"
         data = dataset()
-        at(data, "kl", fit="local")[:] = np.nan
+        at(data, "kl", map="local")[:] = np.nan
         assert "no value of kl (fit local)" in judged(data, "residual_matters").reason
 
 
@@ -353,8 +353,8 @@ class TestMissingValues:
     def test_a_layer_without_values_and_single_tokens_are_left_out(self, planted: dict[str, Claim]):
         data = dataset()
         for variable in ("cos_update_fit", "kl"):
-            at(data, variable, fit="local")[..., 1, :] = np.nan
-        at(data, "kl", fit="local")[0, :5] = np.nan
+            at(data, variable, map="local")[..., 1, :] = np.nan
+        at(data, "kl", map="local")[0, :5] = np.nan
         at(data, "kl_control", control="covariance")[0, 2, 7] = np.nan
         found = {row: judged(data, row) for row in ("alignment", "error_predicts_output", "residual_matters")}
         assert found["alignment"].statistic.endswith("mean over 2 layers")

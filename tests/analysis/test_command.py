@@ -20,24 +20,23 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 import probe
-from probe.analysis import command, config, parsing
-from probe.analysis.config import TextConfig, parse_layers
+from probe.analysis import Plan, RunOptions, StagePlan, Subject, Task, TextConfig, command, config, parsing
+from probe.analysis.config import parse_layers
 from probe.errors import InputError
 from probe.runs import Run
-from probe.runs.engine import Plan, StagePlan
 from tests.plant import toy
 
 SAMPLE = ["--dataset", "sample", "--quiet"]
 
 
 def start(argv: list[str], stop: str = "") -> subprocess.Popen[str]:
-    """The toy's command line in a process of its own, which stops in that unit."""
+    """The toy's command line in a process of its own, which stops in that task."""
     environment = os.environ | {"TOY_STOP": stop}
     return subprocess.Popen(argv, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def contents(directory: Path) -> dict[str, dict[str, bytes]]:
-    """The arrays of every finished unit; the file beside them holds what it took, which no two runs share."""
+    """The arrays of every finished task; the file beside them holds what it took, which no two runs share."""
     return {
         str(path.relative_to(directory)): {name: array.tobytes() for name, array in load_file(path).items()}
         for path in (directory / "units").rglob("*.safetensors")
@@ -51,7 +50,8 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(tmp_path: Pa
         assert process.stdout.readline() == "stopped\n"
         process.kill()
     before = contents(tmp_path / "run")
-    assert set(before) == {f"units/draw/unit={i}.safetensors" for i in range(4)} | {"units/add/unit=0.safetensors"}
+    drawn = {f"units/draw/index-{i:05d}.safetensors" for i in range(4)}
+    assert set(before) == drawn | {"units/add/index-00000.safetensors"}
     assert len(list((tmp_path / "run").rglob("*.partial"))) == 1, "killed while it wrote"
     written = {path: (tmp_path / "run" / path).stat().st_mtime_ns for path in before}
 
@@ -72,9 +72,10 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(tmp_path: Pa
 def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys
-from probe.analysis.command import TextConfig, main
+from probe.analysis.command import main
+from probe.analysis.config import TextConfig
 try:
-    main("toy", TextConfig, None, None, ["--help"])
+    main("toy", TextConfig, None, ["--help"])
 except SystemExit as stop:
     assert stop.code == 0
 print(sorted({"torch", "transformers", "datasets", "xarray", "pandas", "numpy", "matplotlib"} & set(sys.modules)))
@@ -133,6 +134,7 @@ def test_without_text_or_data_set_it_is_wikitext_2() -> None:
         (["extra"], "Unrecognized options: extra"),
         (["--dtype", "int8"], "invalid choice 'int8' for argument '--dtype'. Expected one of ('float32'"),
         (["--dataset", "sample", "--text", "t.txt"], "only one text can be read"),
+        (["--windows", "0"], "--windows must be at least 1, got 0"),
         (["--model", "unknown"], "no model of that name"),
         (["--model", "a", "--out", "/proc/none"], "the run directory must be writable"),
     ],
@@ -147,11 +149,11 @@ def test_wrong_input_is_one_line_and_status_2(argv: list[str], part: str, capsys
 
 
 def test_a_defect_keeps_its_traceback() -> None:
-    def broken(config: toy.Config, **options: Any) -> None:
+    def broken() -> toy.Toy:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        command.main("toy", toy.Config, broken, toy.plan, [])
+        command.main("toy", toy.Config, broken, [])
 
 
 def test_dry_run_prints_the_plan_and_does_nothing(
@@ -178,10 +180,10 @@ def test_an_interruption_says_how_to_go_on(
 ) -> None:
     finish = toy.draw
 
-    def draw(config: toy.Config, unit: Any, run: Run) -> Mapping[str, Tensor]:
-        if unit.key == "unit=2":
+    def draw(subject: Subject[toy.Config], task: Task, run: Run) -> Mapping[str, Tensor]:
+        if task["index"] == 2:
             signal.raise_signal(number)
-        return finish(config, unit, run)
+        return finish(subject, task, run)
 
     draw.__qualname__ = "draw"
     monkeypatch.setattr(toy, "draw", draw)
@@ -189,12 +191,12 @@ def test_an_interruption_says_how_to_go_on(
     argv = [*SAMPLE, "--fresh", "--out", str(tmp_path / "a b")]
     assert toy.main(argv) == 130
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    # --fresh would move the finished units aside
+    # --fresh would move the finished tasks aside
     go_on = f"python -m probe.analyses.toy --dataset sample --quiet --out '{tmp_path / 'a b'}'"
-    assert capsys.readouterr().err == f"interrupted: finished units are kept; go on with: {go_on}\n"
+    assert capsys.readouterr().err == f"interrupted: finished tasks are kept; go on with: {go_on}\n"
     assert sorted(path.name for path in (tmp_path / "a b" / "units" / "draw").iterdir()) == [
-        "unit=0.safetensors",
-        "unit=1.safetensors",
+        "index-00000.safetensors",
+        "index-00001.safetensors",
     ]
     monkeypatch.undo()
     assert toy.main([*SAMPLE, "--out", str(tmp_path / "a b")]) == 0
@@ -203,13 +205,13 @@ def test_an_interruption_says_how_to_go_on(
 def test_the_command_to_go_on_is_the_one_that_was_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(config: toy.Config, **options: Any) -> None:
+    def interrupt() -> toy.Toy:
         raise KeyboardInterrupt
 
     typed = ["../venv/bin/python", "-m", "probe.analyses.toy", "--fresh", "--text", "my file.txt"]
     monkeypatch.setattr(sys, "orig_argv", typed)
     monkeypatch.setattr(sys, "argv", ["__main__.py", *typed[3:]])
-    assert command.main("toy", toy.Config, interrupt, toy.plan) == 130
+    assert command.main("toy", toy.Config, interrupt) == 130
     said = capsys.readouterr().err
     assert said.endswith("go on with: ../venv/bin/python -m probe.analyses.toy --text 'my file.txt'\n")
 
@@ -218,7 +220,7 @@ def test_the_command_to_go_on_is_the_one_that_was_typed(
 def test_a_run_records_the_command_that_was_typed(tmp_path: Path, program: str) -> None:
     out = tmp_path / "a b"
     words = [*SAMPLE, "--fresh", "--out", str(out)]
-    assert command.main("toy", toy.Config, toy.run, toy.plan, words, program=program) == 0
+    assert command.main("toy", toy.Config, toy.Toy, words, program=program) == 0
     record = json.loads((out / "config.json").read_text())
     assert record["provenance"]["command"] == f"{program} {' '.join(SAMPLE)} --fresh --out '{out}'"
 
@@ -248,6 +250,22 @@ def test_several_models_and_revisions_make_one_run_each_and_a_comparison(
 
 
 @pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("layers must lie between 0 and 3", "layers must lie between 0 and 3"),
+        ("window_length= must be at least 2", "--window-length must be at least 2"),
+        ("pass window_length=64, or out='a b'", "pass --window-length 64, or --out a b"),
+        ("pass fresh=True, or quiet=False.", "pass --fresh, or --no-quiet."),
+        ("in the cell stream-seed=3 of my_seed=4", "in the cell stream-seed=3 of my_seed=4"),
+        ("tokenizer= is no option", "tokenizer= is no option"),
+    ],
+)
+def test_messages_say_options_as_they_are_typed(said: str, typed: str) -> None:
+    assert command.as_typed(said, (TextConfig, RunOptions)) == typed
+    assert command.as_typed(said, ()) == said
+
+
+@pytest.mark.parametrize(
     ("text", "layers"), [("all", [0, 1, 2, 3]), ("0,3", [0, 3]), ("3, 1,3", [1, 3]), ("2", [2])], ids=str
 )
 def test_layers_are_all_or_a_comma_list(text: str, layers: list[int]) -> None:
@@ -273,11 +291,12 @@ def test_a_configuration_of_another_shape_needs_no_model(capsys: pytest.CaptureF
 
     seen = []
 
-    def run(config: Config, **options: Any) -> toy.Result:
-        seen.append((config.arms, options))
-        raise InputError("that is enough")
+    class Recording(toy.Toy):
+        def run(self, config: Any, **options: Any) -> Any:
+            seen.append((config.arms, options))
+            raise InputError("that is enough")
 
-    assert command.main("causes", Config, run, toy.plan, ["--arms", "none", "--fresh"]) == 2
+    assert command.main("causes", Config, Recording, ["--arms", "none", "--fresh"]) == 2
     typed = "python -m probe.analyses.causes --arms none --fresh"
     assert seen == [(("none",), {"out": None, "fresh": True, "quiet": False, "typed": typed})]
 
@@ -286,9 +305,9 @@ def test_a_configuration_of_another_shape_needs_no_model(capsys: pytest.CaptureF
 def test_what_is_neither_here_nor_on_a_hub_is_refused_before_torch_is_imported(tmp_path: Path, argv: list[str]) -> None:
     code = (
         "import sys\n"
-        "from probe import command\n"
-        "from probe.analyses.tokenwise import Config, plan, run\n"
-        "status = command.main('tokenwise', Config, run, plan, sys.argv[1:])\n"
+        "from probe.analyses import tokenwise\n"
+        "from probe.analysis import command\n"
+        "status = command.main('tokenwise', tokenwise.Config, lambda: tokenwise.analysis, sys.argv[1:])\n"
         "sys.exit(status + 10 * ('torch' in sys.modules))"
     )
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -339,9 +358,9 @@ def test_every_example_of_a_help_is_a_command_line(name: str, capsys: pytest.Cap
     for options in config.examples:
         both = command.with_run_options(config)
         parsed = parsing.parse(both, "probe", shlex.split(options))
-        assert not options or (parsed.config, parsed.options) != (config(), config.RunOptions())
+        assert not options or (parsed.config, parsed.options) != (config(), RunOptions())
     with pytest.raises(SystemExit):
-        command.main(name, config, toy.run, toy.plan, ["--help"], program=f"probe {name}")
+        command.main(name, config, toy.Toy, ["--help"], program=f"probe {name}")
     shown = capsys.readouterr().out
     assert f"usage: probe {name} " in shown
     for options, what in config.examples.items():

@@ -1,26 +1,40 @@
-"""The contract of an analysis: parts by name, defaults for what is left out, runs that are read back."""
+"""The contract of an analysis: a class becomes a run, a plan, and a run that is read back."""
 
 from __future__ import annotations
 
 import json
-import sys
-import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import pytest
-import torch
 import xarray as xr
 
 import probe
 from probe import InputError, analyses
-from probe.analysis import command, config
-from probe.analysis.contract import Analysis, Stage, configured, control_names, require_at_least
-from probe.claims import Criterion, Evidence, Sentence, decide, line
+from probe.analysis import (
+    Analysis,
+    AtLeast,
+    Claim,
+    Criterion,
+    Evidence,
+    Schema,
+    Sentence,
+    Stage,
+    Subject,
+    Task,
+    Variable,
+    config,
+    control_names,
+    decide,
+    line,
+)
+from probe.analysis.contract import configured
 from probe.inference import Interval
+from probe.runs import Run
 from probe.runs.directory import _dumps
-from probe.runs.engine import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,80 +48,109 @@ class Config(config.Config):
 
     numbers: tuple[int, ...] = (1, 2, 3)
     text: Path | None = None
+    least: Annotated[int | None, AtLeast(2)] = None
     thresholds: Inner = field(default_factory=Inner)
 
 
-def square(config: Config, unit: Unit, run: Any) -> dict[str, torch.Tensor]:
-    return {"square": torch.tensor([unit.arguments["number"] ** 2])}
+def square(subject: Subject[Config], task: Task, run: Run) -> dict[str, float]:
+    return {"square": task["number"] ** 2.0}
 
 
-def stages(config: Config) -> list[Stage]:
-    units = [Unit("squares", f"n-{number}", {"number": number}) for number in config.numbers]
-    return [Stage("squares", square, units, "squares"), Stage("nothing", square, [], "nothing")]
+class Squares(Analysis[Config]):
+    name = "squares"
+    config = Config
+    schema = Schema({"square": Variable("number", "1", "the square")})
+
+    def stages(self, subject: Subject[Config]) -> Sequence[Stage]:
+        tasks = [Task("squares", {"number": number}) for number in subject.config.numbers]
+        return [Stage("squares", square, tasks, "squares"), Stage("nothing", square, [], "nothing")]
+
+    def coordinates(self, subject: Subject[Config]) -> Mapping[str, Any]:
+        return {"number": list(subject.config.numbers)}
+
+    def claims(self, data: xr.Dataset, config: Config) -> Sequence[Claim]:
+        least = float(data["square"].min())
+        interval = Interval(least, least - 0.1, least + 0.1, len(data["square"]), "planted")
+        evidence = Evidence([Criterion("least square", interval, config.thresholds.bound)])
+        sentence = Sentence("squares.positive", "squares are positive", "ours")
+        return [decide(sentence, evidence, statistic="least", unit="numbers", null=line("zero", None))]
 
 
-def assemble(config: Config, run: Any) -> xr.Dataset:
-    parts = [run.load("squares", f"n-{number}")["square"].item() for number in config.numbers]
-    return xr.Dataset({"square": ("number", parts)}, {"number": list(config.numbers)})
+class Twice(Squares):
+    """With a stage that reads the one before, and one that tells by itself how long a task takes."""
+
+    schema = Schema({**Squares.schema, "double": Variable("number"), "sum": Variable("", kept=False)})
+
+    def stages(self, subject: Subject[Config]) -> Sequence[Stage]:
+        numbers = subject.config.numbers
+        doubles = [Task("doubles", {"number": number}) for number in numbers]
+        return [
+            *super().stages(subject),
+            Stage("doubles", self.double, doubles, "doubles"),
+            Stage("sums", self.never, [Task("sums")] * 4, "sums", seconds=lambda subject, task: 2.5),
+        ]
+
+    def double(self, subject: Subject[Config], task: Task, run: Run) -> dict[str, Any]:
+        assert run.piece("squares")["square"].shape == (len(subject.config.numbers),)
+        return {"double": 2 * run.piece("squares", number=task["number"])["square"]}
+
+    def never(self, subject: Subject[Config], task: Task, run: Run) -> dict[str, Any]:
+        raise AssertionError("a plan does no task of a stage that tells its time")
 
 
-def claims(data: xr.Dataset, config: Config) -> list[Any]:
-    least = float(data["square"].min())
-    interval = Interval(least, least - 0.1, least + 0.1, len(data["square"]), "planted")
-    evidence = Evidence([Criterion("least square", interval, config.thresholds.bound)])
-    sentence = Sentence("squares.positive", "squares are positive", "ours")
-    return [decide(sentence, evidence, statistic="least", unit="numbers", null=line("zero", None))]
-
-
-@pytest.fixture
-def squares(monkeypatch: pytest.MonkeyPatch) -> Analysis[Config]:
-    module = types.ModuleType("squares_of_a_test")
-    for part in (stages, assemble, claims):
-        setattr(module, part.__name__, part)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return Analysis("squares", Config, module.__name__)
-
-
-def test_parts_become_a_run_that_can_be_read_back(squares: Analysis[Config], tmp_path: Path):
-    result = squares.run(Config(numbers=(2, 5)), out=tmp_path / "run", quiet=True)
+def test_a_class_becomes_a_run_that_can_be_read_back(tmp_path: Path):
+    result = Squares().run(Config(numbers=(2, 5)), out=tmp_path / "run", quiet=True)
     assert result.data["square"].values.tolist() == [4, 25]
+    assert result.data["square"].attrs == {"units": "1", "long_name": "the square"}
     assert [claim.verdict for claim in result.claims] == ["supported"]
     assert result.title == "Squares"
-    assert result.figures == ()
+    assert not result.figures
     assert result.write_report().is_file()
 
-    again = squares.read(tmp_path / "run")
+    again = Squares().read(tmp_path / "run")
     assert again.claims == result.claims
     xr.testing.assert_identical(again.data, result.data)
     assert again.directory == tmp_path / "run"
 
 
-def test_a_plan_that_is_left_out_counts_the_units(squares: Analysis[Config], capsys: pytest.CaptureFixture[str]):
-    plan = squares.plan(Config())
-    assert [(stage.name, stage.units) for stage in plan.stages] == [("squares", 3), ("nothing", 0)]
-    command.print_plan(plan, "squares")
-    assert "unknown" in capsys.readouterr().out
+def test_a_plan_does_one_task_of_each_stage_and_multiplies():
+    done: list[int] = []
+
+    class Counted(Twice):
+        def double(self, subject: Subject[Config], task: Task, run: Run) -> dict[str, Any]:
+            done.append(task["number"])
+            return super().double(subject, task, run)
+
+    plan = Counted().plan(Config())
+    assert [(stage.name, stage.tasks) for stage in plan.stages] == [("squares", 3), ("doubles", 3), ("sums", 4)]
+    assert done == [2]
+    assert plan.stages[-1].seconds == 10.0
+    assert all(np.isfinite(stage.seconds) and stage.bytes > 1e6 for stage in plan.stages)
 
 
-def test_a_part_that_must_be_there_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "empty_of_a_test", types.ModuleType("empty_of_a_test"))
-    with pytest.raises(TypeError, match="has a function stages, but empty_of_a_test has none"):
-        Analysis("empty", Config, "empty_of_a_test").plan(Config())
+def test_a_part_that_must_be_there_is_named():
+    class Empty(Analysis[Config]):
+        name = "empty"
+
+        def coordinates(self, subject: Any) -> Mapping[str, Any]:
+            return {}
+
+    with pytest.raises(TypeError, match=r"abstract method.*stages"):
+        Empty()  # type: ignore[abstract]
 
 
 @pytest.mark.parametrize("name", sorted(analyses._ANALYSES))
 def test_every_configuration_comes_back_from_its_file(name: str):
-
-    kind = analyses.load(name).config
-    for config in (kind(), kind(seed=3, **({"text": Path("a.txt")} if hasattr(kind, "text") else {}))):
-        assert configured(kind, json.loads(_dumps(config))) == config
+    kind = analyses.config_of(name)
+    assert kind is analyses.load(name).config
+    for made in (kind(), kind(seed=3, **({"text": Path("a.txt")} if hasattr(kind, "text") else {}))):
+        assert configured(kind, json.loads(_dumps(made))) == made
 
 
 def test_a_configuration_of_another_version_is_refused():
+    fields = json.loads(_dumps(Config()))
     with pytest.raises(InputError, match=r"differ in odd, seed: run it again"):
-        configured(
-            Config, {"odd": 1, "device": "cpu", "dtype": "float32", "numbers": [], "text": None, "thresholds": {}}
-        )
+        configured(Config, {"odd": 1} | {name: value for name, value in fields.items() if name != "seed"})
 
 
 def test_built_in_analyses_are_found_by_name():
@@ -125,11 +168,11 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path):
         analyses.read(tmp_path)
 
 
-def test_an_unfinished_run_is_refused(squares: Analysis[Config], tmp_path: Path):
-    squares.run(Config(), out=tmp_path / "run", quiet=True)
+def test_an_unfinished_run_is_refused(tmp_path: Path):
+    Squares().run(Config(), out=tmp_path / "run", quiet=True)
     (tmp_path / "run" / "claims.json").unlink()
     with pytest.raises(InputError, match=r"holds claims\.json"):
-        squares.read(tmp_path / "run")
+        Squares().read(tmp_path / "run")
 
 
 def test_a_control_is_never_the_model_itself():
@@ -138,8 +181,10 @@ def test_a_control_is_never_the_model_itself():
     assert control_names("shuffled", 0, 0) == ()
 
 
-def test_an_option_that_is_too_small_is_named_as_it_is_typed():
-    config = TextConfig(window_length=16)
-    require_at_least(config, {"windows": 1, "window_length": 16})
-    with pytest.raises(InputError, match="--window-length must be at least 17: got 16; give a larger number"):
-        require_at_least(config, {"windows": 1, "window_length": 17})
+def test_an_option_below_its_bound_is_refused_when_it_is_given():
+    assert Config(least=2).least == 2
+    assert Config().least is None
+    with pytest.raises(InputError, match="least= must be at least 2, got 1: give a larger number"):
+        Config(least=1)
+    with pytest.raises(InputError, match="windows= must be at least 1, got 0"):
+        config.TextConfig(windows=0)

@@ -39,10 +39,6 @@ def call(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProc
     )
 
 
-def test_the_example_is_short() -> None:
-    assert len((PACKAGE / "norms.py").read_text(encoding="utf-8").splitlines()) < 60
-
-
 def test_it_is_found_and_has_a_help_of_its_own(installed: Path, tmp_path: Path) -> None:
     listed = call(installed, tmp_path, "--help").stdout
     assert "  norms        Do the states of the residual stream grow through depth?\n" in listed

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from probe.cli.program import models as catalogue
+from probe.cli import models as catalogue
 from probe.model import sources
 from tests.plant.hub_cache import add_model
 from tests.plant.tiny import tiny_module
@@ -120,8 +120,8 @@ def test_it_imports_no_torch_and_asks_no_network() -> None:
         "import socket, sys\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        "from probe import catalogue\n"
-        "status = catalogue.main(['--all'])\n"
+        "from probe.cli import models\n"
+        "status = models.main(['--all'])\n"
         "sys.exit(status + 10 * bool({'torch', 'transformers', 'transformer_lens'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0

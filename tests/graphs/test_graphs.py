@@ -1,4 +1,4 @@
-"""Graphs of units and their communities: closed forms, planted communities, determinism."""
+"""Graphs and their communities: closed forms, planted communities, determinism."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from probe import graphs
 from probe.errors import InputError
 from probe.graphs import Algorithm, Graph, ami
 from probe.graphs.build import _standardised
-from tests.plant.tokenwise import dense, planted_graph, planted_states, random_graph, relabelled
+from tests.plant.graphs import dense, planted_graph, planted_states, random_graph, relabelled
 
 quick = settings(max_examples=30)
 EIGHT = np.arange(240) % 8
 
 
-def states(tokens: int, units: int, seed: int = 0) -> Float[np.ndarray, "token unit"]:
+def states(tokens: int, nodes: int, seed: int = 0) -> Float[np.ndarray, "token node"]:
     """States with some correlation of every size and sign."""
     generator = np.random.default_rng(seed)
-    return generator.standard_normal((tokens, units)) @ generator.standard_normal((units, units))
+    return generator.standard_normal((tokens, nodes)) @ generator.standard_normal((nodes, nodes))
 
 
 def partitions_of(n: int) -> list[Int[np.ndarray, " node"]]:
@@ -49,12 +49,12 @@ def partitions_of(n: int) -> list[Int[np.ndarray, " node"]]:
 
 
 class TestBuilding:
-    @pytest.mark.parametrize("units", [40, 700])  # one block, two blocks
-    def test_signed_correlation_is_numpys(self, units: int) -> None:
-        x = states(300, units)
+    @pytest.mark.parametrize("nodes", [40, 700])  # one block, two blocks
+    def test_signed_correlation_is_numpys(self, nodes: int) -> None:
+        x = states(300, nodes)
         x[:, 3] += 1e3  # an offset is no correlation
         graph = graphs.correlation_graph(x, density=1.0)
-        r = np.corrcoef(x.T) - np.eye(units)
+        r = np.corrcoef(x.T) - np.eye(nodes)
         np.testing.assert_allclose(dense(graph), r, atol=1e-9)
 
     def test_absolute_correlation_has_no_sign(self) -> None:
@@ -93,7 +93,7 @@ class TestBuilding:
         found = dense(graphs.correlation_graph(x, kind="partial", density=1.0))
         np.testing.assert_allclose(found - np.diag(np.diag(found)), expected - np.diag(np.diag(expected)), atol=1e-9)
 
-    def test_partial_correlation_of_fewer_tokens_than_units_exists(self) -> None:
+    def test_partial_correlation_of_fewer_tokens_than_nodes_exists(self) -> None:
         x = planted_states(np.arange(120) % 4, 60, noise=0.3)
         x[:, 7] = 2.0
         graph = graphs.correlation_graph(x, kind="partial")
@@ -111,10 +111,10 @@ class TestBuilding:
         graph = graphs.correlation_graph(x, top_k=k)
         np.testing.assert_allclose(dense(graph), expected, atol=1e-12)
 
-    @pytest.mark.parametrize("units", [30, 600])
-    def test_density_keeps_the_strongest_pairs(self, units: int) -> None:
-        x = states(100, units)
-        r = np.corrcoef(x.T)[np.triu_indices(units, k=1)]
+    @pytest.mark.parametrize("nodes", [30, 600])
+    def test_density_keeps_the_strongest_pairs(self, nodes: int) -> None:
+        x = states(100, nodes)
+        r = np.corrcoef(x.T)[np.triu_indices(nodes, k=1)]
         graph = graphs.correlation_graph(x, density=0.1)
         count = round(0.1 * len(r))
         assert graph.n_edges == count
@@ -159,7 +159,7 @@ class TestBuilding:
         [
             (lambda: graphs.correlation_graph(np.zeros((2, 5))), "3 tokens"),
             (lambda: graphs.correlation_graph(np.full((9, 5), np.nan)), "finite"),
-            (lambda: graphs.correlation_graph(states(9, 5), top_k=3, density=0.5), "one rule"),
+            (lambda: graphs.correlation_graph(states(9, 5), top_k=3, density=0.5), "exclude each other"),
             (lambda: graphs.correlation_graph(states(9, 5), top_k=0), "at least 1"),
             (lambda: graphs.correlation_graph(states(9, 5), density=1.5), r"\(0, 1\]"),
             (lambda: graphs.from_matrix(np.zeros((3, 4))), "square"),
@@ -287,7 +287,7 @@ class TestCommunities:
             runs = [algorithm.quality(graph, algorithm.run(graph, 0.7, run), 0.7) for run in range(15)]
             assert max(runs) == pytest.approx(best, rel=1e-12), seed
 
-    def test_relabelling_the_units_changes_nothing(self) -> None:
+    def test_relabelling_the_nodes_changes_nothing(self) -> None:
         x = planted_states(EIGHT, 800, noise=1.5)
         order = np.random.default_rng(1).permutation(240)
         renamed = np.empty_like(x)
@@ -353,7 +353,7 @@ class TestCommunities:
 
     def test_the_same_seed_gives_the_same_answer_in_another_process(self) -> None:
         code = (
-            "import numpy as np\nfrom probe.graphs import *\nfrom tests.plant.tokenwise import random_graph\n"
+            "import numpy as np\nfrom probe.graphs import *\nfrom tests.plant.graphs import random_graph\n"
             "g = random_graph(60, 0.2, seed=3)\n"
             "for method in ('leiden', 'louvain', 'infomap', 'spectral'):\n"
             "    c = communities(g, method=method, seed=5, seeds=3)\n"
@@ -387,9 +387,9 @@ class TestCommunities:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            ({"method": "newman"}, "method is one of"),
-            ({"objective": "size"}, "objective is one of"),
-            ({"signs": "none"}, "signs is one of"),
+            ({"method": "newman"}, "method must be one of"),
+            ({"objective": "size"}, "objective must be one of"),
+            ({"signs": "none"}, "signs must be one of"),
             ({"resolution": 0.0}, "positive"),
             ({"resolution": float("nan")}, "positive"),
             ({"seeds": 2}, "at least 3"),

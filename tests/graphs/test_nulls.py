@@ -11,7 +11,7 @@ from probe import graphs
 from probe.geometry import haar_frame
 from probe.graphs import Algorithm, ami
 from probe.inference import permutation_null
-from tests.plant.tokenwise import dense, planted_graph, planted_states, random_graph
+from tests.plant.graphs import dense, planted_graph, planted_states, random_graph
 
 EIGHT = np.arange(240) % 8
 

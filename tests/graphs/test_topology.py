@@ -1,4 +1,4 @@
-"""The place of a unit and the kind of a community: closed forms, and networkx as the reference."""
+"""The position of a node and the measures of a community: closed forms, and networkx as the reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from probe import graphs
 from probe.errors import InputError
 from probe.graphs import Graph
-from tests.plant.tokenwise import planted_graph, random_graph, relabelled
+from tests.plant.graphs import planted_graph, random_graph, relabelled
 
 LABELS = np.random.default_rng(1).integers(0, 4, 40)
 GRAPH = random_graph(40, 0.15)
@@ -52,9 +52,11 @@ def test_participation_is_largest_when_links_are_spread_evenly() -> None:
 
 def test_participation_by_itself_is_that_of_the_topology() -> None:
     expected = graphs.node_topology(GRAPH, LABELS, paths=False)["participation"]
-    np.testing.assert_array_equal(graphs.participation(GRAPH, LABELS), expected)
+    np.testing.assert_array_equal(graphs.participation_coefficient(GRAPH, LABELS), expected)
     with pytest.raises(InputError, match="40 nodes"):
-        graphs.participation(GRAPH, LABELS[:5])
+        graphs.participation_coefficient(GRAPH, LABELS[:5])
+    with pytest.warns(DeprecationWarning, match=r"use probe\.graphs\.participation_coefficient"):
+        assert graphs.participation is graphs.participation_coefficient
 
 
 def test_a_drawing_holds_communities_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jaxtyping
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -9,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import probe
 from probe import replay
 from probe.errors import InputError
-from probe.jacobian import Options, block_jacobian, iter_block_jacobians, method_of, recorded_jacobian
+from probe.jacobian import JacobianOptions, block_jacobian, iter_block_jacobians, method_of, recorded_jacobian
 from probe.model import first_tensor, load_model
 from tests.plant.tiny import (
     ARCHITECTURES,
@@ -288,7 +289,7 @@ def test_layers_come_from_one_pass_and_windows_in_batches():
 def test_a_recorded_context_serves_all_layers():
     model, tokens = tiny_model("gpt2"), tokens_of()
     context = replay.record(model, tokens, torch.tensor([POSITIONS] * WINDOWS))
-    found = recorded_jacobian(context, 2, Options(of="update"))
+    found = recorded_jacobian(context, 2, JacobianOptions(of="update"))
     assert torch.equal(found, block_jacobian(model, tokens, 2, POSITIONS, of="update"))
     alone = recorded_jacobian(context.alone(), 2).reshape(WINDOWS, len(POSITIONS), WIDTH, WIDTH)
     assert torch.equal(alone, block_jacobian(model, tokens, 2, POSITIONS, context="alone"))
@@ -302,7 +303,7 @@ def test_half_precision_checkpoints_are_differentiated_in_float32(architecture, 
     found = block_jacobian(model, tokens, LAYER, POSITIONS, method=method)
     # the same weights and the same recorded context, in float32
     context = replay.record(model, tokens, torch.tensor([POSITIONS] * WINDOWS))
-    exact = recorded_jacobian(context, LAYER, Options(method="jacrev", dtype=torch.float64))
+    exact = recorded_jacobian(context, LAYER, JacobianOptions(method="jacrev", dtype=torch.float64))
     assert found.dtype is torch.float32
     # jacrev runs the sequence in float64, while the recorded keys and carried states are rounded to half precision
     assert error(found, exact.float()) < (0.05 if dtype is torch.bfloat16 else 0.01)
@@ -459,7 +460,8 @@ def test_a_gpu_gives_what_the_cpu_gives(architecture, method):
         ({"dtype": torch.float16}, "float32 or torch.float64"),
     ],
 )
-def test_wrong_options_are_refused(options, message):
+def test_wrong_options_are_refused(options, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
     arguments = {"layer": 0, "positions": [0], **options}
     with pytest.raises(InputError, match=message):
         block_jacobian(tiny_model("llama"), tokens_of(), **arguments)
@@ -480,3 +482,6 @@ def test_state_space_blocks_are_not_standard(options):
 def test_public_names():
     assert probe.block_jacobian is block_jacobian
     assert probe.iter_block_jacobians is iter_block_jacobians
+    for old, new in (("Options", "JacobianOptions"), ("mlp_unit_gain", "mlp_neuron_gain")):
+        with pytest.warns(DeprecationWarning, match=f"use probe.jacobian.{new}"):
+            assert getattr(probe.jacobian, old) is getattr(probe.jacobian, new)

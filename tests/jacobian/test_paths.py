@@ -366,7 +366,7 @@ def test_a_bridge_of_transformer_lens_has_the_jacobians_of_its_model(architectur
     ("function", "message"),
     [
         (lambda m, t: cross_jacobian(m, t, 0, out_position=1, in_position=2), "before in_position"),
-        (lambda m, t: cross_jacobian(m, t, 0, out_position=2, in_position=1, context="alone"), "one position"),
+        (lambda m, t: cross_jacobian(m, t, 0, out_position=2, in_position=1, context="alone"), "several positions"),
         (lambda m, t: cross_jacobian(m, t, 9, out_position=2, in_position=1), "0 … 3"),
         (lambda m, t: cumulative_jacobian(m, t, 2, 1, [0]), "from_layer"),
         (lambda m, t: cumulative_jacobian(m, t, 0, 5, [0]), "from_layer"),
@@ -374,7 +374,7 @@ def test_a_bridge_of_transformer_lens_has_the_jacobians_of_its_model(architectur
         (lambda m, t: operator(m, t, 3, 0, to_layer=5), "to_layer"),
         (lambda m, t: operator(m, t, 0, 0, to_layer=2, context="alone"), "one block"),
         (lambda m, t: site_jacobian(m, t, "ln_final.hook_in", "logits", [0]), "inside the blocks"),
-        (lambda m, t: site_jacobian(m, t, "blocks.2.hook_resid_pre", "blocks.1.hook_mlp_out", [0]), "behind"),
+        (lambda m, t: site_jacobian(m, t, "blocks.2.hook_resid_pre", "blocks.1.hook_mlp_out", [0]), "come after"),
         (lambda m, t: site_jacobian(m, t, "blocks.0.hook_nothing", "logits", [0]), "a site must be"),
         (lambda m, t: site_jacobian(m, t, "blocks.0.hook_resid_pre", "nothing", [0]), "a site must be"),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel, adapters, first_tensor, load_model, with_first_tensor
 from probe.model.architectures import ARCHITECTURES as ROWS
-from probe.model.architectures import Place
+from probe.model.architectures import SitePath
 from probe.stream import watch
 from tests.plant.tiny import (
     ARCHITECTURES,
@@ -45,6 +45,10 @@ def count_hooks(module: nn.Module) -> int:
 
 
 # What every architecture has
+
+
+def test_every_row_has_a_tiny_model() -> None:
+    assert {tiny_model(architecture).architecture for architecture in ARCHITECTURES} == set(ROWS)
 
 
 @every_architecture
@@ -345,10 +349,10 @@ def test_our_table_agrees_with_transformer_lens(architecture: str) -> None:
         assert getattr(ours, name) == getattr(theirs, name)
     parallel = tiny_model(architecture).parallel
     assert parallel == theirs.parallel
-    mine = {name: (place.module, place.side) for name, place in ours.places.items()}
+    mine = {name: (site.module, site.side) for name, site in ours.sites.items()}
     if parallel:
         mine.pop("hook_resid_mid", None)
-    assert mine == {name: (place.module, place.side) for name, place in theirs.places.items()}
+    assert mine == {name: (site.module, site.side) for name, site in theirs.sites.items()}
     assert set(theirs.projections) <= set(ours.projections)
     block = module.get_submodule(ours.blocks)[1]
     for name, projection in theirs.projections.items():
@@ -656,12 +660,12 @@ def test_options_that_contradict_the_model_are_refused(tmp_path: Path) -> None:
     refused(lambda: load_model(tmp_path, tokenizer=tiny_tokenizer()), "tokenizer")
 
 
-def test_flat_places_are_only_those_of_opt() -> None:
+def test_flat_sites_are_only_those_of_opt() -> None:
     """OPT folds windows and positions into one axis around its MLP; everything else keeps both."""
     flat = {
         (architecture, name)
         for architecture, layout in ROWS.items()
-        for name, place in layout.places.items()
-        if place == Place(place.module, place.side, flat=True)
+        for name, site in layout.sites.items()
+        if site == SitePath(site.module, site.side, flat=True)
     }
     assert flat == {("opt", "hook_resid_mid"), ("opt", "hook_mlp_out")}

@@ -17,8 +17,8 @@ WIKITEXT_DISTINCT_TRIGRAMS = 0.930
 
 def installed(package: Path) -> ModuleType:
     """The module as it would run from this package folder."""
-    package.mkdir(parents=True)
-    code = package / "shipped.py"
+    (package / "model").mkdir(parents=True)
+    code = package / "model" / "shipped.py"
     code.write_text(Path(shipped.__file__).read_text())
     spec = importlib.util.spec_from_file_location("installed_shipped", code)
     assert spec is not None

@@ -58,7 +58,10 @@ def test_aliases_of_transformer_lens_are_read_without_importing_it() -> None:
 
     theirs = {alias: identity for identity, names in MODEL_ALIASES.items() for alias in names}
     assert {alias: sources.hub_aliases()[alias] for alias in theirs} == theirs
-    code = "import sys; from probe import sources; sources.hub_aliases(); sys.exit('transformer_lens' in sys.modules)"
+    code = (
+        "import sys; from probe.model import sources; sources.hub_aliases(); "
+        "sys.exit('transformer_lens' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from tests.mutants import MUTANTS, Mutant
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("probe", "tests", "pyproject.toml")
 TIME_LIMIT = 300.0  # seconds; a mutant that makes a test hang is found out
 

@@ -22,8 +22,6 @@ COMMUNITIES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                     "np.quantile(np.square(self.permuted).mean(axis=0), quantile)",
                     "np.quantile(np.square(self.permuted), quantile)",
                 ),
-                ("(np.abs(coupling.permuted) >= rho[:, None])", "(coupling.permuted >= rho[:, None])"),
-                ("rho = np.abs(coupling(np.ones(", "rho = (coupling(np.ones("),
                 ('*one, alternative="two-sided"', '*one, alternative="greater"'),
                 ("return benjamini_hochberg(np.array([", "return (np.array(["),
                 ('"Δ": own.strength(weights) - values', '"Δ": values - own.strength(weights)'),
@@ -57,10 +55,10 @@ COMMUNITIES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("np.sign(mean) == np.sign(fisher_mean(observed))", "(mean > 0) == bool(fisher_mean(observed) > 0)"),
                 ("same_sign & ((p < COUPLING_P)", "same_sign | ((p < COUPLING_P)"),
                 ("(permuted_squares >= squares)", "(permuted_squares <= squares)"),
-                ("same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))", "same_sign"),
+                ("same_sign & ((p < COUPLING_P) == (default_p < COUPLING_P))", "same_sign"),
                 (
-                    "same_sign & ((p < COUPLING_P) == bool(default_p < COUPLING_P))",
-                    "(p < COUPLING_P) == bool(default_p < COUPLING_P)",
+                    "same_sign & ((p < COUPLING_P) == (default_p < COUPLING_P))",
+                    "(p < COUPLING_P) == (default_p < COUPLING_P)",
                 ),
                 (
                     'np.isin(data["layer"].values, data["ablated"].values)',
@@ -78,7 +76,7 @@ COMMUNITIES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                     'np.quantile(data["null_quality"].values, 0.95, axis=1)',
                     'np.quantile(data["null_quality"].values, 0.05, axis=1) - 0.3',
                 ),
-                ("tokens >= 2 * units", "tokens >= units"),
+                ("tokens >= 2 * nodes", "tokens >= nodes"),
                 ('n = min(int(data.attrs["n_graph_documents"])', 'n = max(int(data.attrs["n_graph_documents"])'),
                 (
                     'data["run_quality"].values - quantile, data',
@@ -104,7 +102,7 @@ COMMUNITIES: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                     'Criterion("Δ of A to random orthogonal bases", others["Δ"], 0.0)',
                     'Criterion("Δ of A to random orthogonal bases", others["A"], -1.0)',
                 ),
-                ('if table.data.attrs.get("nodes") != "mlp" else []', ""),
+                ('if table.data.attrs["nodes"] != "mlp" else []', ""),
             ],
         ),
         (

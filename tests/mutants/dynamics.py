@@ -8,7 +8,7 @@ DYNAMICS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             "tests/claims/test_evidence.py",
             [
                 ("float(np.mean(value)) for name", "float(np.max(value)) for name"),
-                ("np.subtract(one.high, one.low) / 2", "np.subtract(one.high, one.low)"),
+                ("np.subtract(interval.high, interval.low) / 2", "np.subtract(interval.high, interval.low)"),
                 ("np.array([n - 1, seeds.n_units - 1])", "np.array([n - 1, n - 1])"),
                 ("np.square(variances).dot(1 / freedom)", "np.square(variances).dot(freedom)"),
                 ("total = reach = variances.sum()", "total = reach = variances.max()"),
@@ -76,23 +76,7 @@ DYNAMICS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             [
                 ("(total - matrices[own].sum(0)) / rest", "(total - matrices[own].sum(0)) / n"),
                 ("rest = n - int(own.sum())", "rest = n - 1"),
-            ],
-        ),
-    ],
-    "probe/analyses/dynamics/schema.py": [
-        (
-            "tests/analyses/test_dynamics.py::TestMeans",
-            [("np.stack([whole, whole - half, whole + half])", "np.stack([whole, whole + half, whole - half])")],
-        ),
-        (
-            "tests/analyses/test_dynamics.py::TestPerturbations",
-            [
-                (
-                    "last = len(epsilons) - 1 - np.argmax(below[..., ::-1], axis=-1)",
-                    "last = np.argmin(below, axis=-1) - 1",
-                ),
-                ("np.where(high > low, -low / gap, 0.0)", "np.where(high > low, low / gap, 0.0)"),
-                ("below = logs <= 0", "below = logs >= 0"),
+                ("np.stack([whole, whole - half, whole + half])", "np.stack([whole, whole + half, whole - half])"),
             ],
         ),
     ],
@@ -109,6 +93,12 @@ DYNAMICS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("kept - kept.mean(0)", "kept.abs()"),
                 ("right[0], states[other]", "right[-1], states[other]"),
                 ("others[position] = False", "others[:] = True"),
+                (
+                    "last = len(epsilons) - 1 - np.argmax(below[..., ::-1], axis=-1)",
+                    "last = np.argmin(below, axis=-1) - 1",
+                ),
+                ("np.where(high > low, -low / gap, 0.0)", "np.where(high > low, low / gap, 0.0)"),
+                ("below = logs <= 0", "below = logs >= 0"),
             ],
         ),
     ],

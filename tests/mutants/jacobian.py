@@ -8,6 +8,7 @@ DETACHED = "tests/jacobian/test_jacobian.py::test_detached_methods_agree[gpt2]"
 CAPPED = "tests/jacobian/test_jacobian.py::test_soft_caps_and_sinks_are_linearised_too"
 REBUILT = "tests/jacobian/test_paths.py::test_detached_jacobians_rebuild_the_output"
 MEAN = "tests/jacobian/test_paths.py::test_the_mean_and_the_spread_are_those_of_the_single_matrices"
+NORMED = "tests/jacobian/test_jacobian.py -k a_norm_of"
 TOY = "tests/jacobian/test_paths.py::test_a_linear_residual_block_has_j_equal_to_i_plus_w"
 
 JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
@@ -17,8 +18,8 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             [
                 ("baddbmm_(mlp, attention)", "baddbmm_(attention, mlp)"),
                 ("- _by_position(point.output)[rows])", "+ _by_position(point.output)[rows])"),
-                ("surprise = own * slope *", "surprise = own *"),
-                ("value = own[..., None] * standard", "value = (0 * own[..., None] + 1) * standard"),
+                ("surprise = live * slope *", "surprise = live *"),
+                ("value = live[..., None] * standard", "value = (0 * live[..., None] + 1) * standard"),
                 ("torch.cat([second, -first], -1)", "torch.cat([-second, first], -1)"),
                 ("(slope * upward)[..., None]", "slope[..., None]"),
                 (".addcmul_(standard.up, active[..., None])", ".addcmul_(standard.up, slope[..., None])"),
@@ -56,16 +57,16 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (REBUILT, [("active: Tensor = self.activation(x).detach()", "active: Tensor = self.activation(x)")]),
         (DETACHED, [("active if self.gates else", "active if not self.gates else")]),
     ],
-    "probe/model/architectures/forms.py": [
+    "probe/model/architectures/form.py": [
         (
-            "tests/jacobian/test_jacobian.py -k a_norm_of",
+            NORMED,
             [
                 ("path if path in paths else None", "None"),
-                ('query_norm="self_attn.q_layernorm"', "query_norm=None"),
                 ("in known for name", "in known or True for name"),
             ],
         ),
     ],
+    "probe/model/architectures/gpt.py": [(NORMED, [('query_norm="self_attn.q_layernorm"', "query_norm=None")])],
     "probe/replay/attention.py": [
         (
             LLAMA,
@@ -73,7 +74,7 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("scores = self.live * self.slope *", "scores = self.slope *"),
                 ("- scores.sum(-1, keepdim=True) * self.output", ""),
                 ("Tensor = self.output + self.live @", "Tensor = self.output +"),
-                ("found -= (output - centre[:, :, None])", "found -= (output + centre[:, :, None])"),
+                ("query_map -= (output - centre[:, :, None])", "query_map -= (output + centre[:, :, None])"),
                 ("_query_map(shares * slope,", "_query_map(shares,"),
             ],
         ),

@@ -26,7 +26,7 @@ PLOTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
     "probe/plots/pages.py": [
         (
             "tests/plots/test_plots.py::test_labels_stay_at_the_edge_of_the_page",
-            [("if (row + 1, column) in places:", "if row + 1 < len(places):")],
+            [("if (row + 1, column) in by_cell:", "if row + 1 < len(by_cell):")],
         ),
     ],
     "probe/analyses/dynamics/panels/spectral.py": [

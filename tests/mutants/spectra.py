@@ -135,7 +135,7 @@ SPECTRA: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ('"...jpk,...ipq,...jql->...ijkl"', '"...ipk,...jpq,...iql->...ijkl"'),
                 ('"...jpk,...ipq,...jql->...ijkl", U, K, V).abs()', '"...jpk,...ipq,...jql->...ijkl", U, K, V)'),
                 ("[..., :, None, :, :]  # S_i", "[..., None, :, :, :]  # S_i"),
-                ("matrix_norm(seen - own) / matrix_norm(own)", "matrix_norm(seen - own) / matrix_norm(own).square()"),
+                ("seen - diagonal) / matrix_norm(diagonal)", "seen - diagonal) / matrix_norm(diagonal).square()"),
                 ("dim=(-2, -1)).square() / k for k", "dim=(-2, -1)).square() for k"),
                 (
                     "vector_norm(cosines[..., :k, :k], dim=(-2, -1)).square()",

@@ -71,7 +71,7 @@ TRAINING: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (
             SHIPPED,
             [
-                ("(own + kinds * probability) / (total + kinds)", "(own + probability) / (total + kinds)"),
+                ("(count + kinds * probability) / (total + kinds)", "(count + probability) / (total + kinds)"),
                 ("learned = ~torch.isin(every.document", "learned = torch.isin(every.document"),
                 (
                     "models.BPE(vocab=vocabulary, merges=[])",

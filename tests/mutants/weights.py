@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 READ = "tests/weights/test_weights.py"
+FOLDED = f"{READ}::test_a_folded_reader_acts_on_the_normed_state_before_its_gain"
 CURVES = "tests/weights/test_curves.py"
 RUNS = "tests/analyses/test_continuity.py::TestVariables"
 CLAIMS = "tests/analyses/test_continuity_claims.py"
 
 WEIGHTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
     "probe/weights/reading.py": [
+        (FOLDED, [("weight.detach().float() + offset", "weight.detach().float()")]),
+        (f"{READ} -k twin", [("generator_of(self.permuted, layer, name)", "generator_of(self.permuted)")]),
+    ],
+    "probe/model/architectures/layout.py": [
         (
-            f"{READ}::test_a_folded_reader_acts_on_the_normed_state_before_its_gain",
+            FOLDED,
             [
-                ("weight.detach().float() + offset", "weight.detach().float()"),
                 (
-                    'dict.fromkeys("qkv", form.attention_norm) | dict.fromkeys(("gate", "up"), form.mlp_norm)',
-                    'dict.fromkeys("qkv", form.mlp_norm) | dict.fromkeys(("gate", "up"), form.attention_norm)',
+                    'fromkeys("qkv", self.form.attention_norm) | dict.fromkeys(("gate", "up"), self.form.mlp_norm)',
+                    'fromkeys("qkv", self.form.mlp_norm) | dict.fromkeys(("gate", "up"), self.form.attention_norm)',
                 ),
-                ('"down": form.mlp_out_norm', '"down": form.attention_out_norm'),
+                ('"down": self.form.mlp_out_norm', '"down": self.form.attention_out_norm'),
             ],
         ),
+    ],
+    "probe/weights/twins.py": [
         (
             f"{READ} -k twin",
             [
                 ("reset()", "pass"),
                 ("part.apply(initialise)", "[initialise(module) for module in part.modules()]"),
-                ("_generator(self.seed, place, name).initial_seed()", "self.seed"),
-                ("_generator(self.permuted, layer, name)", "_generator(self.permuted)"),
+                ("generator_of(self.seed, block_path, name).initial_seed()", "self.seed"),
             ],
         ),
     ],
@@ -133,8 +138,8 @@ WEIGHTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             RUNS,
             [
                 ('enumerate(("output", "input"))', 'enumerate(("input", "output"))'),
-                ("one[array][:, 0]", "one[array][:, 1]"),
-                ('folded=variant == "folded"', "folded=False"),
+                ("[array])[array][..., 0]", "[array])[array][..., 1]"),
+                ("folded=variant == FOLDED", "folded=False"),
             ],
         ),
     ],

@@ -8,8 +8,10 @@ from dataclasses import asdict
 import numpy as np
 import xarray as xr
 
-from probe.analyses.causes.cells import BREAKING, Cell, named
-from probe.training import ARMS, PROJECTIONS
+from probe.analyses.causes.cells import Cell, named
+from probe.analyses.causes.schema import SCHEMA
+from probe.training.names import POINTWISE
+from probe.training.transformer import ARM_OF, PROJECTIONS
 
 STEPS, ARM_STEPS = (0, 10, 300, 1000, 2000, 2400, 2700, 3000), (0, 20, 100, 400, 500)
 BLOCKS, K, NULL = 8, 8, 0.06
@@ -23,7 +25,7 @@ def continuity(cell: Cell, weights: str) -> float:
     """What is planted at the end of training."""
     if not cell.residual:
         return 0.1
-    if cell.activation in BREAKING:
+    if cell.activation in POINTWISE:
         return 0.5 if weights == "W" else 0.6
     return 0.1 if weights == "W" else 0.2
 
@@ -36,7 +38,7 @@ def excess(cell: Cell) -> list[float]:
 def loss(cell: Cell) -> float:
     if cell.teacher == "linear":
         return 0.01
-    return 0.1 if cell.activation in BREAKING else 0.5
+    return 0.1 if cell.activation in POINTWISE else 0.5
 
 
 def dataset(*, seeds: int = 5, noise: float = 0.005, arms: bool = True, without: str = "") -> xr.Dataset:
@@ -68,24 +70,18 @@ def dataset(*, seeds: int = 5, noise: float = 0.005, arms: bool = True, without:
     cosine = spread(through(cosine, 0.1), 2)[..., None] + noise * rng.normal(size=BLOCKS - 1)
     match = np.array([[[[x + NULL for x in excess(cell)]] * 2] * 2 for cell in cells])
     coherent = np.array([[0.8 if cell.residual else 0.02] * 2 for cell in cells])
-    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {
-        "cosine": (("cell", "step", "seed", "weights", "space", "pair"), cosine),
-        "match": (("cell", "step", "seed", "weights", "space", "k"), spread(through(match, NULL), 3)),
-        "gradient_coherence": (
-            ("cell", "step", "seed", "space"),
-            spread(through(coherent, 0.7) * 0 + coherent[:, None], 1),
-        ),
-        "held_out_loss": (("cell", "step", "seed"), spread(through(np.array([loss(cell) for cell in cells]), 1.5), 0)),
-        "null_match": (("k",), np.full(K, NULL)),
-    }
+    cosine[:, 0, :, 1] = np.nan  # at step 0 nothing has been added
     sizes = (len(cells), len(STEPS), seeds)
-    variables["gap"] = (
-        ("cell", "step", "seed", "weights", "space", "layer"),
-        1.3 + 0.1 * rng.random((*sizes, 2, 2, BLOCKS)),
-    )
-    for name, dims in (("layer_angle", ("weights", "space")), ("step_angle", ("space",))):
-        variables[name] = (("cell", "step", "seed", *dims), 60 + rng.random((*sizes, *[2] * len(dims))))
-    variables["cosine"][1][:, 0, :, 1] = np.nan  # at step 0 nothing has been added
+    arrays = {
+        "cosine": cosine,
+        "match": spread(through(match, NULL), 3),
+        "gradient_coherence": spread(through(coherent, 0.7) * 0 + coherent[:, None], 1),
+        "held_out_loss": spread(through(np.array([loss(cell) for cell in cells]), 1.5), 0),
+        "null_match": np.full(K, NULL),
+        "gap": 1.3 + 0.1 * rng.random((*sizes, 2, 2, BLOCKS)),
+        "layer_angle": 60 + rng.random((*sizes, 2, 2)),
+        "step_angle": 60 + rng.random((*sizes, 2)),
+    }
     coords: dict[str, object] = {
         "cell": [cell.name for cell in cells],
         "step": list(STEPS),
@@ -98,7 +94,7 @@ def dataset(*, seeds: int = 5, noise: float = 0.005, arms: bool = True, without:
     }
     coords |= {name: ("cell", [getattr(cell, name) for cell in cells]) for name in asdict(cells[0])}
     attrs = {"haar_cosine": 0.1, "haar_band": 0.17, "width": 64, "model": "toys", "provenance": json.dumps({})}
-    data = xr.Dataset(variables, coords, attrs)
+    data = xr.Dataset({name: SCHEMA.entry(name, values) for name, values in arrays.items()}, coords, attrs)
     return _with_arms(data, rng, seeds, noise) if arms else data
 
 
@@ -112,12 +108,13 @@ def _with_arms(data: xr.Dataset, rng: np.random.Generator, seeds: int, noise: fl
         size=(len(ARM_NAMES), len(ARM_STEPS), seeds)
     )
     sizes = (len(ARM_NAMES), len(ARM_STEPS), seeds, len(PROJECTIONS), 2, blocks)
-    found = data.assign(
-        arm_cosine=(("arm", "arm_step", "seed", "projection", "weights", "space", "arm_pair"), cosine),
-        arm_held_out_loss=(("arm", "arm_step", "seed"), losses),
-        arm_gap=(("arm", "arm_step", "seed", "projection", "weights", "arm_layer"), np.full(sizes, 1.4)),
-        arm_null_cosine=(("projection", "space"), np.full((len(PROJECTIONS), 2), 0.07)),
-    )
+    arrays = {
+        "arm_cosine": cosine,
+        "arm_held_out_loss": losses,
+        "arm_gap": np.full(sizes, 1.4),
+        "arm_null_cosine": np.full((len(PROJECTIONS), 2), 0.07),
+    }
+    found = data.assign({name: SCHEMA.entry(name, values) for name, values in arrays.items()})
     coords = {"arm": list(ARM_NAMES), "arm_step": list(ARM_STEPS), "projection": list(PROJECTIONS)}
-    coords |= {"arm_label": ("arm", [ARMS[name].label for name in ARM_NAMES])}
+    coords |= {"arm_label": ("arm", [ARM_OF[name].label for name in ARM_NAMES])}
     return found.assign_coords(coords).assign_attrs(arm_guess=3.3, text="a text")

@@ -12,12 +12,13 @@ from probe import graphs
 from probe.analyses.communities.coupling import CHOICES
 from probe.analyses.communities.gains import LARGEST, MEASURES
 from probe.analyses.communities.partitions import TOPOLOGY
+from probe.analyses.communities.schema import SCHEMA
 
 LAYERS, DOCUMENTS, CHOSEN, WIDTH, SEEDS, BASES, PERMUTATIONS = 24, 16, 2, 64, 5, 2, 400
 COMMUNITIES = 8
 HALVES_AMI = 0.6
 COUPLING = (0.75, -0.5)  # Spearman's ρ of the first and the last layer
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+Values = dict[str, np.ndarray]
 
 
 def coupling_of(layers: int) -> np.ndarray:
@@ -42,15 +43,12 @@ def dataset(
     residual = nodes == "residual"
     views = ["model", *(["symmetrised"] * residual), "no_outliers"]
     views += [f"basis-{draw}" for draw in range(bases * residual)] + [f"init-{seed}" for seed in range(seeds)]
-    variables = _graphs(rng, layers, width) | _coupled(rng, views, layers, width, queries)
+    values = _graphs(rng, layers, width) | _coupled(rng, views, layers, width, queries)
     labels = _drifting(rng, layers, width)
-    variables["community"] = (
-        ("view", "layer", "unit"),
-        np.broadcast_to(labels, (len(views), *labels.shape)).astype(np.int32).copy(),
-    )
-    variables["layer_ami"] = (("layer", "other_layer"), graphs.pairwise_ami(labels))
+    values["community"] = np.broadcast_to(labels, (len(views), *labels.shape)).astype(np.int32).copy()
+    values["layer_ami"] = graphs.pairwise_ami(labels)
     if residual:
-        variables |= _amplified(rng, layers, len(np.unique(labels[0])))
+        values |= _amplified(rng, layers, len(np.unique(labels[0])))
     coordinates: dict[str, object] = {
         "layer": np.arange(layers),
         "view": views,
@@ -63,11 +61,11 @@ def dataset(
     }
     if ablated:
         coordinates["ablated"] = chosen = np.linspace(0, layers - 1, ablated).round().astype(int)
-        coordinates |= dict(zip(("half", "edges", "neighbours", "method", "factor"), map(list, CHOICES), strict=True))
-        variables |= _grid(rng, coupling_of(layers)[chosen])
+        coordinates |= {name: list(choices) for name, choices in CHOICES.items()}
+        values |= _grid(rng, coupling_of(layers)[chosen])
     if drawn:
         coordinates["drawn"] = shown = np.linspace(0, layers - 1, drawn).round().astype(int)
-        variables |= _drawn(rng, labels[shown])
+        values |= _drawn(rng, labels[shown])
     attrs = {
         "model": f"planted-{layers}x{width}",
         "description": "drawn from a seed, no model behind it",
@@ -76,16 +74,17 @@ def dataset(
         "context": "sequence",
         "nodes": nodes,
         "d_model": width,
-        "n_units": width,
+        "n_nodes": width,
         "n_graph_tokens": 4 * width,
         "n_graph_documents": documents,
         "n_other_documents": documents,
         "provenance": json.dumps({"analysis": "communities", "fingerprint": {"weights": "0" * 64}}),
     }
+    variables = {name: SCHEMA.entry(name, array) for name, array in values.items()}
     return xr.Dataset(variables, coords=coordinates, attrs=attrs)
 
 
-def _graphs(rng: np.random.Generator, layers: int, width: int) -> Variables:
+def _graphs(rng: np.random.Generator, layers: int, width: int) -> Values:
     """Communities as stable as can be, in graphs of more quality than their nulls, and as stable between halves."""
     scalars = {
         "resolution": 1.0,
@@ -98,21 +97,21 @@ def _graphs(rng: np.random.Generator, layers: int, width: int) -> Variables:
         "half_ami": HALVES_AMI,
         "jacobian_ami": 0.1,
     }
-    found: Variables = {name: (("layer",), value + 0.02 * rng.normal(size=layers)) for name, value in scalars.items()}
+    found: Values = {name: value + 0.02 * rng.normal(size=layers) for name, value in scalars.items()}
     profile = 0.9 - 0.1 * np.abs(np.arange(-4, 4)) + 0.01 * rng.normal(size=(layers, 8))
     return found | {
-        "null_quality": (("layer", "null_draw"), 0.3 + 0.01 * rng.normal(size=(layers, 20))),
-        "null_stability": (("layer", "null_draw"), 0.3 + 0.02 * rng.normal(size=(layers, 20))),
-        "resampled_quality": (("layer", "resample"), 0.5 + 0.01 * rng.normal(size=(layers, 20))),
-        "resampled_half_ami": (("layer", "resample"), HALVES_AMI + 0.03 * rng.normal(size=(layers, 20))),
-        "profile_stability": (("layer", "profiled"), profile),
-        "profile_null_stability": (("layer", "profiled"), 0.3 + 0.01 * rng.normal(size=(layers, 8))),
-        "profile_communities": (("layer", "profiled"), np.tile(2.0 ** np.arange(1, 9), (layers, 1))),
-        "topology": (("measure", "layer", "unit"), rng.uniform(size=(len(TOPOLOGY), layers, width))),
+        "null_quality": 0.3 + 0.01 * rng.normal(size=(layers, 20)),
+        "null_stability": 0.3 + 0.02 * rng.normal(size=(layers, 20)),
+        "resampled_quality": 0.5 + 0.01 * rng.normal(size=(layers, 20)),
+        "resampled_half_ami": HALVES_AMI + 0.03 * rng.normal(size=(layers, 20)),
+        "profile_stability": profile,
+        "profile_null_stability": 0.3 + 0.01 * rng.normal(size=(layers, 8)),
+        "profile_communities": np.tile(2.0 ** np.arange(1, 9), (layers, 1)),
+        "topology": rng.uniform(size=(len(TOPOLOGY), layers, width)),
     }
 
 
-def _coupled(rng: np.random.Generator, views: list[str], layers: int, width: int, queries: int) -> Variables:
+def _coupled(rng: np.random.Generator, views: list[str], layers: int, width: int, queries: int) -> Values:
     """Places and gains with a known rank correlation in the model and where its labels or K are varied; 0 in controls.
 
     The antisymmetric fraction rises as the coupling falls.
@@ -136,20 +135,17 @@ def _coupled(rng: np.random.Generator, views: list[str], layers: int, width: int
     place[views.index("no_outliers"), :, :2] = np.nan
     rising = np.linspace(0.2, 0.6, layers)[:, None] + 0.005 * rng.normal(size=(2, layers, queries))
     return {
-        "participation": (("view", "layer", "unit"), place),
-        "square_gain": (("view", "layer", "unit", "query"), square),
-        "covariate": (("view", "layer", "covariates", "unit"), covariate),
-        "permuted_rho": (
-            ("view", "layer", "permutation"),
-            rng.normal(size=(len(views), layers, PERMUTATIONS)) / np.sqrt(width),
-        ),
-        "antisymmetric_fraction": (("layer", "query"), rising[0]),
-        "rotation_fraction": (("layer", "query"), rising[1]),
+        "participation": place,
+        "square_gain": square,
+        "covariate": covariate,
+        "permuted_rho": rng.normal(size=(len(views), layers, PERMUTATIONS)) / np.sqrt(width),
+        "antisymmetric_fraction": rising[0],
+        "rotation_fraction": rising[1],
     }
 
 
 def _drifting(rng: np.random.Generator, layers: int, width: int) -> np.ndarray:
-    """Communities of which a tenth of the units moves from layer to layer."""
+    """Communities of which a tenth of the nodes moves from layer to layer."""
     labels = [np.arange(width) * COMMUNITIES // width]
     for _ in range(layers - 1):
         moved = np.where(rng.random(width) < 0.1, rng.permutation(labels[-1]), labels[-1])
@@ -157,24 +153,21 @@ def _drifting(rng: np.random.Generator, layers: int, width: int) -> np.ndarray:
     return np.stack(labels)
 
 
-def _amplified(rng: np.random.Generator, layers: int, communities: int) -> Variables:
-    dims = ("matrix", "amplification", "layer", "largest")
+def _amplified(rng: np.random.Generator, layers: int, communities: int) -> Values:
     raw = rng.uniform(0.5, 1.5, (2, len(MEASURES), layers, LARGEST))
     z = 3 * rng.normal(size=raw.shape)
     raw[..., communities:], z[..., communities:] = np.nan, np.nan
-    return {"community_amplification": (dims, raw), "community_z": (dims, z)}
+    return {"community_amplification": raw, "community_z": z}
 
 
-def _grid(rng: np.random.Generator, rho: np.ndarray) -> Variables:
+def _grid(rng: np.random.Generator, rho: np.ndarray) -> Values:
     """Every choice finds nine tenths of the coupling."""
-    shape = (len(rho), *map(len, CHOICES))
-    dims = ("ablated", "half", "edges", "neighbours", "method", "factor")
+    shape = (len(rho), *map(len, CHOICES.values()))
     found = 0.9 * rho.reshape(-1, 1, 1, 1, 1, 1) + 0.01 * rng.normal(size=shape)
-    null = rng.normal(size=(*shape, 100)) / 8
-    return {"grid_rho": (dims, found), "grid_permuted_rho": ((*dims, "grid_permutation"), null)}
+    return {"grid_rho": found, "grid_permuted_rho": rng.normal(size=(*shape, 100)) / 8}
 
 
-def _drawn(rng: np.random.Generator, labels: np.ndarray) -> Variables:
+def _drawn(rng: np.random.Generator, labels: np.ndarray) -> Values:
     """Communities on a circle; links inside them, and few between; the last third of the links is padding."""
     layers, width = labels.shape
     angle = 2 * np.pi * labels / (labels.max() + 1)
@@ -188,12 +181,5 @@ def _drawn(rng: np.random.Generator, labels: np.ndarray) -> Variables:
         link[row, : len(kept)], weight[row, : len(kept)] = pairs[kept], rng.uniform(0.3, 0.8, len(kept))
         weight[row, : len(kept) : 5] *= -1
     words = np.array([" the", "<b>", "&", "\n", "Σ", " of"], dtype=object)
-    return {
-        "place": (("drawn", "unit", "axis"), place),
-        "link": (("drawn", "link_index", "end"), link),
-        "link_weight": (("drawn", "link_index"), weight),
-        "largest_token": (
-            ("drawn", "unit", "place_of_token"),
-            words[rng.integers(len(words), size=(layers, width, 3))],
-        ),
-    }
+    largest = words[rng.integers(len(words), size=(layers, width, 3))]
+    return {"place": place, "link": link, "link_weight": weight, "largest_token": largest}

@@ -5,19 +5,21 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
 
 from probe import weights
-from probe.analyses.continuity.schema import COMPARED
+from probe.analyses.continuity.schema import SCHEMA
 from probe.analyses.continuity.table import CLAIMED
+from probe.analyses.continuity.work import described
 from probe.geometry import haar_frame
-from probe.weights import Bases
+from probe.runs import Piece
+from probe.weights.bases import Bases
 
 BLOCKS, STREAM, INNER, SEEDS, ANGLE = 19, 64, 96, 5, 0.08
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")
+COMPARED = [name for name, variable in SCHEMA.items() if "variant" in variable.dims]
 
 
 def rotating(angle: float, n: int, blocks: int, generator: torch.Generator) -> Tensor:
@@ -46,9 +48,9 @@ def bases(
     return Bases(left.float(), singular, right.float(), 3 * ones, 1e-6 * ones)
 
 
-def variant(generator: torch.Generator, angles: dict[str, float | None], **options: float) -> xr.Dataset:
+def variant(generator: torch.Generator, angles: dict[str, float | None], **options: float) -> Piece:
     made = {name: bases(name, generator, angles[name], **options) for name in NAMES}  # type: ignore[arg-type]
-    return weights.described(made, (1, 2))
+    return described(made, (1, 2))
 
 
 def dataset(*, angle: float = ANGLE, seeds: int = SEEDS, blocks: int = BLOCKS, gap: float = 1.5) -> xr.Dataset:
@@ -65,12 +67,11 @@ def _planted(angle: float, seeds: int, blocks: int, gap: float) -> xr.Dataset:
     variants = {"model": own, "trimmed": own}
     for name in (*(f"init-{seed}" for seed in range(seeds)), "shuffled-0"):
         variants[name] = variant(generator, none, blocks=blocks, gap=1.01)
-    labels = pd.Index(list(variants), name="variant")
-    compared = xr.concat([data[list(COMPARED)] for data in variants.values()], labels)
-    data = own.drop_vars(COMPARED).merge(compared)
-    for side in ("input", "output"):
-        high = [weights.haar_quantile(width, 0.99) for width in data[f"{side}_width"].values.tolist()]
-        data[f"{side}_haar_high"] = ("projection", np.array(high))
+    entries = {
+        name: SCHEMA.entry(name, np.stack([v[name] for v in variants.values()]) if name in COMPARED else own[name])
+        for name in own
+    }
+    data = xr.Dataset(entries, coords=dict(own.labels) | {"variant": list(variants)})
     data.attrs |= {"model": "planted", "description": "", "d_model": STREAM, "block_length": 3, "outlier_share": 0.005}
     return data
 

@@ -7,21 +7,17 @@ import json
 import numpy as np
 import xarray as xr
 
-from probe.analyses.dynamics.work import SCORES
+from probe.analyses.dynamics import schema
+from probe.analyses.dynamics.schema import SCHEMA, SCORES
 
 LAYERS, DOCUMENTS, CHOSEN, WIDTH, DRAWS, SEEDS = 9, 16, 2, 64, 3, 5
-NULLS = (
-    *("norm_matched", "shuffled_depth", "schur_shuffle", "schur_normal", "schur_normal_matched"),
-    *("schur_normal_transposed", "schur_normal_rotated", "symmetrised"),
-)
+NULLS = tuple(null for null in schema.NULLS if null != "symmetrised_ov")
+EPSILONS = np.array(schema.EPSILONS)
 # participation ratio of the whole product, over d
 WHOLE = {"model": 0.02, "alone": 0.03, "init": 0.6, "shuffled": 0.5}
 NULL_WHOLE = dict(zip(NULLS, (0.4, 0.05, 0.3, 0.5, 0.2, 0.2, 0.2, 0.1), strict=True))
 # drawn scores fall from the first to the second over depth in the model, and stay at 0.7 in the controls
 FALLS = {"henrici_departure": (0.9, 0.25), "antisymmetric_fraction": (0.65, 0.1), "rotation_fraction": (0.6, 0.05)}
-HORIZONS = ("1", "2", "4", "8", "all")
-DIRECTIONS = ("random", "singular", "other", "principal")
-EPSILONS = 10.0 ** np.arange(-3, 0.25, 0.5)
 
 
 def dataset(*, seeds: int = SEEDS, documents: int = DOCUMENTS, layers: int = LAYERS, noise: float = 0.01) -> xr.Dataset:
@@ -37,13 +33,13 @@ def dataset(*, seeds: int = SEEDS, documents: int = DOCUMENTS, layers: int = LAY
         "layer": np.arange(layers),
         "depth": np.arange(1, layers + 1),
         "variant": variants,
-        "matrix": ["J", "K"],
+        "matrix": list(schema.MATRICES),
         "k": [1, 4, 8],
         "exponent": [1, 2, 4, 8, 16, 32, 64],
         "null": list(NULLS),
-        "bound": ["estimate", "low", "high"],
-        "direction": list(DIRECTIONS),
-        "horizon": list(HORIZONS),
+        "bound": list(schema.BOUNDS),
+        "direction": list(schema.DIRECTIONS),
+        "horizon": list(schema.HORIZONS),
         "epsilon": EPSILONS,
         "start": [0, 4, 8],
         "chosen": [0, 4],
@@ -60,10 +56,11 @@ def dataset(*, seeds: int = SEEDS, documents: int = DOCUMENTS, layers: int = LAY
         "n_mean_windows": documents,
         "provenance": json.dumps({"analysis": "dynamics", "fingerprint": {"weights": "0" * 64}}),
     }
-    return xr.Dataset(variables, coords=coordinates, attrs=attrs)
+    entries = {name: SCHEMA.entry(name, values) for name, values in variables.items()}
+    return xr.Dataset(entries, coords=coordinates, attrs=attrs)
 
 
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+Variables = dict[str, np.ndarray]
 
 
 def _scores(rng: np.random.Generator, variants: int, layers: int, first: np.ndarray, noise: float) -> Variables:
@@ -75,7 +72,7 @@ def _scores(rng: np.random.Generator, variants: int, layers: int, first: np.ndar
         values[:2] = np.linspace(start, end, layers)[:, None]
         values += noise * rng.normal(size=values.shape)
         values[1:, ..., ~first] = np.nan
-        found[name] = (("variant", "matrix", "layer", "query"), np.abs(values))
+        found[name] = np.abs(values)
     return found
 
 
@@ -96,12 +93,12 @@ def _products(rng: np.random.Generator, variants: list[str], layers: int, first:
     null[2 + 1 :, 1:] = np.nan  # one draw
     fraction = np.where(first, 0.7 + noise * rng.normal(size=(len(NULLS), layers, len(first))), np.nan)
     return {
-        "product_participation_ratio": (("variant", "depth", "query"), ratio),
-        "product_effective_rank": (("variant", "depth", "query"), 1.5 * ratio),
-        "product_log_norm": (("variant", "depth", "query"), np.log(ratio) + 2),
-        "null_participation_ratio": (("null", "draw", "depth", "query"), null),
-        "null_effective_rank": (("null", "depth", "query"), 1.5 * null[:, 0]),
-        "null_antisymmetric_fraction": (("null", "layer", "query"), fraction),
+        "product_participation_ratio": ratio,
+        "product_effective_rank": 1.5 * ratio,
+        "product_log_norm": np.log(ratio) + 2,
+        "null_participation_ratio": null,
+        "null_effective_rank": 1.5 * null[:, 0],
+        "null_antisymmetric_fraction": fraction,
     }
 
 
@@ -115,28 +112,28 @@ def _own(rng: np.random.Generator, layers: int, queries: int, first: np.ndarray)
     coupling = rng.uniform(0.7, 1.1, (layers, layers, queries))
     coupling[..., ~first] = np.nan
     variables: Variables = {
-        "lyapunov_exponent": (("depth", "exponent", "query"), rng.normal(0, 0.1, (layers, 7, queries))),
-        "product_overlap": (("depth", "k", "query"), overlap),
-        "eigenvalue_real": (("layer", "cloud", "index"), rng.normal(size=(layers, 3, WIDTH))),
-        "eigenvalue_imaginary": (("layer", "cloud", "index"), rng.normal(size=(layers, 3, WIDTH))),
-        "coupling": (("block", "other_block", "query"), coupling),
-        "eigenvector_condition": (("layer", "eigenvector_window"), rng.uniform(10, 1e4, (layers, 4))),
-        "polar_rotation": (("layer", "eigenvector_window"), rng.uniform(0, 1, (layers, 4))),
-        "mean_spread": (("layer",), rng.uniform(0.5, 1, layers)),
-        "kreiss_constant": (("chosen",), np.array([3.0, 2.0])),
-        "chosen_spectral_abscissa": (("chosen",), np.array([0.5, 0.4])),
-        "chosen_numerical_abscissa": (("chosen",), np.array([1.5, 1.4])),
-        "pseudospectrum_sigma_min": (("chosen", "imaginary", "real"), np.stack([distance + 0.01, distance + 0.1])),
-        "pseudospectrum_real": (("chosen", "real"), np.stack([real, real])),
-        "pseudospectrum_imaginary": (("chosen", "imaginary"), np.stack([imaginary, imaginary])),
-        "pseudospectrum_spectrum": (("chosen", "index", "part"), rng.normal(0, 0.3, (2, WIDTH, 2))),
+        "lyapunov_exponent": rng.normal(0, 0.1, (layers, 7, queries)),
+        "product_overlap": overlap,
+        "eigenvalue_real": rng.normal(size=(layers, 3, WIDTH)),
+        "eigenvalue_imaginary": rng.normal(size=(layers, 3, WIDTH)),
+        "coupling": coupling,
+        "eigenvector_condition": rng.uniform(10, 1e4, (layers, 4)),
+        "polar_rotation": rng.uniform(0, 1, (layers, 4)),
+        "mean_spread": rng.uniform(0.5, 1, layers),
+        "kreiss_constant": np.array([3.0, 2.0]),
+        "chosen_spectral_abscissa": np.array([0.5, 0.4]),
+        "chosen_numerical_abscissa": np.array([1.5, 1.4]),
+        "pseudospectrum_sigma_min": np.stack([distance + 0.01, distance + 0.1]),
+        "pseudospectrum_real": np.stack([real, real]),
+        "pseudospectrum_imaginary": np.stack([imaginary, imaginary]),
+        "pseudospectrum_spectrum": rng.normal(0, 0.3, (2, WIDTH, 2)),
     }
     for name in SCORES:
         value = np.broadcast_to(np.linspace(0.5, 0.2, layers)[:, None], (layers, 2))
-        variables[f"mean_{name}"] = (("bound", "layer", "matrix"), np.stack([value, value - 0.05, value + 0.05]))
+        variables[f"mean_{name}"] = np.stack([value, value - 0.05, value + 0.05])
     for name in ("product_of_averages", "average_of_products"):
         curve = WIDTH * 0.1 ** (np.arange(1, layers + 1) / layers)
-        variables[name] = (("bound", "depth"), np.stack([curve, 0.9 * curve, 1.1 * curve]))
+        variables[name] = np.stack([curve, 0.9 * curve, 1.1 * curve])
     return variables
 
 
@@ -148,9 +145,8 @@ def _perturbations(rng: np.random.Generator, queries: int, first: np.ndarray) ->
     crossing = 0.4 / size[:, None, None] / factor[:, :, 0]
     reached = np.where(first, 1.0, np.nan) * np.ones((5, 3, 1))
     reached[1:4, 2] = np.nan
-    dims = ("direction", "horizon", "epsilon", "start", "query")
     return {
-        "perturb_error": (dims, error * reached[None, :, None]),
-        "perturb_cosine": (dims, (1 - error / 10) * reached[None, :, None]),
-        "epsilon_at_tenth": (("direction", "horizon", "start", "query"), crossing * reached),
+        "perturb_error": error * reached[None, :, None],
+        "perturb_cosine": (1 - error / 10) * reached[None, :, None],
+        "epsilon_at_tenth": crossing * reached,
     }

@@ -28,20 +28,19 @@ def mount_small_disk(path: Path) -> None:
 
 
 def fill_disk(path: Path) -> None:
-    """Saves a unit that fits and one that does not: the first stands, the second is refused and leaves nothing."""
+    """Saves a piece that fits and one that does not: the first stands, the second is refused and leaves nothing."""
     import pytest
-    import torch
 
     from probe.errors import InputError
     from probe.runs import open_run
-    from tests.runs.test_directory import Config
+    from tests.runs.test_directory import Config, save, saved, task
 
     with open_run("toy", Config(), {}, out=path / "run") as run:
-        run.save("s", "small", {"a": torch.ones(4)})
+        save(run, 1, [1.0] * 4)
         with pytest.raises(InputError, match="No space left on device"):
-            run.save("s", "large", {"a": torch.ones(100_000)})
-        assert run.load("s", "small")["a"].tolist() == [1, 1, 1, 1]
-        assert not run.has("s", "large")
+            save(run, 2, [1.0] * 100_000)
+        assert saved(run, 1) == [1, 1, 1, 1]
+        assert not run.has(task(2))
         assert not list(run.directory.rglob("*.partial"))
 
 

@@ -73,6 +73,7 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_COMMON, "state_size": 8, "expand": 2, "head_dim": 16, "num_heads": 4, "n_groups": 1, "chunk_size": 8},
     ),
 }
+"""Configuration class, model class and settings of each tested architecture; every row of the library has one."""
 ARCHITECTURES: tuple[str, ...] = tuple(CONFIGURATIONS)
 RECURRENT: tuple[str, ...] = ("mamba", "mamba2")
 
@@ -80,8 +81,8 @@ RECURRENT: tuple[str, ...] = ("mamba", "mamba2")
 def tiny_module(architecture: str, *, seed: int = 0, scale: float | None = None, **overrides: Any) -> PreTrainedModel:
     """A random Hugging Face model in evaluation mode.
 
-    `scale` (4, of state-space models 2: they explode soon) multiplies every matrix, so that blocks of so narrow a model
-    change the stream by much more than rounding; gains and biases are moved off 1 and 0, so that a test notices when
+    `scale` (4; 2 for state-space models, whose states grow fast) multiplies every matrix, so that blocks of so narrow a
+    model change the stream by much more than rounding. Gains and biases are moved off 1 and 0, so that a test fails if
     one is left out. `overrides` go to the configuration.
     """
     if scale is None:

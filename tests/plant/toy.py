@@ -1,7 +1,7 @@
-"""A toy analysis that uses runs, engine and command line as a real one does: units of random numbers, added up.
+"""A toy analysis of two stages: random numbers, added up.
 
 `python -m tests.plant.toy` is its command line. With the environment variable TOY_STOP=N it says "stopped" in the
-N-th unit and waits there to be killed; with TOY_STOP=write it does so half way through writing the second unit's file.
+N-th task and waits there to be killed; with TOY_STOP=write it does so half way through writing the second task's file.
 """
 
 from __future__ import annotations
@@ -9,28 +9,26 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-import xarray as xr
 from torch import Tensor
 
-from probe.analysis import command, config
+from probe.analysis import Analysis, Plan, Schema, Stage, StagePlan, Subject, Task, TextConfig, Variable
 from probe.errors import InputError
-from probe.runs import Run, open_run, write_file
-from probe.runs.engine import Plan, StagePlan, Unit, work
+from probe.runs import Run
 
-UNITS = 4
+TASKS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(config.TextConfig):
+class Config(TextConfig):
     """Adds up random numbers."""
 
     numbers: int = 1000
-    """How many numbers a unit adds up."""
+    """How many numbers a task adds up."""
     ranks: tuple[int, ...] = (4, 8)
     """Not used, but a comma list."""
 
@@ -38,28 +36,17 @@ class Config(config.TextConfig):
         """The toy reads neither a model nor a text."""
 
 
-@dataclass(frozen=True)
-class Result:
-    data: xr.Dataset
-    directory: Path
-
-    def write_report(self) -> Path:
-        write_file(self.directory / "report.html", "<p>report</p>")
-        return self.directory / "report.html"
-
-
-def draw(config: Config, unit: Unit, run: Run) -> Mapping[str, Tensor]:
-    index = unit.arguments["index"]
-    if os.environ.get("TOY_STOP") == str(index):
+def draw(subject: Subject[Config], task: Task, run: Run) -> Mapping[str, Tensor]:
+    if os.environ.get("TOY_STOP") == str(task["index"]):
         stop()
-    generator = torch.Generator().manual_seed(config.seed + index)
-    return {"numbers": torch.randn(config.numbers, generator=generator)}
+    generator = torch.Generator().manual_seed(subject.config.seed + task["index"])
+    return {"numbers": torch.randn(subject.config.numbers, generator=generator)}
 
 
-def add(config: Config, unit: Unit, run: Run) -> Mapping[str, Tensor]:
-    if os.environ.get("TOY_STOP") == "write" and unit.arguments["index"] == 1:
+def add(subject: Subject[Config], task: Task, run: Run) -> Mapping[str, Tensor]:
+    if os.environ.get("TOY_STOP") == "write" and task["index"] == 1:
         os.fsync = lambda descriptor: stop()  # the file is written, but neither flushed nor renamed
-    return {"sum": run.load("draw", unit.key)["numbers"].cumsum(0)[-1]}
+    return {"sum": run.piece("draw", ["numbers"], index=task["index"])["numbers"].cumsum(0)[-1]}
 
 
 def stop() -> None:
@@ -68,32 +55,46 @@ def stop() -> None:
     time.sleep(60)
 
 
-def run(
-    config: Config,
-    *,
-    out: Path | None = None,
-    fresh: bool = False,
-    quiet: bool = False,
-    typed: str | None = None,
-) -> Result:
-    if config.model == "unknown":
-        raise InputError("no model\nof that name")
-    keys = [f"unit={index}" for index in range(UNITS)]
-    with open_run("toy", config, {"weights": "0"}, out=out, fresh=fresh, typed=typed) as opened:
-        for function in (draw, add):
-            units = [Unit(function.__name__, key, {"index": index}) for index, key in enumerate(keys)]
-            work(function, units, config, opened, description=function.__name__, quiet=quiet)
-        data = xr.Dataset({"sum": ("unit", torch.stack([opened.load("add", key)["sum"] for key in keys]).numpy())})
-        opened.write_results(data)
-        return Result(opened.read_results(), opened.directory)
+class Toy(Analysis[Config]):
+    """Adds up random numbers."""
+
+    name = "toy"
+    config = Config
+    schema = Schema({
+        "numbers": Variable("index number", meaning="random numbers", kept=False),
+        "sum": Variable("index", meaning="their sum"),
+    })
+
+    def check(self, config: Config) -> None:
+        if config.model == "unknown":
+            raise InputError("no model\nof that name")
+
+    def fingerprint(self, subject: Any) -> Mapping[str, str]:
+        return {"weights": "0"}
+
+    def stages(self, subject: Any) -> Sequence[Stage]:
+        return [
+            Stage(name, function, [Task(name, {"index": index}) for index in range(TASKS)], name)
+            for name, function in (("draw", draw), ("add", add))
+        ]
+
+    def coordinates(self, subject: Any) -> Mapping[str, Any]:
+        return {"index": range(TASKS)}
 
 
-def plan(config: Config) -> Plan:
-    return Plan([StagePlan("draw", UNITS, 75.2, 123_456_789), StagePlan("add", UNITS, 4000.0, 2_000_000_000)])
+class Timed(Toy):
+    """The toy with a plan whose times are known."""
+
+    def plan(self, config: Config, *, quiet: bool = True) -> Plan:
+        return Plan([StagePlan("draw", TASKS, 75.2, 123_456_789), StagePlan("add", TASKS, 4000.0, 2_000_000_000)])
+
+
+analysis = Timed()
+run, plan = analysis.run, analysis.plan
 
 
 def main(argv: list[str] | None = None) -> int:
-    return command.main("toy", Config, run, plan, argv)
+    return analysis.main(argv)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from probe.plots.style import (
 )
 from probe.report import Figure
 from tests.plant import causes, dynamics
-from tests.plant.synthetic import REPLACED, dataset
+from tests.plant.tokenwise import REPLACED, dataset
 
 NEEDED = {
     "error": "relative_error",
@@ -90,8 +90,8 @@ def curves(ax: Axes) -> dict[str, np.ndarray]:
 
 def by_hand(data: xr.Dataset, fit: str, against: np.ndarray | None = None) -> np.ndarray:
     """Spearman's ρ of error and KL (or another effect) by layer, by SciPy."""
-    error = data["relative_error"].sel(fit=fit, target="update").values
-    effect = data["kl"].sel(fit=fit).values if against is None else against
+    error = data["relative_error"].sel(map=fit, target="update").values
+    effect = data["kl"].sel(map=fit).values if against is None else against
     return np.asarray([spearmanr(e, k).statistic for e, k in zip(error, effect, strict=True)])
 
 
@@ -99,18 +99,18 @@ def test_relative_error_draws_the_medians_on_a_log_axis(data: xr.Dataset) -> Non
     ax = tokenwise_panels.relative_error(data)
     shown = curves(ax)
     for fit in ("local", "linear", "mean"):
-        expected = np.median(data["relative_error"].sel(fit=fit, target="update").values, axis=-1)
+        expected = np.median(data["relative_error"].sel(map=fit, target="update").values, axis=-1)
         np.testing.assert_allclose(shown[FIT_STYLES[fit].label], expected)
     np.testing.assert_array_equal(shown[FIT_STYLES["zero"].label], 1.0)
     floor = next(values for label, values in shown.items() if label.startswith("floor"))
-    np.testing.assert_allclose(floor, np.median(data["floor"].sel(fit="local").values, axis=-1))
+    np.testing.assert_allclose(floor, np.median(data["floor"].sel(map="local").values, axis=-1))
     assert ax.get_yscale() == "log"
     assert "‖r‖ / ‖u‖" in ax.get_ylabel()
 
 
 def test_relative_error_to_the_next_state_is_another_quantity(data: xr.Dataset) -> None:
     ax = tokenwise_panels.relative_error(data, ["local"], target="state")
-    expected = np.median(data["relative_error"].sel(fit="local", target="state").values, axis=-1)
+    expected = np.median(data["relative_error"].sel(map="local", target="state").values, axis=-1)
     np.testing.assert_allclose(curves(ax)["local low-rank"], expected)
     assert "‖u‖" not in ax.get_ylabel()
 
@@ -119,7 +119,7 @@ def test_intervals_hold_the_estimate_and_shrink_with_documents() -> None:
     few, many = (dataset(n_layers=2, queries=400, documents=n, seed=1) for n in (12, 200))
     widths = []
     for data in (few, many):
-        found = median_over_documents(data, data["relative_error"].sel(fit="local", target="update"))
+        found = median_over_documents(data, data["relative_error"].sel(map="local", target="update"))
         assert np.all(found.low <= found.estimate)
         assert np.all(found.estimate <= found.high)
         widths.append(np.mean(np.asarray(found.high) - np.asarray(found.low)))
@@ -127,19 +127,19 @@ def test_intervals_hold_the_estimate_and_shrink_with_documents() -> None:
 
 
 def test_rows_without_a_value_do_not_enter_the_median(data: xr.Dataset) -> None:
-    values = data["kl_later"].sel(fit="local")
+    values = data["kl_later"].sel(map="local")
     found = median_over_documents(data, values)
     np.testing.assert_allclose(found.estimate, np.nanmedian(values.values, axis=-1))
 
 
 def test_alignment_draws_what_the_error_fixes(data: xr.Dataset) -> None:
     lines = tokenwise_panels.alignment(data).get_lines()
-    error = data["relative_error"].sel(fit="local", target="update").clip(max=1).values
+    error = data["relative_error"].sel(map="local", target="update").clip(max=1).values
     drawn = [np.asarray(line.get_ydata(), dtype=float) for line in lines]
     for expected in (np.sqrt(1 - error**2), error, np.zeros_like(error)):
         assert any(np.allclose(values, np.median(expected, axis=-1)) for values in drawn)
     angle = curves(tokenwise_panels.alignment(data, angle=True))["(u, û)"]
-    cosine = data["cos_update_fit"].sel(fit="local", target="update").values
+    cosine = data["cos_update_fit"].sel(map="local", target="update").values
     np.testing.assert_allclose(angle, np.median(np.degrees(np.arccos(cosine)), axis=-1))
 
 
@@ -147,7 +147,7 @@ def test_alignment_draws_what_the_error_fixes(data: xr.Dataset) -> None:
 def test_projection_draws_the_random_line(data: xr.Dataset, k: int) -> None:
     shown = curves(tokenwise_panels.projection(data, k))
     np.testing.assert_array_equal(shown["random subspace, k/d"], k / 64)
-    residual = data["share"].sel(fit="local", centring="no_outliers", vector="residual", k=k).values
+    residual = data["share"].sel(map="local", centring="no_outliers", vector="residual", k=k).values
     np.testing.assert_allclose(shown["residual r"], np.median(residual, axis=-1))
 
 
@@ -176,7 +176,7 @@ def test_controls_average_the_rho_of_their_draws_not_their_kl(data: xr.Dataset) 
 
 def test_kl_ratio_recovers_a_planted_ratio(data: xr.Dataset) -> None:
     planted = data.copy()
-    kl = data["kl"].sel(fit="local", drop=True)
+    kl = data["kl"].sel(map="local", drop=True)
     planted["kl_control"] = (kl / 3).expand_dims(control=data["control"].values, draw=4)
     ax = tokenwise_panels.kl_ratio(planted)
     shown = curves(ax)
@@ -188,7 +188,7 @@ def test_kl_ratio_recovers_a_planted_ratio(data: xr.Dataset) -> None:
 def test_the_scatter_holds_every_token_and_says_its_rho(data: xr.Dataset) -> None:
     ax = tokenwise_panels.error_against_kl(data, layer=2)
     points = np.asarray(ax.collections[0].get_offsets())
-    place = {"fit": "local", "layer": 2}
+    place = {"map": "local", "layer": 2}
     error = data["relative_error"].sel(place).sel(target="update").values
     np.testing.assert_allclose(points, np.stack([error, data["kl"].sel(place).values], axis=1))
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
@@ -207,8 +207,8 @@ def test_sweep_shows_held_out_and_in_sample(data: xr.Dataset) -> None:
 
 def test_regime_table_equals_a_count_by_hand(data: xr.Dataset) -> None:
     table = tokenwise_panels.regime_table(data, "regime", ["local"]).set_index(["regime", "measure"])
-    error = data["relative_error"].sel(fit="local", target="update").values
-    kl, regime = data["kl"].sel(fit="local").values, data["regime"].values
+    error = data["relative_error"].sel(map="local", target="update").values
+    kl, regime = data["kl"].sel(map="local").values, data["regime"].values
     for number, name in enumerate(("low", "middle", "high")):
         inside = regime == number
         assert table.loc[(name, "relative_error"), "estimate"] == pytest.approx(np.median(error[inside]))
@@ -222,7 +222,7 @@ def test_regime_table_equals_a_count_by_hand(data: xr.Dataset) -> None:
 def test_regimes_by_layer_take_whole_layers(data: xr.Dataset) -> None:
     table = tokenwise_panels.regime_table(data, "regime_layer", ["local"]).set_index(["regime", "measure"])
     high = np.flatnonzero(data["regime_layer"].values == 2)
-    error = data["relative_error"].sel(fit="local", target="update").values[high]
+    error = data["relative_error"].sel(map="local", target="update").values[high]
     assert table.loc[("high", "relative_error"), "estimate"] == pytest.approx(np.median(error))
     expected = np.tanh(np.mean(np.arctanh(by_hand(data, "local")[high])))
     assert table.loc[("high", "rho"), "estimate"] == pytest.approx(expected)
@@ -416,7 +416,7 @@ def test_the_interactive_chart_holds_all_layers_and_escaped_tokens() -> None:
     assert [step.label for step in chart.layout.sliders[0].steps] == ["0", "1", "2"]
     local = [trace.name for trace in chart.data].index("local low-rank")
     step = chart.layout.sliders[0].steps[2].args[0]
-    expected = data["relative_error"].sel(fit="local", layer=2, target="update").values
+    expected = data["relative_error"].sel(map="local", layer=2, target="update").values
     np.testing.assert_allclose(step["x"][local], expected, rtol=1e-3)
     assert [label[0] for label in chart.data[local].customdata[:3]] == ["&lt;b&gt;", "&amp;", "↵"]
     assert {label[2] for label in chart.data[local].customdata} == {"&lt;i&gt;"}

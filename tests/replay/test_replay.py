@@ -71,12 +71,12 @@ def test_recorded_states_replay_to_themselves(architecture):
 def test_replaced_states_run_on_as_in_a_full_run(architecture, layer):
     model, tokens = tiny_model(architecture), _tokens()
     context = replay.record(model, tokens, POSITIONS)
-    states = torch.stack([_pushed(context.state(layer), seed) for seed in (1, 2)], 1)  # two variants
+    states = torch.stack([_pushed(context.state(layer), seed) for seed in (1, 2)], 1)  # two alternatives
     with torch.no_grad():
         found = context.run_on(layer, states)
-    for variant in range(2):
-        expected = _continued_by_hooks(model, tokens, layer, states[:, variant], POSITIONS)
-        assert_same(found[:, variant], expected)
+    for alternative in range(2):
+        expected = _continued_by_hooks(model, tokens, layer, states[:, alternative], POSITIONS)
+        assert_same(found[:, alternative], expected)
 
 
 @every_architecture
@@ -132,11 +132,11 @@ def test_other_families_replay_at_positions_or_as_whole_sequences(family):
     model, tokens = load_model(module), _tokens()
     context = replay.record(model, tokens, POSITIONS)
     assert (context.past is not None) == at_positions
-    states = torch.stack([_pushed(context.state(1), seed) for seed in (1, 2)], dim=1)  # (window, variant, chosen, d)
+    states = torch.stack([_pushed(context.state(1), seed) for seed in (1, 2)], dim=1)  # (window, alternative, chosen, d)
     with torch.no_grad():
         found = context.run_on(1, states)
-    for variant in range(2):
-        assert_same(found[:, variant], _continued_by_hooks(model, tokens, 1, states[:, variant], POSITIONS))
+    for alternative in range(2):
+        assert_same(found[:, alternative], _continued_by_hooks(model, tokens, 1, states[:, alternative], POSITIONS))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mamba2"])

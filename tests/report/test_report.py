@@ -27,7 +27,7 @@ from probe.errors import InputError
 from probe.plots.charts import hover_text
 from probe.report import Figure, Result, write_comparison
 from probe.report.page import interval_text, script_json
-from tests.plant.synthetic import dataset
+from tests.plant.tokenwise import dataset
 
 EVIL = '</script><script>window.pwned = 1</script><img src=x onerror="window.pwned = 2">'
 TOKENS = [EVIL, "<b>bold</b>", "&amp;", "\n", " 東京", "\u202egnp", "%{x}", "\u2028"]
@@ -169,7 +169,7 @@ def test_the_block_is_chosen_by_keyboard(page: Page, data: xr.Dataset) -> None:
     for _ in range(2):
         page.keyboard.press("ArrowRight")
     shown = page.evaluate("document.querySelector('.chart').data.filter(t => t.visible === true)[0]")
-    expected = data["relative_error"].sel(fit="local", layer=2, target="update").values
+    expected = data["relative_error"].sel(map="local", layer=2, target="update").values
     np.testing.assert_allclose(shown["x"], expected, rtol=1e-3)
     assert shown["meta"] == "2"
     assert slider.get_attribute("aria-valuetext") == "block 2"

@@ -19,11 +19,11 @@ import pytest
 import torch
 import xarray as xr
 
-from probe.runs import provenance, directory as runs
 from probe.analyses import tokenwise
 from probe.claims import Claim
 from probe.errors import InputError
-from probe.runs import Run, open_run, write_file
+from probe.runs import Run, Schema, Task, Variable, open_run, provenance, write_file
+from tests.plant import toy
 from tests.plant.small_disk import CANNOT_MOUNT
 
 
@@ -81,6 +81,22 @@ def claim(**values: Any) -> Claim:
     )
 
 
+SCHEMA = Schema({"a": Variable("k value")})
+
+
+def task(k: int) -> Task:
+    return Task("s", {"k": k})
+
+
+def save(run: Run, k: int, values: Any = (1.0,), seconds: float | None = None) -> None:
+    run.save(task(k), {"a": values}, SCHEMA, seconds)
+
+
+def saved(run: Run, k: int) -> list[float]:
+    found: list[float] = run.piece("s", ["a"], k=k)["a"].tolist()
+    return found
+
+
 def hold(directory: Path, held: Any) -> None:
     run = open_run("toy", Config(), {}, out=directory)
     held.set()
@@ -88,45 +104,46 @@ def hold(directory: Path, held: Any) -> None:
     run.close()
 
 
-class TestUnits:
+class TestTasks:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
     def test_what_was_saved_is_read_bit_for_bit(self, run: Run, dtype: torch.dtype) -> None:
         values = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-        run.save("states", "layer=3,batch=0", {"a": values, "b": values.mT, "empty": values[:0], "one": values[0, 0]})
-        read = run.load("states", "layer=3,batch=0")
-        assert sorted(read) == ["a", "b", "empty", "one"]
-        for name, expected in {"a": values, "b": values.mT, "empty": values[:0], "one": values[0, 0]}.items():
+        arrays = {"a": values, "b": values.mT, "empty": values[:0], "one": values[0, 0]}
+        schema = Schema({name: Variable("i j" if name != "one" else "") for name in arrays})
+        task = Task("states", {"layer": 3, "batch": 0})
+        run.save(task, arrays, schema)
+        read = run.piece("states", layer=3)
+        assert sorted(read) == sorted(arrays)
+        for name, expected in arrays.items():
             assert read[name].dtype == dtype
             assert torch.equal(read[name], expected)
 
-    def test_numpy_views_and_shared_storage_are_saved(self, run: Run) -> None:
-        base = torch.arange(12.0)
-        run.save("s", "k", {"whole": base, "same": base, "part": base[3:5], "numpy": np.arange(4)[::2]})
-        read = run.load("s", "k")
-        assert torch.equal(read["same"], base)
-        assert read["part"].tolist() == [3, 4]
-        assert read["numpy"].tolist() == [0, 2]
+    def test_has_tells_finished_tasks(self, run: Run) -> None:
+        assert not run.has(task(1))
+        save(run, 1)
+        assert run.has(task(1))
+        assert not run.has(task(2))
+        assert not run.has(Task("other", {"k": 1}))
+        assert (run.directory / "units" / "s" / "k-00001.safetensors").is_file()
 
-    def test_only_the_arrays_asked_for_are_read(self, run: Run) -> None:
-        run.save("s", "k", {"a": torch.zeros(2), "b": torch.ones(2)})
-        assert list(run.load("s", "k", names=["b"])) == ["b"]
-
-    def test_has_tells_finished_units(self, run: Run) -> None:
-        assert not run.has("s", "k")
-        run.save("s", "k", {"a": torch.zeros(1)})
-        assert run.has("s", "k")
-        assert not run.has("s", "other")
-        assert not run.has("other", "k")
-        assert (run.directory / "units" / "s" / "k.safetensors").is_file()
-
-    def test_a_runs_time_is_that_of_its_units_over_all_sessions(self, run: Run) -> None:
-        run.save("s", "first", {"a": torch.zeros(1)}, seconds=1.25)
+    def test_a_runs_time_is_that_of_its_tasks_over_all_sessions(self, run: Run) -> None:
+        save(run, 1, seconds=1.25)
         again = reopen(run)
-        again.save("t", "second", {"a": torch.zeros(1)}, seconds=0.5)
+        save(again, 2, seconds=0.5)
         assert again.seconds == 1.75
-        again.save("t", "untimed", {"a": torch.zeros(1)})
+        save(again, 3)
         assert again.seconds is None
         again.close()
+
+    def test_a_checkpoint_replaces_the_one_before(self, run: Run) -> None:
+        assert run.load_checkpoint(task(1)) is None
+        for step in (1, 2):
+            run.save_checkpoint(task(1), {"step": torch.tensor(step), "weight": torch.full((2, 3), float(step))})
+        held = run.load_checkpoint(task(1))
+        assert held is not None
+        assert (held["step"].item(), held["weight"].tolist()) == (2, [[2.0] * 3] * 2)
+        assert not run.has(task(1))
+        assert run.load_checkpoint(task(2)) is None
 
     def test_the_record_names_the_machine(self, run: Run) -> None:
         provenance = run.record["provenance"]
@@ -135,25 +152,20 @@ class TestUnits:
         assert provenance["cpu"]
         assert provenance["threads"] == torch.get_num_threads()
 
-    @pytest.mark.parametrize("key", ["a/b", "..", "", ".hidden", "a b", "a\n"])
-    def test_keys_are_file_names(self, run: Run, key: str) -> None:
-        with pytest.raises(ValueError, match="file names"):
-            run.save("s", key, {"a": torch.zeros(1)})
-
-    def test_a_missing_or_damaged_unit_is_an_input_error(self, run: Run) -> None:
-        with pytest.raises(InputError, match="unit s/k must be finished"):
-            run.load("s", "k")
-        run.save("s", "k", {"a": torch.zeros(100)})
-        path = run.directory / "units" / "s" / "k.safetensors"
+    def test_a_missing_or_damaged_file_is_an_input_error(self, run: Run) -> None:
+        with pytest.raises(InputError, match="holds nothing of s at k 1: run the same command again"):
+            run.piece("s", k=1)
+        save(run, 1)
+        path = run.directory / "units" / "s" / "k-00001.safetensors"
         path.write_bytes(path.read_bytes()[:50])
         with pytest.raises(InputError, match="delete it and run again"):
-            run.load("s", "k")
+            run.piece("s", k=1)
 
     def test_a_run_pickles_as_its_path_and_leaves_the_lock_behind(self, run: Run) -> None:
-        run.save("s", "k", {"a": torch.ones(1)})
+        save(run, 1)
         copy = pickle.loads(pickle.dumps(run))
         assert copy == run
-        assert copy.load("s", "k")["a"] == 1
+        assert saved(copy, 1) == [1]
         copy.close()
         with pytest.raises(InputError, match="another"):
             open_run("toy", Config(), FINGERPRINT, out=run.directory)
@@ -284,11 +296,11 @@ class TestRecord:
 
 
 class TestReopening:
-    def test_finished_units_and_record_are_kept(self, run: Run) -> None:
+    def test_finished_tasks_and_record_are_kept(self, run: Run) -> None:
         record = run.record
-        run.save("s", "k", {"a": torch.ones(1)})
+        save(run, 1)
         with reopen(run) as again:
-            assert again.has("s", "k")
+            assert again.has(task(1))
             assert again.record == record
 
     def test_another_configuration_is_refused_with_the_fields_that_differ(self, run: Run) -> None:
@@ -297,8 +309,8 @@ class TestReopening:
             reopen(run, config)
         message = str(error.value)
         assert "ranks was [4, 8], is [4]; thresholds.threshold was 0.9, is 0.5; windows was 4, is 8" in message
-        assert "--fresh" in message
-        assert "--out" in message
+        assert "fresh=True" in message
+        assert "out=" in message
         assert "seed" not in message
         assert "\n" not in message
 
@@ -317,19 +329,34 @@ class TestReopening:
         with pytest.raises(InputError, match=r'versions.torch was "2.*", is "99"'):
             reopen(run)
 
+    @pytest.mark.parametrize("written", [None, 1, 99])
+    def test_a_directory_of_another_format_is_refused_by_name(self, run: Run, written: int | None) -> None:
+        """Those of the first releases name no format; `fresh` moves them aside."""
+        record = {name: value for name, value in run.record.items() if name != "format"}
+        (run.directory / "config.json").write_text(
+            json.dumps(record if written is None else record | {"format": written})
+        )
+        with pytest.raises(InputError, match=rf"{run.directory} has format {written or 1} and this version reads 2"):
+            reopen(run)
+        with pytest.raises(InputError, match=r"read by the version of probe that wrote it.*pass fresh=True"):
+            toy.analysis.read(run.directory)
+        with reopen(run, fresh=True) as again:
+            assert again.record["format"] == 2
+            assert len(list(run.directory.parent.iterdir())) == 2
+
     def test_after_a_refusal_the_directory_is_free(self, run: Run) -> None:
         with pytest.raises(InputError):
             reopen(run, Config(windows=8))
         reopen(run).close()
 
     def test_fresh_moves_the_old_run_aside(self, run: Run) -> None:
-        run.save("s", "k", {"a": torch.ones(1)})
+        save(run, 1)
         with reopen(run, Config(windows=8), fresh=True) as again:
-            assert not again.has("s", "k")
+            assert not again.has(task(1))
             assert again.record["config"]["windows"] == 8
             (aside,) = [entry for entry in run.directory.parent.iterdir() if entry != run.directory]
             assert aside.name.startswith("run.2")
-            assert Run(aside).load("s", "k")["a"] == 1
+            assert saved(Run(aside), 1) == [1]
         with reopen(run, Config(windows=8), fresh=True):
             assert len(list(run.directory.parent.iterdir())) == 3
 
@@ -338,13 +365,16 @@ class TestReopening:
         assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
 
     def test_temporary_files_of_a_killed_process_are_removed(self, run: Run) -> None:
-        run.save("s", "k", {"a": torch.ones(1)})
-        partials = [run.directory / ".results.nc.1.partial", run.directory / "units" / "s" / ".k.safetensors.1.partial"]
+        save(run, 1)
+        partials = [
+            run.directory / ".results.nc.1.partial",
+            run.directory / "units" / "s" / ".k-00001.safetensors.1.partial",
+        ]
         for partial in partials:
             partial.write_bytes(b"half")
         with reopen(run):
             assert not any(partial.exists() for partial in partials)
-            assert run.has("s", "k")
+            assert run.has(task(1))
 
     def test_a_process_killed_before_its_first_file_leaves_a_directory_that_opens(self, tmp_path: Path) -> None:
         (tmp_path / ".lock").touch()
@@ -381,24 +411,24 @@ class TestDisk:
     def test_a_directory_of_other_things_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("years of work")
         for fresh in (False, True):
-            with pytest.raises(InputError, match="holds other files: pass another --out"):
+            with pytest.raises(InputError, match="holds other files: pass another out="):
                 open_run("toy", Config(), {}, out=tmp_path, fresh=fresh)
         assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_a_file_in_place_of_the_directory(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
-        with pytest.raises(InputError, match="is a file: pass another --out"):
+        with pytest.raises(InputError, match="is a file: pass another out="):
             open_run("toy", Config(), {}, out=tmp_path / "file")
 
     @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that not even root can write")
     def test_an_unwritable_folder(self) -> None:
-        with pytest.raises(InputError, match=r"the run directory must be writable.*pass another --out"):
+        with pytest.raises(InputError, match=r"the run directory must be writable.*pass another out="):
             open_run("toy", Config(), {}, out="/proc/run")
 
     @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
     def test_a_full_disk_keeps_what_is_finished(self, run: Run, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-        run.save("s", "first", {"a": torch.ones(1)})
-        run.save("s", "second", {"a": torch.ones(1)})
+        save(run, 1)
+        save(run, 2)
 
         def full(*arguments: Any, **options: Any) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -406,12 +436,12 @@ class TestDisk:
         if call == "write":
             monkeypatch.setattr(Path, "open", full)
         else:
-            monkeypatch.setattr(runs.os, call, full)
+            monkeypatch.setattr(os, call, full)
         with pytest.raises(InputError, match="No space left on device; free some space and run the same command again"):
-            run.save("s", "second", {"a": torch.zeros(1)})
+            save(run, 2, (0.0,))
         monkeypatch.undo()
-        assert run.load("s", "first")["a"] == 1
-        assert run.load("s", "second")["a"] == 1, "the old file stands until the new one is whole"
+        assert saved(run, 1) == [1]
+        assert saved(run, 2) == [1], "the old file stands until the new one is whole"
         assert not list(run.directory.rglob("*.partial"))
 
     def test_a_really_full_disk(self, tmp_path: Path) -> None:
@@ -431,8 +461,8 @@ class TestDisk:
 
 def test_a_worker_in_another_process_can_save(run: Run) -> None:
     with PROCESSES.Pool(1) as pool:
-        pool.apply_async(run.save, ("s", "k", {"a": np.arange(100_000)})).get(TIME_LIMIT)
-    assert run.load("s", "k")["a"].equal(torch.arange(100_000))
+        pool.apply_async(save, (run, 1, np.arange(100_000))).get(TIME_LIMIT)
+    assert saved(run, 1) == list(range(100_000))
 
 
 def test_replacing_a_field_with_the_same_value_is_the_same_run(run: Run) -> None:

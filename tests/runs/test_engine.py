@@ -1,19 +1,22 @@
 from __future__ import annotations
 
-import json
+import multiprocessing
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
+from safetensors import safe_open
 
-from probe.runs.engine import Unit, work
+from probe.analysis import Subject
 from probe.errors import InputError
-from probe.runs import Run, open_run
+from probe.runs import Run, Schema, Task, Variable, open_run
+from probe.runs.engine import Measure, do, work
 from tests.plant import toy
 
 CONFIG = toy.Config(dataset="sample")
+SUBJECT = Subject(CONFIG)
+SCHEMA = Schema({"square": Variable("index")})
 
 
 @pytest.fixture
@@ -22,37 +25,41 @@ def run(tmp_path: Path) -> Iterator[Run]:
         yield opened
 
 
-def units(n: int) -> list[Unit]:
-    return [Unit("square", str(index), {"index": index}) for index in range(n)]
+def tasks(n: int) -> list[Task]:
+    return [Task("square", {"index": index}) for index in range(n)]
 
 
-def square(config: toy.Config, unit: Unit, run: Run) -> Mapping[str, Tensor]:
+def square(subject: Subject[toy.Config], task: Task, run: Run) -> Mapping[str, int]:
     with (run.directory / "worked").open("a") as file:
-        file.write(unit.key)
-    return {"square": torch.tensor(unit.arguments["index"] ** 2)}
+        file.write(str(task["index"]))
+    return {"square": task["index"] ** 2}
 
 
-def square_until_two(config: toy.Config, unit: Unit, run: Run) -> Mapping[str, Tensor]:
-    if unit.arguments["index"] == 2:
+def square_until_two(subject: Subject[toy.Config], task: Task, run: Run) -> Mapping[str, int]:
+    if task["index"] == 2:
         raise KeyboardInterrupt
-    return square(config, unit, run)
+    return square(subject, task, run)
 
 
-def fail_at_two(config: toy.Config, unit: Unit, run: Run) -> Mapping[str, Tensor]:
-    if unit.arguments["index"] == 2:
+def fail_at_two(subject: Subject[toy.Config], task: Task, run: Run) -> Mapping[str, int]:
+    if task["index"] == 2:
         raise InputError("layer 2, window 7: the state is not finite")
-    return square(config, unit, run)
+    return square(subject, task, run)
 
 
-def test_every_unit_is_worked_off_and_saved(run: Run) -> None:
-    work(square, units(5), CONFIG, run, description="squares", quiet=True)
-    assert [run.load("square", str(i))["square"].item() for i in range(5)] == [0, 1, 4, 9, 16]
+def do_squares(run: Run, measure: Measure, n: int, description: str = "squares", *, quiet: bool = True) -> None:
+    work(measure, tasks(n), SUBJECT, run, SCHEMA, description=description, quiet=quiet)
 
 
-def test_the_time_of_each_unit_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_task_is_done_and_saved(run: Run) -> None:
+    do_squares(run, square, 5)
+    assert run.piece("square")["square"].tolist() == [0, 1, 4, 9, 16]
+
+
+def test_the_time_of_each_task_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([10.0, 12.5, 20.0, 20.25])
     monkeypatch.setattr("probe.runs.engine.time.perf_counter", lambda: next(ticks))
-    work(square, units(2), CONFIG, run, description="squares", quiet=True)
+    do_squares(run, square, 2)
     assert run.seconds == 2.75
 
 
@@ -61,44 +68,84 @@ def test_the_time_of_each_unit_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch
     [(square_until_two, KeyboardInterrupt), (fail_at_two, InputError)],
     ids=["interrupted", "wrong"],
 )
-def test_finished_units_are_kept_and_not_done_again(run: Run, function: object, error: type[BaseException]) -> None:
+def test_finished_tasks_are_kept_and_not_done_again(run: Run, function: Measure, error: type[BaseException]) -> None:
     with pytest.raises(error):
-        work(function, units(5), CONFIG, run, description="squares", quiet=True)  # type: ignore[arg-type]
-    assert [run.has("square", str(i)) for i in range(5)] == [True, True, False, False, False]
-    work(square, units(5), CONFIG, run, description="squares", quiet=True)
+        do_squares(run, function, 5)
+    assert [run.has(task) for task in tasks(5)] == [True, True, False, False, False]
+    do_squares(run, square, 5)
     assert (run.directory / "worked").read_text() == "01234"
 
 
 def test_progress_goes_to_standard_error_and_begins_at_what_is_finished(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    work(square, units(3), CONFIG, run, description="squares")
-    work(square, units(4), CONFIG, run, description="more squares")
+    do_squares(run, square, 3, quiet=False)
+    do_squares(run, square, 4, "more squares", quiet=False)
     said = capsys.readouterr()
     assert not said.out
     assert "squares: 100%" in said.err
     assert "more squares:  75%" in said.err
     assert "4/4" in said.err
-    work(square, units(5), CONFIG, run, description="squares", quiet=True)
+    do_squares(run, square, 5)
     assert not capsys.readouterr().err
 
 
-def test_two_units_of_one_name_are_a_defect(run: Run) -> None:
-    with pytest.raises(ValueError, match=r"\('square', '1'\) comes more than once"):
-        work(square, [*units(3), units(2)[1]], CONFIG, run, description="squares", quiet=True)
-    assert not run.has("square", "0"), "nothing is done before it is noticed"
+def test_two_tasks_of_one_name_are_a_defect(run: Run) -> None:
+    with pytest.raises(ValueError, match=r"\('square', 'index-00001'\) comes more than once"):
+        work(square, [*tasks(3), tasks(2)[1]], SUBJECT, run, SCHEMA, description="squares", quiet=True)
+    assert not run.has(tasks(1)[0]), "nothing is done before it is noticed"
 
 
 def test_a_function_that_another_process_could_not_find_is_refused(run: Run) -> None:
-    def local(config: toy.Config, unit: Unit, run: Run) -> Mapping[str, Tensor]:
+    def local(subject: Subject[toy.Config], task: Task, run: Run) -> Mapping[str, int]:
         return {}
 
-    for function in (local, lambda config, unit, run: {}):
+    for function in (local, lambda subject, task, run: {}):
         with pytest.raises(ValueError, match="must be defined in a module"):
-            work(function, units(1), CONFIG, run, description="squares", quiet=True)
+            do_squares(run, function, 1)
 
 
-def test_arguments_must_be_serialisable() -> None:
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        Unit("s", "k", {"states": torch.zeros(2)})
-    assert json.dumps(dict(Unit("s", "k", {"layers": [0, 1], "kind": None}).arguments))
+def test_a_task_done_in_another_process_leaves_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    """What is sent there is the function by name, the options, the task and the path of the run."""
+    stages = toy.analysis.stages(SUBJECT)
+    done = [(stage.measure, stage.tasks[1]) for stage in stages]
+    here = Run(tmp_path / "here")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for measure, task in done:  # the second reads what the first has saved
+            pool.apply_async(do, (measure, task, SUBJECT, run, toy.Toy.schema)).get(120)
+            do(measure, task, SUBJECT, here, toy.Toy.schema)
+    for _, task in done:
+        assert contents(run, task) == contents(here, task)
+
+
+def contents(run: Run, task: Task) -> tuple[str, dict[str, bytes]]:
+    """The labels and the arrays of a task's file; what is beside them, how long it took, no two runs share."""
+    with safe_open(run.directory / "units" / task.stage / f"{task.key}.safetensors", framework="np") as file:
+        names = list(file.keys())
+        return file.metadata()["piece"], {name: file.get_tensor(name).tobytes() for name in names}
+
+
+class TestTask:
+    def test_it_is_named_by_its_labels(self) -> None:
+        assert Task("s", {"variant": "init-0", "layer": 3}).key == "init-0-layer-00003"
+        assert Task("s", {"share": 0.5}).key == "share-0.5"
+        assert Task("s").key == "all"
+
+    def test_labels_and_arguments_are_read_alike(self) -> None:
+        task = Task("s", {"start": 8}, {"stop": 12, "layers": [0, 1]})
+        assert (task["start"], task["layers"], task.rows) == (8, [0, 1], slice(8, 12))
+        assert pickle.loads(pickle.dumps(task)) == task
+        with pytest.raises(KeyError):
+            _ = task["windows"]
+
+    @pytest.mark.parametrize("name", ["a/b", "..", "", ".hidden", "a b", "a\n"])
+    def test_stages_and_labels_make_file_names(self, name: str) -> None:
+        with pytest.raises(ValueError, match="must be file names"):
+            Task(name)
+        if name:
+            with pytest.raises(ValueError, match="must be file names"):
+                Task("s", {"variant": name})
+
+    def test_what_cannot_be_written_as_json_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            Task("s", {}, {"path": Path("a")})

@@ -128,15 +128,17 @@ def test_coordinates_of_no_community_are_left_out() -> None:
         torch.testing.assert_close(getattr(found, name), getattr(whole, name)[:2])
 
 
-def test_unit_gain_is_the_column_norm_and_single_coordinates() -> None:
+def test_coordinate_gain_is_the_column_norm_and_single_coordinates() -> None:
     A = draw(4, 8, 8)
-    torch.testing.assert_close(amp.unit_gain(A), torch.linalg.vector_norm(A, dim=-2))
-    torch.testing.assert_close(amp.unit_gain(A), amp.partition_amplification(A, torch.arange(8)).gain)
+    torch.testing.assert_close(amp.coordinate_gain(A), torch.linalg.vector_norm(A, dim=-2))
+    torch.testing.assert_close(amp.coordinate_gain(A), amp.partition_amplification(A, torch.arange(8)).gain)
+    with pytest.warns(DeprecationWarning, match=r"use probe\.spectra\.amplification\.coordinate_gain"):
+        assert amp.unit_gain is amp.coordinate_gain
 
 
 def test_float32_operators_are_computed_in_float64() -> None:
     A = draw(8, 8).float()
-    assert amp.unit_gain(A).dtype == F64
+    assert amp.coordinate_gain(A).dtype == F64
     assert amp.subspace_amplification(A, columns(LABELS, 0).float()).gain.dtype == F64
 
 
@@ -154,12 +156,12 @@ def test_pooling_is_the_root_mean_square_over_tokens() -> None:
     mean = amp.partition_amplification(A.mean(0), LABELS)
     torch.testing.assert_close(found.numerical_abscissa, mean.numerical_abscissa)
     assert (found.numerical_abscissa <= each.numerical_abscissa.mean(0)).all()
-    torch.testing.assert_close(amp.unit_gain(pooled), amp.unit_gain(A).square().mean(0).sqrt())
+    torch.testing.assert_close(amp.coordinate_gain(pooled), amp.coordinate_gain(A).square().mean(0).sqrt())
 
 
 def test_an_empty_pool_is_told() -> None:
     with pytest.raises(InputError, match="at least one matrix"):
-        amp.unit_gain(amp.PooledOperator())
+        amp.coordinate_gain(amp.PooledOperator())
 
 
 # --- random sets ------------------------------------------------------------------------------------------------------

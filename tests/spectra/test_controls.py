@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ def generator(seed: int = 0) -> torch.Generator:
 # --- symmetrised ------------------------------------------------------------------------------------------------------
 
 
-def test_symmetrised_is_the_symmetric_part_at_the_old_norm() -> None:
+def test_symmetrised_is_the_symmetric_part_at_the_old_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     A = ginibre(2, 6)
     part = spectra.symmetrised(A, match=None)
     torch.testing.assert_close(part, (A + A.mT) / 2)
@@ -33,6 +34,7 @@ def test_symmetrised_is_the_symmetric_part_at_the_old_norm() -> None:
     torch.testing.assert_close(found.norm(dim=(-2, -1)), A.norm(dim=(-2, -1)))
     ratio = (found / part).flatten(-2)
     torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
     with pytest.raises(InputError, match="must be \"frobenius\" or None, got 'spectral'"):
         spectra.symmetrised(A, match="spectral")
 

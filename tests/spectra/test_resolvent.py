@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.optimize
@@ -200,6 +201,7 @@ def test_kreiss_constant_is_blind_to_scale_and_basis_and_batched() -> None:
     torch.testing.assert_close(spectra.kreiss_constant(A[1]), found[1], rtol=1e-6, atol=0)
 
 
-def test_an_unknown_form_is_refused() -> None:
+def test_an_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
     with pytest.raises(InputError, match="got 'sphere'"):
         spectra.kreiss_constant(ginibre(3), form="sphere")

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from probe import InputError, analyses, geometry
-from probe.cli.program import compare
+from probe.cli import compare
 from probe.runs import open_run
 from probe.study import compare as work
 from probe.study import joint
@@ -85,7 +85,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """A finished run of each of three analyses, of one model, with planted directions and nothing else."""
     found = planted(frames(0), frames(1), frames(1))
     for name in joint.PARTS:
-        monkeypatch.setattr(f"probe.analyses.{name}.stages.figures", lambda data, config: [])
+        monkeypatch.setattr(type(analyses.load(name)), "figures", lambda self, data, config: [])
         write(tmp_path / name, name, found[name])
     return {name: tmp_path / name for name in joint.PARTS}
 
@@ -134,7 +134,9 @@ def test_a_run_without_directions_is_named(runs: dict[str, Path], tmp_path: Path
     assert compare.main([str(runs["continuity"]), str(tmp_path / "old"), "--out", str(tmp_path / "page.html")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"{tmp_path / 'old'} keeps none" in said
+    assert (
+        f"{tmp_path / 'old'} keeps none: run its analysis again (dynamics, --out {tmp_path / 'old'}, --fresh)" in said
+    )
 
 
 @pytest.mark.parametrize("named", [[], ["a"], ["a", "a"]])

@@ -23,16 +23,16 @@ from markupsafe import escape
 from probe import InputError, analyses
 from probe.analysis.contract import Analysis
 from probe.claims import SIGNS, Claim, Verdict
-from probe.cli.program import study
-from probe.cli.program.study import definition, ledger, work
+from probe.cli import study
 from probe.report import Result
 from probe.report.page import interval_text
 from probe.runs import Run, changes
+from probe.study import definition, ledger, work
 from probe.study.definition import Study
 from probe.study.ledger import Entry, Ledger, RunEntry
 from tests.weights.test_curves import rotating_weights
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "analyses").glob("*.toml"))
 TIME_LIMIT = 120  # seconds that another process may take
 MODEL = 'analysis = "continuity"\nmodels = ["a"]\n'
@@ -40,14 +40,15 @@ CLAIMS = ["continuity.adjacency", "continuity.trained"]
 
 
 # What a run draws is tested where it is drawn; here it would take most of the time.
-UNDRAWN = "from probe.analyses.continuity import stages; stages.figures = lambda data, config: []"
-COMMAND = [sys.executable, "-c", f"import sys; from probe import study; {UNDRAWN}; sys.exit(study.main(sys.argv[1:]))"]
+UNDRAWN = "type(analyses.load('continuity')).figures = lambda self, data, config: []"
+IMPORTS = "import sys; from probe import analyses; from probe.cli import study"
+COMMAND = [sys.executable, "-c", f"{IMPORTS}; {UNDRAWN}; sys.exit(study.main(sys.argv[1:]))"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def undrawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("probe.analyses.continuity.stages.figures", lambda data, config: [])
+        patch.setattr(type(analyses.load("continuity")), "figures", lambda self, data, config: [])
         yield
 
 
@@ -287,7 +288,7 @@ class TestRuns:
         ("options", "message"),
         [
             (["--text", "a", "--dataset", "sample"], "only one text"),
-            (["--only", "dynamics/*"], "must match some run, got 'dynamics/*'"),
+            (["--only", "dynamics/*"], "--only must match some run, got 'dynamics/*'"),
             (["--onyl", "a"], "--only"),
         ],
     )
@@ -312,7 +313,7 @@ class TestRuns:
         copy = shutil.copytree(done, tmp_path / "copy")
         path = toml(folder, "misspelt", claims=[*CLAIMS, "continuity.adjacent"])
         assert study.main([str(path), "--out", str(copy)]) == 2
-        assert "continuity.adjacent comes out of none: did you mean continuity.adjacency?" in capsys.readouterr().err
+        assert "continuity.adjacent is tested by none: did you mean continuity.adjacency?" in capsys.readouterr().err
 
 
 def _claims_of(path: Path) -> list[list[str]]:
@@ -367,7 +368,7 @@ class TestLedger:
             assert run["seconds"] == Run(done / run["name"]).seconds > 0
             assert run["cores"] == len(os.sched_getaffinity(0))
             assert (done / run["report"]).is_file()
-            assert run["begun"] <= run["last_unit"]
+            assert run["begun"] <= run["last_task"]
 
     def test_csv_page_and_markdown_hold_the_same(self, folder: Path, done: Path) -> None:
         told = json.loads((done / "ledger.json").read_text(encoding="utf-8"))
@@ -416,7 +417,7 @@ class TestLedger:
 
     def test_untimed_runs_say_so(self) -> None:
         (run,) = _ledger("a").runs
-        assert run.took == "not recorded: begun 2026-01-02 03:04 UTC, last unit unknown"
+        assert run.took == "not recorded: begun 2026-01-02 03:04 UTC, last task unknown"
         assert replace(run, seconds=130.0).took == "2 min 10 s"
         assert run.machine == "not recorded, threads of torch: 2"
         on = replace(run, cpu="Abacus", cores=2, memory=3 * 2**30)

@@ -80,7 +80,7 @@ def test_wikitext_2_is_read_from_what_datasets_has_prepared(tmp_path: Path, monk
 def test_offline_the_error_names_what_would_work() -> None:
     begin = time.monotonic()
     with pytest.raises(
-        InputError, match="--text FILE or --dataset sample, or run once on a machine with a network"
+        InputError, match='text=FILE or dataset="sample", or run once on a machine with a network'
     ) as error:
         load_windows(Reader(), dataset="wikitext-2")
     assert time.monotonic() - begin < 5
@@ -123,7 +123,7 @@ def test_with_a_network_it_comes_through_datasets(monkeypatch: pytest.MonkeyPatc
         asked.append((arguments, options))
         return {"text": ROWS}
 
-    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(corpora, "reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert (
         load_windows(Reader(), dataset="wikitext-103", split="train", windows=1, window_length=4).titles[1] == "Second"
@@ -135,9 +135,9 @@ def test_a_download_that_fails_is_an_input_error(monkeypatch: pytest.MonkeyPatch
     def load_dataset(*arguments: Any, **options: Any) -> None:
         raise ConnectionError("the line went dead")
 
-    monkeypatch.setattr(hub, "reachable", lambda: True)
+    monkeypatch.setattr(corpora, "reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(InputError, match=r"the line went dead; pass --text FILE or --dataset sample"):
+    with pytest.raises(InputError, match=r'the line went dead; pass text=FILE or dataset="sample"'):
         load_windows(Reader(), dataset="wikitext-2")
 
 

@@ -229,12 +229,12 @@ class TestWrongInput:
 
     def test_unknown_data_set(self) -> None:
         with pytest.raises(
-            InputError, match=r"unknown data set 'pile'.*wikitext-2, wikitext-103 or sample, or --text FILE"
+            InputError, match=r"dataset= must be wikitext-2, wikitext-103 or sample, got 'pile': .* text=FILE"
         ):
             load_windows(Reader(), dataset="pile")
 
     def test_no_such_file(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"missing\.txt: No such file"):
+        with pytest.raises(InputError, match=r"missing\.txt is not \(No such file"):
             load_windows(Reader(), text=tmp_path / "missing.txt")
 
     @pytest.mark.parametrize("content", ["", " \n\n \t\n"])
@@ -253,7 +253,7 @@ class TestWrongInput:
             load_windows(Reader(), text=file, window_length=61)
 
     def test_window_longer_than_the_context(self, file: Path) -> None:
-        with pytest.raises(InputError, match="context of 64 tokens, got window length 65: pass --window-length 64"):
+        with pytest.raises(InputError, match="context of 64 tokens, got window_length=65: pass window_length=64"):
             load_windows(Reader(max_positions=64), text=file, window_length=65)
 
     def test_fewer_windows_than_asked_for(self, file: Path) -> None:

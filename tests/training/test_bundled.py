@@ -15,8 +15,9 @@ import torch
 
 import probe
 from probe import InputError
-from probe.training import bundled, generator, next_byte_loss
+from probe.training import bundled, next_byte_loss
 from probe.training.bundled import Config, byte_tokenizer, fit, fresh, trigram_bits
+from probe.training.data import generator
 
 TINY = {
     "transformer": ("LlamaConfig", {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
@@ -134,3 +135,12 @@ def test_what_ships_is_small(monkeypatch: pytest.MonkeyPatch):
         with torch.device("meta"):
             module = fresh(architecture, 0)
         assert 5e5 < sum(value.numel() for value in module.parameters()) < 1.95e6  # two bytes each, under 4 MB
+
+
+def test_an_error_names_options_as_they_are_typed():
+    from probe.training.__main__ import _as_typed
+
+    assert _as_typed("pass another out=") == "pass another --out"
+    assert _as_typed("needs window_length=64, got steps=: leave it out") == (
+        "needs --window-length 64, got --steps: leave it out"
+    )

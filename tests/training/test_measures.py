@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from probe.geometry import haar_frame
-from probe.training import (
-    best_matches,
+from probe.training.data import generator
+from probe.training.measures import (
+    batched_triplets,
+    best_squared_cosines,
     coherence,
     continuity,
-    generator,
     haar_matches,
-    leading_triplets,
     rotation,
     subspace_continuity,
 )
@@ -44,7 +44,7 @@ class TestTriplets:
     @pytest.mark.parametrize("shape", [(2, 3, 10, 6), (2, 3, 6, 10), (7, 7)])
     def test_against_a_dense_svd(self, shape: tuple[int, ...]):
         W = torch.randn(shape, generator=generator(0), dtype=torch.float64)
-        found = leading_triplets(W, 4)
+        found = batched_triplets(W, 4)
         U, S, Vh = torch.linalg.svd(W, full_matrices=False)
         torch.testing.assert_close(found.values, S[..., :4])
         torch.testing.assert_close((found.left * U[..., :4]).sum(-2).abs(), torch.ones_like(found.values))
@@ -53,7 +53,7 @@ class TestTriplets:
         torch.testing.assert_close(W @ found.right, found.left * found.values[..., None, :])
 
     def test_a_zero_matrix_has_no_direction(self):
-        found = leading_triplets(torch.zeros(2, 6, 6), 2)
+        found = batched_triplets(torch.zeros(2, 6, 6), 2)
         assert continuity(found.right).isnan().all()
         assert continuity(found.left).isnan().all()
         assert subspace_continuity(found.right).isnan().all()
@@ -63,14 +63,14 @@ class TestTriplets:
 class TestContinuity:
     @pytest.mark.parametrize("angle", [0.0, 0.3, 1.2])
     def test_planted_rotation(self, angle: float):
-        found = leading_triplets(turning(angle))
+        found = batched_triplets(turning(angle))
         for vectors in (found.right, found.left):
             torch.testing.assert_close(
                 continuity(vectors), torch.full((LAYERS - 1,), math.cos(angle), dtype=torch.float64)
             )
             expected = torch.full((LAYERS - 1, 8), math.cos(angle) ** 2, dtype=torch.float64)
             torch.testing.assert_close(subspace_continuity(vectors), expected)
-            torch.testing.assert_close(best_matches(vectors), expected)
+            torch.testing.assert_close(best_squared_cosines(vectors), expected)
             turned = rotation(vectors[:-1], vectors[1:])
             torch.testing.assert_close(turned, torch.full_like(turned, math.degrees(angle)), atol=1e-6, rtol=1e-6)
 
@@ -80,38 +80,38 @@ class TestContinuity:
         torch.testing.assert_close(
             subspace_continuity(vectors)[0], torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.float64)
         )
-        torch.testing.assert_close(best_matches(vectors)[0], torch.ones(4, dtype=torch.float64))
+        torch.testing.assert_close(best_squared_cosines(vectors)[0], torch.ones(4, dtype=torch.float64))
 
     def test_only_one_direction_carries_on(self):
         q = frame()
         vectors = torch.stack([q[:, :4], q[:, [0, 5, 6, 7]]])
         torch.testing.assert_close(subspace_continuity(vectors)[0], 1 / torch.arange(1, 5, dtype=torch.float64))
-        torch.testing.assert_close(best_matches(vectors)[0], torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
+        torch.testing.assert_close(best_squared_cosines(vectors)[0], torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
 
     def test_signs_do_not_matter(self):
         W = torch.randn(LAYERS, N, N, generator=generator(3), dtype=torch.float64)
-        vectors = leading_triplets(W).right
+        vectors = batched_triplets(W).right
         flipped = vectors * torch.where(torch.rand(LAYERS, 1, 8, generator=generator(4)) < 0.5, -1.0, 1.0)
-        for measure in (continuity, subspace_continuity, best_matches):
+        for measure in (continuity, subspace_continuity, best_squared_cosines):
             torch.testing.assert_close(measure(flipped), measure(vectors))
 
     def test_a_best_match_is_of_the_direction_before(self):
         e = torch.eye(3, dtype=torch.float64)
         frames = torch.stack([e[:, :2], torch.stack([e[1], (e[0] + e[2]) * 0.5**0.5], dim=1)])
-        torch.testing.assert_close(best_matches(frames), torch.tensor([[0.5, 1.0]], dtype=torch.float64))
+        torch.testing.assert_close(best_squared_cosines(frames), torch.tensor([[0.5, 1.0]], dtype=torch.float64))
 
     def test_batches_are_single_stacks(self):
         W = torch.randn(3, LAYERS, N, N, generator=generator(5), dtype=torch.float64)
-        vectors = leading_triplets(W).right
-        for measure in (continuity, subspace_continuity, best_matches):
-            torch.testing.assert_close(measure(vectors)[1], measure(leading_triplets(W[1]).right))
+        vectors = batched_triplets(W).right
+        for measure in (continuity, subspace_continuity, best_squared_cosines):
+            torch.testing.assert_close(measure(vectors)[1], measure(batched_triplets(W[1]).right))
 
 
 class TestNulls:
     def test_random_frames(self):
         null = haar_matches(N, 4)
         frames = torch.stack([torch.stack([frame(k=4, seed=2 * i), frame(k=4, seed=2 * i + 1)]) for i in range(400)])
-        np.testing.assert_allclose(null, best_matches(frames).mean((0, 1, 2)).item(), rtol=0.1)
+        np.testing.assert_allclose(null, best_squared_cosines(frames).mean((0, 1, 2)).item(), rtol=0.1)
         assert haar_matches(N, 1)[0] == pytest.approx(1 / N, rel=0.05)
 
 

@@ -14,29 +14,26 @@ from probe.errors import InputError
 from probe.geometry import haar_frame
 from probe.text import load_windows
 from probe.training import (
-    ACTIVATIONS,
-    ARMS,
-    FORMS,
-    NORMS,
-    RADIAL,
     Arm,
     Bytes,
     NextByte,
     Optimiser,
-    Plan,
     Regression,
+    Schedule,
     Shape,
     Size,
     SmallTransformer,
     Stack,
     ToyMLP,
-    generator,
     next_byte_loss,
-    normalise,
-    orthogonalise,
     snapshot_steps,
     train,
 )
+from probe.training.activations import FUNCTION_OF, normalise
+from probe.training.data import generator
+from probe.training.names import NORMS, RADIAL, TOY_FORMS
+from probe.training.optimisers import orthogonalise
+from probe.training.transformer import ARM_OF
 
 SHAPE = Shape(width=12, blocks=3, inputs=6, outputs=4)
 SIZE = Size(width=16, blocks=2, heads=2)
@@ -60,32 +57,32 @@ class TestSymmetry:
     @pytest.mark.parametrize("name", [*RADIAL, "identity"])
     def test_commutes_with_rotations(self, name: str):
         z, R = 2 * normal(50, D), haar(1)
-        torch.testing.assert_close(ACTIVATIONS[name](z @ R.mT), ACTIVATIONS[name](z) @ R.mT)
+        torch.testing.assert_close(FUNCTION_OF[name](z @ R.mT), FUNCTION_OF[name](z) @ R.mT)
 
     @pytest.mark.parametrize("name", ["relu", "gelu", "silu", "tanh"])
     def test_pointwise_ones_do_not(self, name: str):
         z, R = 2 * normal(50, D), haar(1)
-        turned, after = ACTIVATIONS[name](z @ R.mT), ACTIVATIONS[name](z) @ R.mT
+        turned, after = FUNCTION_OF[name](z @ R.mT), FUNCTION_OF[name](z) @ R.mT
         assert (turned - after).norm() > 0.1 * after.norm()
 
     @pytest.mark.parametrize("name", RADIAL)
     def test_the_radial_ones_are_no_linear_maps_and_keep_the_signal(self, name: str):
         z = normal(50, D)
-        found = ACTIVATIONS[name](z)
-        assert (ACTIVATIONS[name](2 * z) - 2 * found).norm() > 0.1 * z.norm()
+        found = FUNCTION_OF[name](z)
+        assert (FUNCTION_OF[name](2 * z) - 2 * found).norm() > 0.1 * z.norm()
         factors = found.norm(dim=1) / z.norm(dim=1)
         assert (factors > 0.5).all()
         assert (factors < 1.5).all()
 
     def test_known_values(self):
         z = torch.ones(1, D, dtype=torch.float64)  # r = 1
-        torch.testing.assert_close(ACTIVATIONS["radial_gate"](z), z)
-        torch.testing.assert_close(ACTIVATIONS["radial_squash"](z), torch.tanh(z))
+        torch.testing.assert_close(FUNCTION_OF["radial_gate"](z), z)
+        torch.testing.assert_close(FUNCTION_OF["radial_squash"](z), torch.tanh(z))
 
     def test_a_gradient_at_zero_is_finite(self):
         for name in RADIAL:
             z = torch.zeros(2, D, dtype=torch.float64, requires_grad=True)
-            ACTIVATIONS[name](z).sum().backward()
+            FUNCTION_OF[name](z).sum().backward()
             assert z.grad is not None
             assert z.grad.isfinite().all()
 
@@ -141,7 +138,7 @@ class TestSymmetry:
 
 
 class TestToy:
-    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("form", TOY_FORMS)
     @pytest.mark.parametrize("residual", [True, False])
     def test_the_formula(self, form: str, residual: bool):
         module, x = toy(form=form, residual=residual, activation="tanh", norm="rms"), normal(5, SHAPE.inputs)
@@ -162,7 +159,7 @@ class TestToy:
 
     @pytest.mark.parametrize("changed", [{"form": "block"}, {"activation": "relu6"}, {"norm": "batch"}])
     def test_a_part_that_is_not_there_is_refused(self, changed: dict[str, str]):
-        with pytest.raises(InputError, match="of a toy is one of"):
+        with pytest.raises(InputError, match="of a toy must be one of"):
             toy(0, **changed)
 
     def test_the_start_depends_on_the_seed_and_the_scale_alone(self):
@@ -282,7 +279,7 @@ class TestOptimisers:
         assert (parameters["W"].tolist(), parameters["gain"].tolist()) == ([0.5, 0.5], [1.0, 1.0])
 
     def test_an_unknown_one(self):
-        with pytest.raises(ValueError, match="one of sgd, adamw, muon"):
+        with pytest.raises(ValueError, match="one of adamw, sgd, muon"):
             Optimiser("adam", 0.0, hidden=(), decayed=())
 
 
@@ -298,21 +295,21 @@ def weights(parameters: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> d
     return {"reader": parameters["reader"].clone(), "before": before["reader"].clone()}
 
 
-PLAN = Plan(6, (0, 2, 6))
+SCHEDULE = Schedule(6, (0, 2, 6))
 
 
 class TestTogether:
     @pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
-    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("form", TOY_FORMS)
     def test_seeds_together_are_seeds_alone(self, kind: str, form: str):
         changes = {"form": form, "norm": "layer", "activation": "radial_gate"}
         stack, data, optimiser = experiment((0, 4, 9), kind, **changes)
-        seen, together = train(stack, data.batch, optimiser, PLAN, weights)
+        seen, together = train(stack, data.batch, optimiser, SCHEDULE, weights)
         assert torch.equal(seen["before"][1:], seen["reader"][:-1])
         assert torch.equal(seen["before"][0], stack.start["reader"])
         for place, seed in enumerate((0, 4, 9)):
             stack, data, optimiser = experiment((seed,), kind, **changes)
-            alone_seen, alone = train(stack, data.batch, optimiser, PLAN, weights)
+            alone_seen, alone = train(stack, data.batch, optimiser, SCHEDULE, weights)
             for name in alone:
                 torch.testing.assert_close(together[name][place], alone[name][0])
             torch.testing.assert_close(seen["reader"][:, place], alone_seen["reader"][:, 0])
@@ -320,10 +317,10 @@ class TestTogether:
 
     def test_the_loop_is_torchs_own_training(self):
         stack, data, optimiser = experiment((2,), "adamw")
-        _, found = train(stack, data.batch, optimiser, PLAN, weights)
+        _, found = train(stack, data.batch, optimiser, SCHEDULE, weights)
         module = toy(2)
         reference = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=0.1)
-        for step in range(PLAN.steps):
+        for step in range(SCHEDULE.steps):
             x, y = (part[0] for part in data.batch(step))
             reference.zero_grad()
             functional.mse_loss(module(x), y).backward()
@@ -333,7 +330,7 @@ class TestTogether:
 
     def test_a_transformers_seeds_together_are_seeds_alone(self):
         text = torch.randint(256, (20, 13), generator=generator(0))
-        for arm in ARMS.values():
+        for arm in ARM_OF.values():
             modules = [SmallTransformer(arm, seed=seed, size=SIZE).double() for seed in (0, 3)]
             data = NextByte((0, 3), text, text, batch=3)
             losses, gradients = Stack(modules, next_byte_loss).gradients(
@@ -368,22 +365,22 @@ class TestResume:
     @pytest.mark.parametrize("saves", [1, 2, 3])
     def test_a_resumed_training_gives_the_same_numbers(self, saves: int):
         stack, data, optimiser = experiment((0, 1), "muon")
-        whole_seen, whole = train(stack, data.batch, optimiser, PLAN, weights)
+        whole_seen, whole = train(stack, data.batch, optimiser, SCHEDULE, weights)
         kept, done = Kept(saves), []
         with pytest.raises(KeyboardInterrupt):
-            train(stack, data.batch, optimiser, PLAN, weights, checkpoint=kept)
+            train(stack, data.batch, optimiser, SCHEDULE, weights, checkpoint=kept)
         stack, data, optimiser = experiment((0, 1), "muon")
-        seen, found = train(stack, data.batch, optimiser, PLAN, weights, checkpoint=kept, progress=done.append)
+        seen, found = train(stack, data.batch, optimiser, SCHEDULE, weights, checkpoint=kept, progress=done.append)
         for name in whole:
             assert torch.equal(found[name], whole[name])
         for name in whole_seen:
             torch.testing.assert_close(seen[name], whole_seen[name], rtol=0, atol=0, equal_nan=True)
-        assert sum(done) == PLAN.steps
+        assert sum(done) == SCHEDULE.steps
 
     def test_training_leaves_the_start_as_it_was(self):
         stack, data, optimiser = experiment((0,), "adamw")
         before = stack.start["reader"].clone()
-        train(stack, data.batch, optimiser, PLAN, weights)
+        train(stack, data.batch, optimiser, SCHEDULE, weights)
         assert torch.equal(stack.start["reader"], before)
 
 
@@ -396,18 +393,18 @@ class TestPlan:
         assert snapshot_steps(4) == (0, 1, 2, 3, 4)
 
     def test_the_rate_rises_and_falls_to_a_tenth(self):
-        plan = Plan(100, (0, 100), warmup=0.1)
-        rates = [plan.factor(step) for step in range(100)]
+        schedule = Schedule(100, (0, 100), warmup=0.1)
+        rates = [schedule.factor(step) for step in range(100)]
         assert rates[0] == pytest.approx(0.1)
         assert rates[9:11] == pytest.approx([1.0, 1.0])
         assert rates[55] == pytest.approx(0.55)
         assert rates[-1] == pytest.approx(0.1, abs=1e-3)
-        assert Plan(10, (0, 10)).factor(9) == 1.0
+        assert Schedule(10, (0, 10)).factor(9) == 1.0
 
 
 class TestTransformer:
     def test_later_bytes_change_nothing_before_them(self):
-        for arm in ARMS.values():
+        for arm in ARM_OF.values():
             module = SmallTransformer(arm, seed=0, size=SIZE).double()
             tokens = torch.randint(256, (2, 10), generator=generator(1))
             changed = tokens.clone()
@@ -420,7 +417,7 @@ class TestTransformer:
     def test_against_the_llama_of_transformers(self):
         from transformers import LlamaConfig, LlamaForCausalLM
 
-        ours = SmallTransformer(ARMS["full"], seed=0, size=SIZE)
+        ours = SmallTransformer(ARM_OF["full"], seed=0, size=SIZE)
         config = LlamaConfig(
             vocab_size=256, hidden_size=16, intermediate_size=SIZE.hidden, num_hidden_layers=2, num_attention_heads=2,
             rms_norm_eps=1e-12, rope_theta=10_000.0, tie_word_embeddings=False, attn_implementation="eager",
@@ -441,11 +438,11 @@ class TestTransformer:
 
     @pytest.mark.parametrize("changed", [{"mlp": "gelu"}, {"norm": "layer"}])
     def test_a_part_that_is_not_there_is_refused(self, changed: dict[str, str]):
-        with pytest.raises(InputError, match="of an arm is one of"):
+        with pytest.raises(InputError, match="of an arm must be one of"):
             Arm("wrong", **changed)
 
     def test_the_arms_change_what_they_say(self):
-        start = {name: SmallTransformer(arm, seed=0, size=SIZE) for name, arm in ARMS.items()}
+        start = {name: SmallTransformer(arm, seed=0, size=SIZE) for name, arm in ARM_OF.items()}
         tokens = torch.randint(256, (2, 10), generator=generator(1))
         outputs = [module(tokens) for module in start.values()]
         assert all(torch.equal(module.q, start["full"].q) for module in start.values())
@@ -453,7 +450,7 @@ class TestTransformer:
         assert "attention_gain" not in dict(start["no_norm"].named_parameters())
 
     def test_readers_act_through_the_gain_before_them(self):
-        module = SmallTransformer(ARMS["full"], seed=0, size=SIZE)
+        module = SmallTransformer(ARM_OF["full"], seed=0, size=SIZE)
         with torch.no_grad():
             module.attention_gain.copy_(torch.rand(2, 16))
         parameters = dict(module.named_parameters())

@@ -50,11 +50,11 @@ def test_subspaces_that_share_some_directions() -> None:
     bases = torch.stack([torch.stack([frame[:, 0], frame[:, 1], one], 1) for one in last])
     mixed = bases @ haar_frame(3, 3, torch.Generator().manual_seed(1), dtype=torch.float64)
     for one in (bases, mixed):
-        found = float(weights.adjacent_overlaps(one, 3))
+        found = float(weights.curves.adjacent_overlaps(one, 3))
         assert found == pytest.approx((2 + math.cos(angle) ** 2) / 3)
-    assert float(weights.adjacent_overlaps(bases, 1)) == pytest.approx(1)
+    assert float(weights.curves.adjacent_overlaps(bases, 1)) == pytest.approx(1)
     with pytest.raises(InputError, match="k must lie in 1 … 3"):
-        weights.adjacent_overlaps(bases, 4)
+        weights.curves.adjacent_overlaps(bases, 4)
 
 
 @given(seed=st.integers(0, 10_000))
@@ -67,15 +67,15 @@ def test_signs_and_a_rotation_of_the_space_change_nothing(seed: int) -> None:
         torch.testing.assert_close(measure(turned), measure(vectors))
     backwards = weights.adjacent_cosines(vectors.flip(0)).flip(0)
     torch.testing.assert_close(backwards, weights.adjacent_cosines(vectors))
-    for one, other in zip(weights.trajectory(vectors), weights.trajectory(turned), strict=True):
+    for one, other in zip(weights.curves.trajectory(vectors), weights.curves.trajectory(turned), strict=True):
         torch.testing.assert_close(one.abs(), other.abs())
 
 
 def test_a_trajectory_on_a_circle_stays_on_it() -> None:
     vectors = rotating(2 * math.pi / DEPTH) * signs(seed=5)
-    aligned = weights.aligned(vectors)
+    aligned = weights.curves.aligned(vectors)
     assert ((aligned[:-1] * aligned[1:]).sum(1) >= 0).all()
-    coordinates, share = weights.trajectory(vectors)
+    coordinates, share = weights.curves.trajectory(vectors)
     torch.testing.assert_close(coordinates[:, :2].norm(dim=1), torch.ones(DEPTH).double())
     torch.testing.assert_close(share, torch.tensor([0.5, 0.5, 0.0]).double())
     steps = (coordinates[1:] - coordinates[:-1]).norm(dim=1)
@@ -87,22 +87,22 @@ def test_a_trajectory_is_around_its_mean() -> None:
     frame = haar_frame(20, 3, torch.Generator().manual_seed(0), dtype=torch.float64)
     turned = 2 * math.pi / DEPTH * torch.arange(DEPTH, dtype=torch.float64)
     circle = torch.stack([turned.cos(), turned.sin()], 1) @ frame[:, :2].mT
-    coordinates, share = weights.trajectory(math.cos(0.5) * frame[:, 2] + math.sin(0.5) * circle)
+    coordinates, share = weights.curves.trajectory(math.cos(0.5) * frame[:, 2] + math.sin(0.5) * circle)
     torch.testing.assert_close(share, torch.tensor([0.5, 0.5, 0.0]).double())
     torch.testing.assert_close(coordinates[:, :2].norm(dim=1), torch.full((DEPTH,), math.sin(0.5)).double())
 
 
 def test_participation_counts_coordinates() -> None:
     even = torch.full((10,), 10**-0.5)
-    assert float(weights.participation_ratio(even)) == pytest.approx(10)
-    assert float(weights.participation_ratio(torch.eye(10)[0])) == pytest.approx(1)
+    assert float(weights.curves.vector_participation(even)) == pytest.approx(10)
+    assert float(weights.curves.vector_participation(torch.eye(10)[0])) == pytest.approx(1)
     random = haar_frame(3000, 1, torch.Generator().manual_seed(0), dtype=torch.float64)[:, 0]
-    assert float(weights.participation_ratio(random)) == pytest.approx(1000, rel=0.1)
+    assert float(weights.curves.vector_participation(random)) == pytest.approx(1000, rel=0.1)
 
 
 def test_the_best_match_finds_an_exchange_of_ranks() -> None:
     frame = haar_frame(12, 3, torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.testing.assert_close(weights.best_matches(frame, -frame[:, [2, 0, 1]]), torch.ones(3).double())
+    torch.testing.assert_close(weights.best_cosines(frame, -frame[:, [2, 0, 1]]), torch.ones(3).double())
     assert float(weights.adjacent_cosines(torch.stack([frame[:, 0], frame[:, 2]]))) < 1e-12
 
 
@@ -111,9 +111,9 @@ def test_the_coordinates_that_are_left_out_hold_most_energy() -> None:
     vectors[:, 7] = 0.9
     vectors[1, 300] = 0.8  # of one block alone
     vectors[:, 20] = 0.5
-    assert set(range(400)) - set(weights.kept_coordinates(vectors, 0.005).tolist()) == {7, 20}
-    assert len(weights.kept_coordinates(vectors, 0.0)) == 400
-    assert len(weights.kept_coordinates(vectors, 0.0051)) == 397  # rounded up
+    assert set(range(400)) - set(weights.curves.kept_coordinates(vectors, 0.005).tolist()) == {7, 20}
+    assert len(weights.curves.kept_coordinates(vectors, 0.0)) == 400
+    assert len(weights.curves.kept_coordinates(vectors, 0.0051)) == 397  # rounded up
 
 
 # Nulls
@@ -121,7 +121,7 @@ def test_the_coordinates_that_are_left_out_hold_most_energy() -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 64, 576])
 def test_the_mean_cosine_of_random_directions(n: int) -> None:
-    drawn = weights.simulated_cosines(n, 4000, torch.Generator().manual_seed(n))
+    drawn = weights.nulls.simulated_cosines(n, 4000, torch.Generator().manual_seed(n))
     spread = float(drawn.std()) / 4000**0.5
     assert weights.haar_cosine(n) == pytest.approx(float(drawn.mean()), abs=4 * spread)
     exact = {2: 2 / math.pi, 3: 0.5}  # an angle; Archimedes: uniform on [0, 1]
@@ -139,20 +139,20 @@ def test_the_published_levels_of_the_null() -> None:
 
 
 def test_the_band_of_a_mean_is_narrower_and_around_its_mean() -> None:
-    low, middle, high = weights.haar_mean_quantiles({64: 40, 256: 10}, np.array([0.005, 0.5, 0.995]))
+    low, middle, high = weights.nulls.haar_mean_quantiles({64: 40, 256: 10}, np.array([0.005, 0.5, 0.995]))
     expected = (40 * weights.haar_cosine(64) + 10 * weights.haar_cosine(256)) / 50
     assert middle == pytest.approx(expected, rel=0.02)
     variance = (40 * (1 / 64 - weights.haar_cosine(64) ** 2) + 10 * (1 / 256 - weights.haar_cosine(256) ** 2)) / 50**2
     assert high - low == pytest.approx(2 * 2.576 * math.sqrt(variance), rel=0.06)
-    one = weights.haar_mean_quantiles({64: 1}, np.array([0.99]))
+    one = weights.nulls.haar_mean_quantiles({64: 1}, np.array([0.99]))
     assert float(one[0]) == pytest.approx(weights.haar_quantile(64, 0.99), rel=0.02)
 
 
 def test_the_best_of_several_random_directions() -> None:
     generator = torch.Generator().manual_seed(0)
-    best = [weights.simulated_cosines(32, 9, generator).max() for _ in range(1500)]
-    assert weights.haar_best_match(32, 9) == pytest.approx(float(torch.stack(best).mean()), rel=0.02)
-    assert weights.haar_best_match(32, 1) == pytest.approx(weights.haar_cosine(32), rel=1e-4)
+    best = [weights.nulls.simulated_cosines(32, 9, generator).max() for _ in range(1500)]
+    assert weights.nulls.haar_best_match(32, 9) == pytest.approx(float(torch.stack(best).mean()), rel=0.02)
+    assert weights.nulls.haar_best_match(32, 1) == pytest.approx(weights.haar_cosine(32), rel=1e-4)
 
 
 def adjacent_mean(cosines: np.ndarray) -> float:
@@ -161,7 +161,7 @@ def adjacent_mean(cosines: np.ndarray) -> float:
 
 def test_permuted_orders_tell_a_path_from_one_shared_direction() -> None:
     path = weights.cosine_matrix(rotating(0.25, depth=10))[None].numpy()
-    null = weights.permuted_order(path, adjacent_mean, permutations=199)
+    null = weights.nulls.permuted_order(path, adjacent_mean, permutations=199)
     assert null.p_value == 1 / 200
     assert null.observed == pytest.approx(math.cos(0.25))
     shared = torch.nn.functional.normalize(
@@ -169,14 +169,16 @@ def test_permuted_orders_tell_a_path_from_one_shared_direction() -> None:
         + 0.4 * torch.randn(10, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
         dim=1,
     )
-    null = weights.permuted_order(weights.cosine_matrix(shared)[None].numpy(), adjacent_mean, permutations=199)
+    null = weights.nulls.permuted_order(weights.cosine_matrix(shared)[None].numpy(), adjacent_mean, permutations=199)
     assert null.observed > 0.8
     assert null.p_value > 0.05
 
 
 def test_one_order_for_all_projections() -> None:
     same = weights.cosine_matrix(rotating(0.25, depth=8)).numpy()
-    both = weights.permuted_order(np.stack([same, same]), lambda c: float(c[0, 0, 1] - c[1, 0, 1]), permutations=50)
+    both = weights.nulls.permuted_order(
+        np.stack([same, same]), lambda c: float(c[0, 0, 1] - c[1, 0, 1]), permutations=50
+    )
     assert (both.values == 0).all()
 
 
@@ -191,7 +193,7 @@ def test_docs_of_a_matrix_with_itself_of_others_and_of_permuted_columns() -> Non
     assert weights.docs_similarity(x, -2 * x[:, order]) == pytest.approx(1, abs=1e-6)
     assert weights.docs_similarity(x, y) == pytest.approx(weights.docs_similarity(y, x))
     # the largest of 40 |cosines| of random directions
-    assert weights.docs_similarity(x, y) == pytest.approx(weights.haar_best_match(64, 40), abs=0.04)
+    assert weights.docs_similarity(x, y) == pytest.approx(weights.nulls.haar_best_match(64, 40), abs=0.04)
 
 
 def test_docs_tells_orthogonal_matrices_apart() -> None:
@@ -253,7 +255,7 @@ def test_planted_continuity_comes_out_by_projection_and_space() -> None:
 
 
 def test_a_random_model_is_at_the_null(tmp_path: Path) -> None:
-    model = weights.of_model(tiny_model("gpt2"))
+    model = weights.weights_of(tiny_model("gpt2"))
     found = [weights.continuity(weights.fresh_twin(model, seed), composites=False) for seed in range(4)]
     for side in ("input", "output"):
         values = np.stack([data[f"{side}_continuity"].values for data in found])
@@ -295,14 +297,14 @@ def test_subspaces_and_methods_can_be_chosen() -> None:
     np.testing.assert_allclose(data["input_subspace"].sel(projection="q", k=3), overlap, atol=1e-6)
     with pytest.raises(InputError, match="got 'x'"):
         weights.continuity(model, projections=["x"])
-    with pytest.raises(InputError, match="norms are known"):
+    with pytest.raises(InputError, match="needs known norms"):
         weights.continuity(model, projections=["o"], folded=True)
 
 
 def test_described_needs_no_gap_where_there_is_one_triplet() -> None:
     vectors = rotating(0.3, 6, 5).float()[..., None]
     ones = torch.ones(5, dtype=torch.float64)
-    data = weights.described({"q": Bases(vectors, ones[:, None], vectors, ones, ones)}, (1, 2), first=3)
+    data = weights.bases.described({"q": Bases(vectors, ones[:, None], vectors, ones, ones)}, (1, 2), first=3)
     assert data["gap"].isnull().all()
     assert data["layer"].values.tolist() == [3, 4, 5, 6]
     assert data["input_subspace"].sel(k=2).isnull().all()

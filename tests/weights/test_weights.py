@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from probe import InputError, weights
 from probe.model import first_tensor, load_model
+from probe.spectra.singular import Method, product_triplets
 from probe.weights.twins import Initialiser
 from tests.model.test_model import ATTENTION, PROJECTIONS, rotary, zero_biases
 from tests.plant.gguf_file import write_gguf
@@ -61,7 +62,7 @@ def test_a_file_gives_the_matrices_of_the_loaded_model(architecture: str, tmp_pa
     opened = weights.open_weights(checkpoint_folder(tmp_path, model.module))
     assert all(parameter.is_meta for parameter in opened.module.parameters())
     assert " ".join(opened.stored) == PROJECTIONS.get(architecture, "q k v o gate up down")
-    loaded = weights.of_model(model)
+    loaded = weights.weights_of(model)
     for layer in range(LAYERS):
         own = model.projections(layer)
         for name in opened.stored:
@@ -75,7 +76,7 @@ def test_a_file_gives_the_matrices_of_the_loaded_model(architecture: str, tmp_pa
 
 def test_shards_and_pickles_are_read_like_one_file(tmp_path: Path) -> None:
     module = tiny_module("gpt_neox")
-    expected = weights.of_model(load_model(module))
+    expected = weights.weights_of(load_model(module))
     module.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
     pickled = tmp_path / "pickled"
@@ -118,14 +119,14 @@ def test_a_gguf_file_gives_the_matrices_of_the_loaded_model(tmp_path: Path, monk
         np.testing.assert_array_equal(opened.matrix(2, name), expected[f"model.layers.2.{stem}.weight"], err_msg=name)
     np.testing.assert_array_equal(opened.gain(2, "up"), expected["model.layers.2.post_attention_layernorm.weight"])
     monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "cache"))
-    loaded = weights.of_model(load_model(path))
+    loaded = weights.weights_of(load_model(path))
     for name in loaded.stored:
         assert torch.equal(opened.matrix(3, name), loaded.matrix(3, name)), name
 
 
 def test_files_are_told_apart_by_their_hash(tmp_path: Path) -> None:
     folders = [checkpoint_folder(tmp_path / str(seed), tiny_module("opt", seed=seed // 2)) for seed in range(3)]
-    first, same, other = (weights.weight_hash(weights.open_weights(folder)) for folder in folders)
+    first, same, other = (weights.checkpoint.weight_hash(weights.open_weights(folder)) for folder in folders)
     assert first == same
     assert first != other
 
@@ -197,7 +198,7 @@ def test_ov_is_what_attention_does_to_a_text_of_one_token(architecture: str, tmp
 
 @pytest.mark.parametrize("architecture", STANDARD)
 def test_composites_are_the_sums_of_their_heads(architecture: str) -> None:
-    model = weights.of_model(tiny_model(architecture))
+    model = weights.weights_of(tiny_model(architecture))
     assert model.heads is not None
     q, k, v, o = (weights.head_views(model, 2, name).double() for name in "qkvo")
     shared = model.heads.query // model.heads.key
@@ -207,7 +208,7 @@ def test_composites_are_the_sums_of_their_heads(architecture: str) -> None:
     }
     for name, expected in own.items():
         torch.testing.assert_close(weights.matrix_of(model, 2, name).double(), expected, rtol=1e-4, atol=1e-4)
-        left, right = weights.head_factors(model, 2, name)
+        left, right = weights.heads.head_factors(model, 2, name)
         torch.testing.assert_close((left @ right).sum(0).double(), expected, rtol=1e-4, atol=1e-4)
     x, y = torch.randn(2, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     scores = [float((q[head] @ x) @ (k[head // shared] @ y)) for head in range(model.heads.query)]
@@ -219,17 +220,17 @@ def test_a_folded_reader_acts_on_the_normed_state_before_its_gain(architecture: 
     """``W (γ ⊙ x̂) = (W diag γ) x̂``: the norm's own output, less its bias, against x̂ computed by hand."""
     model = tiny_model(architecture)
     zero_biases(model.module)
-    found = weights.of_model(model)
+    found = weights.weights_of(model)
     block = model.blocks[1]
     x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(2))
     paths = {"gpt2": ("ln_1", "ln_2"), "opt": ("self_attn_layer_norm", "final_layer_norm")}
     paths |= {"gemma3": ("input_layernorm", "pre_feedforward_layernorm"), "phi": ("input_layernorm",) * 2}
     first, second = paths.get(architecture, ("input_layernorm", "post_attention_layernorm"))
     if architecture == "olmo3":  # its readers read the stream itself, its writers write behind norms
-        assert weights.prepared(found, 1, "q", folded=True) is None
+        assert weights.bases.prepared(found, 1, "q", folded=True) is None
         gain = block.post_feedforward_layernorm.weight.detach()
         expected = gain[:, None] * found.matrix(1, "down")
-        torch.testing.assert_close(weights.prepared(found, 1, "down", folded=True), expected)
+        torch.testing.assert_close(weights.bases.prepared(found, 1, "down", folded=True), expected)
         return
     readers = {"in": "norm"} if model.recurrent else {"q": first, "v": first, "up": second}
     for name, path in readers.items():
@@ -238,7 +239,7 @@ def test_a_folded_reader_acts_on_the_normed_state_before_its_gain(architecture: 
         standard = centred / centred.square().mean(-1, keepdim=True).sqrt()
         with torch.no_grad():
             own = norm(x) @ found.matrix(1, name).mT
-        matrix = weights.prepared(found, 1, name, folded=True)
+        matrix = weights.bases.prepared(found, 1, name, folded=True)
         assert matrix is not None
         torch.testing.assert_close(standard @ matrix.mT, own, rtol=1e-3, atol=1e-3)
 
@@ -255,8 +256,8 @@ def test_a_model_of_the_users_own_gives_its_projections() -> None:
     found = ProjectedWeights(Own())  # type: ignore[arg-type]
     assert found.stored == tuple(tiny.projections(0))
     assert torch.equal(found.matrix(2, "o"), tiny.projections(2)["o"])
-    assert weights.names_of(found) == found.stored
-    with pytest.raises(InputError, match="no Hugging Face module"):
+    assert weights.heads.names_of(found) == found.stored
+    with pytest.raises(InputError, match="needs a Hugging Face model"):
         weights.fresh_twin(found, 0)
 
 
@@ -265,7 +266,7 @@ def test_a_model_of_the_users_own_gives_its_projections() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_fresh_twin_is_drawn_like_a_fresh_model(architecture: str) -> None:
-    model = weights.of_model(tiny_model(architecture))
+    model = weights.weights_of(tiny_model(architecture))
     twin, again, other = (weights.fresh_twin(model, seed) for seed in (1, 1, 2))
     fresh = load_model(tiny_module(architecture), random_init=0)
     for name in model.stored:
@@ -295,7 +296,7 @@ def test_initialising_leaves_no_value_to_chance() -> None:
 
 
 def test_a_shuffled_twin_keeps_the_entries_and_moves_them() -> None:
-    model = weights.of_model(tiny_model("gpt2"))
+    model = weights.weights_of(tiny_model("gpt2"))
     twin, again, other = (weights.shuffled_twin(model, seed) for seed in (1, 1, 2))
     for name in ("q", "down"):
         matrix, moved = model.matrix(2, name), twin.matrix(2, name)
@@ -306,12 +307,32 @@ def test_a_shuffled_twin_keeps_the_entries_and_moves_them() -> None:
     assert torch.equal(twin.gain(2, "q"), model.gain(2, "q"))  # type: ignore[arg-type]
 
 
+# Public names
+
+
+def test_old_names_still_work_for_a_release() -> None:
+    from probe.spectra.singular import Triplets
+    from probe.weights import bases, curves
+
+    moved = {
+        "best_matches": (weights.best_cosines, "best_cosines"),
+        "participation_ratio": (curves.vector_participation, "curves.vector_participation"),
+        "described": (bases.described, "bases.described"),
+        "of_model": (weights.weights_of, "weights_of"),
+    }
+    for old, (new, path) in moved.items():
+        with pytest.warns(DeprecationWarning, match=rf"use probe\.weights\.{path}$"):
+            assert getattr(weights, old) is new
+    with pytest.warns(DeprecationWarning, match=r"use probe\.spectra\.singular\.Triplets$"):
+        assert weights.Triplets is Triplets  # type: ignore[attr-defined]
+
+
 # Singular triplets
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (64, 64)])
 @pytest.mark.parametrize("method", ["dense", "randomised"])
-def test_planted_triplets_are_recovered(shape: tuple[int, int], method: weights.singular.Method) -> None:
+def test_planted_triplets_are_recovered(shape: tuple[int, int], method: Method) -> None:
     values = torch.cat([torch.tensor([5.0, 3.0, 2.0]), torch.linspace(1, 0.1, 37)]).double()
     matrix, left, right = planted(*shape, values)
     found = weights.leading_triplets(matrix, 3, method=method, tolerance=1e-11)
@@ -356,7 +377,7 @@ def test_any_matrix_has_orthonormal_triplets_that_are_those_of_numpy(seed: int, 
 
 def test_triplets_of_a_product_need_not_form_it() -> None:
     left, right = torch.randn(50, 6, dtype=torch.float64), torch.randn(6, 30, dtype=torch.float64)
-    own, dense = weights.product_triplets(left, right, 2), weights.leading_triplets(left @ right, 2)
+    own, dense = product_triplets(left, right, 2), weights.leading_triplets(left @ right, 2)
     torch.testing.assert_close(own.singular, dense.singular)
     torch.testing.assert_close(own.left.mT @ dense.left, own.right.mT @ dense.right, atol=1e-9, rtol=0)
     torch.testing.assert_close((own.left * dense.left).sum(0).abs(), torch.ones(2).double())

@@ -8,12 +8,6 @@ the scale of the start; continuity, coherence of gradients and rotation of frame
     python -m probe.analyses.causes --text FILE                      # small transformers as well
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from probe.analyses.causes.config import Config, Thresholds
-from probe.analysis.contract import Analysis
-
-__all__ = ["Config", "Thresholds", "analysis", "plan", "run"]
-
-analysis = Analysis("causes", Config, "probe.analyses.causes.stages")
-run, plan = analysis.run, analysis.plan
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from probe.analyses.causes import analysis
+from probe.analyses import causes
+from probe.analysis import command
 
 if __name__ == "__main__":
-    sys.exit(analysis.main())
+    sys.exit(command.main("causes", causes.Config, lambda: causes.analysis))

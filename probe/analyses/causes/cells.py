@@ -1,4 +1,4 @@
-"""The cells of the grid: what one toy is made of, the named cells, and the full product.
+"""The cells of the grid: parts of one toy, the named cells, and the full product.
 
 Without torch, so that `--help` and a bad `--cells` answer at once.
 """
@@ -11,16 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from probe.errors import InputError
+from probe.training.names import ACTIVATIONS, NORMS, OPTIMISERS, RADIAL, TEACHERS, TOY_FORMS
 
-ACTIVATIONS = ("identity", "radial_gate", "radial_squash", "relu", "gelu", "silu", "tanh")
-RADIAL = ("radial_gate", "radial_squash")
-BREAKING = ("relu", "gelu", "silu", "tanh")
-FORMS = ("stream", "branch", "block2")
-NORMS = ("none", "layer", "rms", "rms_bare")
 DECAYS = (0.0, 0.01, 0.1, 1.0)
 SCALES = (0.05, 0.2, 0.5, 1.0)
-TEACHERS = ("nonlinear", "linear")
-OPTIMISERS = ("adamw", "sgd", "muon")
 RESIDUAL_SCALE, PLAIN_SCALE = 0.5, 1.4  # without a residual the signal needs larger weights to arrive
 GRID = ("identity", *RADIAL, "gelu")
 """Activations that are trained in every cell of decay × init."""
@@ -29,11 +23,11 @@ LINEAR_TEACHER = ("identity", *RADIAL, "relu", "gelu", "tanh")
 
 @dataclass(frozen=True)
 class Cell:
-    """What one toy is made of; the defaults are the core cell.
+    """The parts of one toy; the defaults are the core cell.
 
     Attributes:
         activation: One of `ACTIVATIONS`.
-        form: One of `FORMS`; stream and branch are one network where there is no residual connection.
+        form: One of `TOY_FORMS`; stream and branch are one network where there is no residual connection.
         residual: Whether there is one.
         norm: One of `NORMS`.
         decay: Weight decay.
@@ -66,14 +60,14 @@ class Cell:
 
 
 def plain(cell: Cell) -> Cell:
-    """The same cell without its residual connection, from the start that this needs."""
+    """Take the residual connection out of a cell, and start it as it needs then."""
     scale = PLAIN_SCALE if cell.scale == RESIDUAL_SCALE else cell.scale
     form = "stream" if cell.form == "branch" else cell.form  # one network
     return replace(cell, residual=False, form=form, scale=scale)
 
 
 def named() -> list[Cell]:
-    """The cells that are trained by default, each once."""
+    """List the cells that are trained by default, each once."""
     forms = [Cell(name, form) for name in ACTIVATIONS for form in ("stream", "branch")]
     norms = [Cell(name, norm=norm) for name in ("identity", "gelu") for norm in NORMS]
     grid = [Cell(name, decay=decay, scale=scale) for name in GRID for decay, scale in itertools.product(DECAYS, SCALES)]
@@ -82,11 +76,11 @@ def named() -> list[Cell]:
 
 
 def full() -> list[Cell]:
-    """The full product under AdamW, and the core cells under the other optimisers."""
+    """List the full product under AdamW, and the core cells under the other optimisers."""
     product = [
         Cell(name, form, True, norm, decay, scale, teacher)
         for name, form, norm, decay, scale, teacher in itertools.product(
-            ACTIVATIONS, FORMS, NORMS, DECAYS, SCALES, TEACHERS
+            ACTIVATIONS, TOY_FORMS, NORMS, DECAYS, SCALES, TEACHERS
         )
     ]
     others = [Cell(name, optimiser=optimiser) for name in GRID for optimiser in OPTIMISERS[1:]]
@@ -94,7 +88,7 @@ def full() -> list[Cell]:
 
 
 def chosen(pattern: str, everything: bool) -> list[Cell]:
-    """The cells of a run.
+    """Choose the cells of a run.
 
     Args:
         pattern: Comma list of shell patterns of their names.
@@ -110,8 +104,8 @@ def chosen(pattern: str, everything: bool) -> list[Cell]:
     patterns = [part.strip() for part in pattern.split(",")]
     for part in patterns:
         if not fnmatch.filter((cell.name for cell in cells), part):
-            more = "" if everything else ", or --full for the whole product"
-            raise InputError(f"--cells must match some cell, got {part!r}: names look like {cells[0].name}{more}")
+            more = "" if everything else "; full=True adds the whole product"
+            raise InputError(f"cells= must match some cell, got {part!r}: names look like {cells[0].name}{more}")
     return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, part) for part in patterns)]
 
 

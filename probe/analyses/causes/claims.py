@@ -1,9 +1,9 @@
 """The claims on the causes of continuity (arXiv 2605.04971), computed from a run's Dataset.
 
-The unit is the seed: a statistic is computed for each seed, a contrast for the same seed in both arms (same start, same
-data), and the interval is Student's t over seeds. Continuity is the mean over neighbouring layers of |v₁(l) · v₁(l+1)|
-in the input space, and over the snapshots of the last fifth of the steps. A contrast is read only where both arms
-learned. Cost: well under a second a claim.
+Seeds are what varies: a statistic is computed for each seed, a contrast for the same seed in both arms (same start,
+same data), and the interval is Student's t over seeds. Continuity is the mean over neighbouring layers of
+|v₁(l) · v₁(l+1)| in the input space, and over the snapshots of the last fifth of the steps. A contrast is read only
+where both arms learned. Cost: well under a second a claim.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool, Float
 
-from probe.analyses.causes.cells import ACTIVATIONS, BREAKING, DECAYS, RADIAL, SCALES, Cell, plain
+from probe.analyses.causes.cells import DECAYS, SCALES, Cell, plain
 from probe.analyses.causes.config import Config, Thresholds
 from probe.analyses.causes.table import LAST, TIMES, Grid, Seeds
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, line
 from probe.claims.evidence import AbsentError, Finding, Row, claims_of, number
 from probe.inference import Interval, partial_spearman, seed_interval
+from probe.training.names import ACTIVATIONS, POINTWISE, RADIAL
 
 __all__ = ["ROWS", "Thresholds", "claims"]
 
@@ -34,7 +35,7 @@ Case: TypeAlias = tuple[tuple[Cell, Cell], Float[np.ndarray, "weights seed"]]
 
 
 def residual_coherence(grid: Grid) -> Finding:
-    """Gradient coherence with a residual less without, at step 0 and over training: the fifth best of seven."""
+    """Compare gradient coherence with a residual and without, at step 0 and over training: the fifth best of seven."""
     pairs = {name: (Cell(name), plain(Cell(name))) for name in ACTIVATIONS}
     found = {name: [grid.coherence(cell) for cell in pair] for name, pair in pairs.items()}
     without = {name: other for name, (_, other) in found.items()}
@@ -102,7 +103,7 @@ def _over_cells(grid: Grid) -> dict[str, Interval]:
 
 
 def symmetry_breaking(grid: Grid) -> Finding:
-    """Share of the cells of decay × init × radial activation in which GELU is the more continuous, in W and in ΔW."""
+    """Count the cells of decay × init × radial activation in which GELU is the more continuous, in W and in ΔW."""
     margin = grid.thresholds.margin_symmetry_breaking
     cases = _learned_cases(grid)
     if not cases:
@@ -139,7 +140,7 @@ def symmetry_breaking(grid: Grid) -> Finding:
 
 
 def _learned_cases(grid: Grid) -> list[Case]:
-    """GELU and a radial activation at one decay and start, where both learned, and how their continuity differs."""
+    """GELU and a radial activation at one decay and start, where both learned, and the difference of continuity."""
     pairs = [
         (Cell("gelu", decay=decay, scale=scale), Cell(radial, decay=decay, scale=scale))
         for decay, scale, radial in itertools.product(DECAYS, SCALES, RADIAL)
@@ -170,7 +171,7 @@ def _radial_lost(grid: Grid) -> Condition:
 
 
 def _parts(cases: Sequence[Case], holds: Bool[np.ndarray, "case weights seed"]) -> dict[str, Interval]:
-    """For which part it holds: the share by matrix, by radial activation, by decay and by scale of the start."""
+    """The share of cells by matrix, by radial activation, by decay and by scale of the start."""
     groups = {f"share of cells in {name} alone": holds[:, place].mean(axis=0) for place, name in enumerate(WEIGHTS)}
     both = np.asarray(holds.all(axis=1))
     for words, key in (("against {}", "activation"), ("at weight decay {:g}", "decay"), ("at init {:g}", "scale")):
@@ -195,7 +196,7 @@ def _core(grid: Grid) -> dict[str, Interval]:
 
 
 def concentration(grid: Grid) -> Finding:
-    """Share of the leading direction in what carries on: GELU less identity, and no norm less the three norms."""
+    """Compare the leading direction's share in what carries on: GELU and identity, no norm and the three norms."""
     gelu, linear = Cell(), Cell("identity")
     norms = [Cell(norm=norm) for norm in NORMALISED]
     arms = [gelu, linear, *norms]
@@ -233,7 +234,7 @@ def concentration(grid: Grid) -> Finding:
 def _other_shares(grid: Grid, norms: Sequence[Cell]) -> dict[str, Interval]:
     """s₁ of ΔW, and of the other activations that break the symmetry."""
     changes = {"gelu": Cell(), "identity": Cell("identity")} | {cell.name: cell for cell in norms}
-    others = [Cell(name) for name in BREAKING if name != "gelu" and grid.holds(Cell(name))]
+    others = [Cell(name) for name in POINTWISE if name != "gelu" and grid.holds(Cell(name))]
     return {
         f"s₁ of {name}, ΔW": seed_interval(_first_share(grid.excess(cell, "ΔW"))) for name, cell in changes.items()
     } | {f"s₁ of {cell.name}": seed_interval(_first_share(grid.excess(cell))) for cell in others}
@@ -245,7 +246,7 @@ def _first_share(excess: Float[np.ndarray, "seed k"]) -> Seeds:
 
 
 def v_nonlinearity(grid: Grid) -> Finding:
-    """Continuity of V in the input space, with a nonlinearity after it less without."""
+    """Compare the continuity of V in the input space with a nonlinearity after it and without."""
     if not {*CONTRASTED} <= {*grid.arms}:
         raise AbsentError("this run trained no transformer with and without a nonlinearity after V: give --text FILE")
     bound = grid.thresholds.threshold_learned * float(grid.data.attrs["arm_guess"])
@@ -343,5 +344,5 @@ ROWS = (
 
 
 def claims(data: xr.Dataset, config: Config) -> list[Claim]:
-    """All claims on the causes of continuity that a run can speak to, over its seeds."""
+    """Judge all claims on the causes of continuity that a run can speak to, over its seeds."""
     return claims_of(Grid(data, config.thresholds, config.seed), ROWS)

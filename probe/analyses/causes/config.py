@@ -1,4 +1,4 @@
-"""What a run on causes is made of: the Python API's argument, the command line and `config.json`."""
+"""The options of a run on causes: the Python API's argument, the command line and `config.json`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Annotated, ClassVar
 import tyro
 
 from probe.analyses.causes import cells
+from probe.analysis.config import AtLeast
 from probe.analysis.config import Config as AnyConfig
-from probe.analysis.contract import require_at_least
 from probe.errors import InputError
+from probe.training.names import ARMS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What each statistic must clear; the defaults were fixed before any network was trained.
+    """Bounds that each statistic must clear; the defaults were fixed before any network was trained.
 
     Attributes:
         threshold_residual_coherence: Gradient coherence with the residual less without, in the fifth best of seven
@@ -47,19 +48,15 @@ class Thresholds:
     threshold_seeds: int = 5
 
 
-ARMS = ("full", "v_nonlinearity", "radial", "no_residual", "no_norm", "linear_attention")
-DEFAULT_ARMS = ARMS[:3]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config(AnyConfig):
-    """Why are neighbouring layers' leading directions alike? Toys in which each suspected cause is switched on and off.
+    """Causes of neighbouring layers' alike leading directions: toys in which each suspect is switched on and off.
 
     Toy MLPs learn a frozen teacher, small transformers the bytes of a text (where one is given), all seeds of an
     experiment at once. No model is read.
 
     Raises:
-        InputError: If both a data set and a file are named.
+        InputError: If both a data set and a file are named, or options are out of range or contradict each other.
     """
 
     examples: ClassVar[Mapping[str, str]] = {
@@ -68,21 +65,23 @@ class Config(AnyConfig):
         "--full --dry-run": "what the full product of toys would take",
     }
 
-    seeds: int = 5
+    seed: Annotated[int, AtLeast(0)] = 0
+    """Seed of everything that is drawn at random, and the first of the seeds."""
+    seeds: Annotated[int, AtLeast(1)] = 5
     """Seeds of every experiment (at least 5 for a verdict): starts, teachers and data differ, arms share them."""
     full: bool = False
     """The full product of toys (4,500 cells, about a day) and all arms of the transformer."""
     cells: str = "*"
     """Only the toys whose names match one of these patterns, for example stream-*,plain-gelu."""
-    steps: int = 3000
+    steps: Annotated[int, AtLeast(20)] = 3000
     """Steps of a toy."""
-    batch: int = 128
+    batch: Annotated[int, AtLeast(1)] = 128
     """Inputs of a step of a toy."""
-    width: int = 64
+    width: Annotated[int, AtLeast(2)] = 64
     """Width of a toy's stream."""
-    blocks: int = 8
+    blocks: Annotated[int, AtLeast(2)] = 8
     """Blocks of a toy."""
-    snapshots: int = 24
+    snapshots: Annotated[int, AtLeast(2)] = 24
     """How often a training is looked at, evenly spread, and a few times more at its start."""
     dataset: str | None = None
     """wikitext-2, wikitext-103 or sample: train small transformers on it."""
@@ -90,32 +89,43 @@ class Config(AnyConfig):
     """A UTF-8 file instead of a data set."""
     split: str = "test"
     """Split of the data set; its documents are divided into those to learn and those held out."""
-    arms: tuple[str, ...] = DEFAULT_ARMS
+    arms: tuple[str, ...] = ARMS[:3]
     """Arms of the transformer; full, v_nonlinearity, radial, no_residual, no_norm or linear_attention."""
-    arm_steps: int = 500
+    arm_steps: Annotated[int, AtLeast(20)] = 500
     """Steps of a transformer."""
-    arm_batch: int = 16
+    arm_batch: Annotated[int, AtLeast(1)] = 16
     """Windows of a step of a transformer."""
-    arm_width: int = 128
+    arm_width: Annotated[int, AtLeast(2)] = 128
     """Width of a transformer's stream."""
-    arm_blocks: int = 6
+    arm_blocks: Annotated[int, AtLeast(2)] = 6
     """Blocks of a transformer."""
-    arm_heads: int = 4
+    arm_heads: Annotated[int, AtLeast(1)] = 4
     """Heads of its attention."""
-    window_length: int = 128
+    window_length: Annotated[int, AtLeast(2)] = 128
     """Bytes of a window."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Thresholds and margins of the claims."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.text is not None and self.dataset is not None:
             raise InputError(
                 f"only one text can be read, got data set {self.dataset} and file {self.text}: leave one of them out"
             )
+        cells.chosen(self.cells, self.full)
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"dtype= must be float32 or float64 to train, got {self.dtype}: leave it out")
+        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+            raise InputError(f"arms= must be some of {', '.join(ARMS)}, got {unknown[0]!r}: leave it out")
+        if self.arm_width % (2 * self.arm_heads):
+            raise InputError(
+                "arm_width= must be a multiple of twice arm_heads=, for the rotary embedding turns pairs, got "
+                f"{self.arm_width} and {self.arm_heads}: change one of them"
+            )
 
     @property
     def reads_text(self) -> bool:
-        """Whether a text was given, and small transformers are trained."""
+        """True if a text was given, so that small transformers are trained."""
         return self.text is not None or self.dataset is not None
 
     @property
@@ -131,29 +141,8 @@ class Config(AnyConfig):
         return tuple(range(self.seed, self.seed + self.seeds))
 
     def require_inputs(self) -> None:
-        """Refuse bad options, and a data set that is neither here nor to be fetched, within seconds."""
-        self.check()
+        """Refuse a data set that is neither here nor to be fetched, within seconds."""
         from probe.text import corpora
 
         if self.dataset in corpora.DATASETS:
             corpora.require_dataset(self.dataset, self.split)
-
-    def check(self) -> None:
-        """Refuses options that contradict each other.
-
-        Raises:
-            InputError: If an option is out of range.
-        """
-        cells.chosen(self.cells, self.full)
-        if self.dtype not in ("float32", "float64"):
-            raise InputError(f"--dtype must be float32 or float64 to train, got {self.dtype}: leave it out")
-        if unknown := [arm for arm in self.arms if arm not in ARMS]:
-            raise InputError(f"--arms must be some of {', '.join(ARMS)}, got {unknown[0]!r}: leave it out")
-        least = {"seeds": 1, "seed": 0, "steps": 20, "batch": 1, "width": 2, "blocks": 2, "snapshots": 2}
-        least |= {"arm_steps": 20, "arm_batch": 1, "arm_width": 2, "arm_blocks": 2, "arm_heads": 1, "window_length": 2}
-        require_at_least(self, least)
-        if self.arm_width % (2 * self.arm_heads):
-            raise InputError(
-                "--arm-width must be a multiple of twice --arm-heads, for the rotary embedding turns pairs: got "
-                f"{self.arm_width} and {self.arm_heads}; change one of them"
-            )

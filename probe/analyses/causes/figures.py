@@ -1,4 +1,4 @@
-"""The figures of a run on causes: drawn put together, with captions that say what was trained.
+"""The figures of a run on causes: panels put together, with captions that say what was trained.
 
 A figure is left out where the run holds none of its cells.
 """
@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from scipy import stats
 
 from probe.analyses.causes import panels
-from probe.analyses.causes.cells import ACTIVATIONS, GRID, NORMS, Cell, plain
+from probe.analyses.causes.cells import GRID, Cell, plain
 from probe.analyses.causes.config import Config
 from probe.analyses.causes.panels import ACTIVATION_STYLES, NORM_STYLES
 from probe.analyses.causes.table import Grid
@@ -27,6 +27,7 @@ from probe.plots.pages import outer_labels, panel_rows, titled
 from probe.plots.style import Style
 from probe.report import Figure
 from probe.report.page import interval_text
+from probe.training.names import ACTIVATIONS, NORMS
 
 LINES = "Lines are means over seeds, bands their 95 % t intervals."
 KINDS = ("W", "ΔW")
@@ -35,7 +36,7 @@ WRITERS = ("o", "down")
 
 
 def figures(data: xr.Dataset, config: Config) -> list[Figure]:
-    """All figures that a run's cells allow, in the order of the report.
+    """List all figures that a run's cells allow, in the order of the report.
 
     Args:
         data: The Dataset of the analysis.
@@ -59,7 +60,7 @@ def figures(data: xr.Dataset, config: Config) -> list[Figure]:
 
 
 def _styles(data: xr.Dataset, make: Callable[[str], Cell]) -> dict[str, Style]:
-    """How each activation's cell looks, of those that were trained."""
+    """The style of each activation's cell, of those that were trained."""
     named = {make(name).name: ACTIVATION_STYLES[name] for name in ACTIVATIONS}
     return {name: style for name, style in named.items() if name in data["cell"].values}
 
@@ -100,7 +101,7 @@ def _continuity(data: xr.Dataset) -> Figure | None:
 
 
 def contrasts(data: xr.Dataset) -> pd.DataFrame:
-    """Paired contrasts of continuity at the end of training, with Benjamini–Hochberg adjusted p values.
+    """Compare continuity at the end of training between pairs of cells, with Benjamini–Hochberg adjusted p values.
 
     Args:
         data: The Dataset of the analysis.
@@ -312,7 +313,7 @@ def _if(there: Any, name: str, title: str, caption: str, draw: Callable[[], Any]
 
 
 def _where(data: xr.Dataset) -> str:
-    """What was trained, as every caption ends."""
+    """The toys that were trained, as every caption ends."""
     return (
         f"Toy MLPs of {data.sizes['layer']} blocks, d = {data.attrs['width']}, {int(data['step'][-1])} steps, "
         f"{data.sizes['seed']} seeds."

@@ -14,6 +14,7 @@ from jaxtyping import Int, Num
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from probe.analyses.causes.table import LAST
 from probe.inference import seed_interval
 from probe.plots.pages import axes_or_new
 from probe.plots.style import (
@@ -62,7 +63,6 @@ LABELS = {
     "layer_angle": "angle, degrees",
     "step_angle": "angle, degrees",
 }
-LAST = 0.2  # share of the steps over which an end value is averaged, as in the claims
 
 
 def through_training(
@@ -75,7 +75,7 @@ def through_training(
     null: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """A variable of some toys by step.
+    """Draw a variable of some toys by step.
 
     Args:
         data: The analysis's Dataset.
@@ -100,7 +100,7 @@ def through_training(
 
 
 def learning(data: xr.Dataset, cells: Mapping[str, Style], ax: Axes | None = None) -> Axes:
-    """Held-out loss of some toys by step; 1 is that of a constant guess.
+    """Draw the held-out loss of some toys by step; 1 is that of a constant guess.
 
     Args:
         data: The analysis's Dataset with `held_out_loss` (cell, step, seed), over the variance of the targets.
@@ -123,7 +123,7 @@ def learning(data: xr.Dataset, cells: Mapping[str, Style], ax: Axes | None = Non
 
 
 def matches(data: xr.Dataset, cells: Mapping[str, Style], weights: str = "W", ax: Axes | None = None) -> Axes:
-    """How well each of the leading directions carries on at the end, beyond random frames.
+    """Draw the best match of each leading direction at the end, beyond that of random frames.
 
     Args:
         data: The analysis's Dataset with `match` (cell, step, seed, weights, space, k) and `null_match` (k,).
@@ -142,7 +142,7 @@ def matches(data: xr.Dataset, cells: Mapping[str, Style], weights: str = "W", ax
 
 
 def decay_against_start(data: xr.Dataset, activation: str, weights: str = "W", ax: Axes | None = None) -> Axes:
-    """Continuity at the end over weight decay and the scale of the start, as a heat map with its numbers.
+    """Draw continuity at the end over weight decay and the scale of the start, as a heat map with its numbers.
 
     Args:
         data: The analysis's Dataset with `cosine` and `held_out_loss`, and what its cells are.
@@ -177,7 +177,7 @@ def decay_against_start(data: xr.Dataset, activation: str, weights: str = "W", a
 
 
 def coherence_against_continuity(data: xr.Dataset, weights: str = "W", ax: Axes | None = None) -> Axes:
-    """Gradient coherence at step 0 against continuity at the end, a point a cell.
+    """Plot gradient coherence at step 0 against continuity at the end, a point a cell.
 
     Args:
         data: The analysis's Dataset with `gradient_coherence` (cell, step, seed, space) and `cosine`.
@@ -210,7 +210,7 @@ def coherence_against_continuity(data: xr.Dataset, weights: str = "W", ax: Axes 
 def arm_continuity(
     data: xr.Dataset, projection: str, space: str = "input", weights: str = "W", ax: Axes | None = None
 ) -> Axes:
-    """Continuity of one projection through the training of the transformers, by arm.
+    """Draw the continuity of one projection through the training of the transformers, by arm.
 
     Args:
         data: The analysis's Dataset with `arm_cosine` (arm, arm_step, seed, projection, weights, space, arm_pair) and
@@ -232,7 +232,7 @@ def arm_continuity(
 
 
 def arm_learning(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Held-out loss of the transformers by step, in bits a byte.
+    """Draw the held-out loss of the transformers by step, in bits a byte.
 
     Args:
         data: The analysis's Dataset with `arm_held_out_loss` (arm, arm_step, seed), in nats.
@@ -268,7 +268,7 @@ def curve_over_seeds(ax: Axes, values: xr.DataArray, along: str, style: Style) -
 
 
 def step_axis(ax: Axes, steps: Num[np.ndarray, " snapshot"], legend: bool) -> Axes:
-    """A horizontal axis of steps: 0, then logarithmic from the first snapshot after it.
+    """Lay out a horizontal axis of steps: 0, then logarithmic from the first snapshot after it.
 
     Args:
         ax: The Axes.

@@ -1,15 +1,17 @@
-"""The units of a run on causes: one toy, or one arm of the transformer, with all its seeds.
+"""The tasks of a run on causes: a toy, or an arm of the transformer, trained on all seeds at once.
 
-Each unit is a plain function of `(config, unit, run)` that returns named arrays, seeds along the second axis. An arm
-takes minutes: it leaves a checkpoint at every snapshot and goes on from there.
+A task returns what `Watch` measures at each snapshot, and the training loss. An arm takes minutes: it leaves a
+checkpoint at every snapshot and goes on from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +20,17 @@ from torch.nn import functional
 from probe.analyses.causes import cells
 from probe.analyses.causes.cells import Cell
 from probe.analyses.causes.config import Config
-from probe.runs import Run
-from probe.runs.engine import Unit, unit_bar
+from probe.analyses.causes.schema import SCHEMA
+from probe.analysis import Subject, Task
+from probe.runs import Piece, Run
+from probe.runs.engine import task_bar
 from probe.text import Part, Windows, load_windows
 from probe.training import (
-    ARMS,
-    PROJECTIONS,
-    SPACES,
     Bytes,
     NextByte,
     Optimiser,
-    Plan,
     Regression,
+    Schedule,
     Shape,
     Size,
     SmallTransformer,
@@ -40,172 +41,292 @@ from probe.training import (
     snapshot_steps,
     train,
 )
+from probe.training.measures import LEADING
+from probe.training.transformer import ARM_OF, PROJECTIONS
+from probe.training.watch import SPACES, WEIGHTS
 
 HELD_OUT, PROBES = 1024, 8  # inputs, and batches on which gradients are measured, of a toy
 ARM_HELD_OUT, ARM_PROBES = 64, 1
 ARM_DECAY, ARM_WARMUP = 0.1, 0.05
-
-
-def units(config: Config) -> dict[str, list[Unit]]:
-    """All units of a run by stage.
-
-    Args:
-        config: What is run.
-
-    Returns:
-        The toys, and the arms of the transformer.
-    """
-    toys = [Unit("toys", cell.name, asdict(cell)) for cell in cells.chosen(config.cells, config.full)]
-    arms = [Unit("transformers", arm, {"arm": arm}) for arm in config.trained_arms]
-    return {"toys": toys, "transformers": arms}
-
-
-def toy_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
-    """Trains one toy on all seeds.
-
-    Args:
-        config: The run's configuration.
-        unit: Its cell.
-        run: Not used.
-
-    Returns:
-        What `Watch` measures, (snapshot, seed, ...), for a toy of two matrices a block in the input space of the first
-        and the output space of the second; with `train_loss`.
-    """
-    cell = Cell(**unit.arguments)
-    stack, module, data = toy(config, cell)
-    names = tuple(dict.fromkeys(module.roles[space] for space in SPACES))
-    watch = Watch(stack, module.acting, names, data, held_out=HELD_OUT, probes=PROBES)
-    optimiser = Optimiser(cell.optimiser, cell.decay, hidden=names, decayed=module.decayed)
-    with _one_thread():
-        seen, _ = train(stack, data.batch, optimiser, plan_of(config), watch)
-    place = [names.index(module.roles[space]) for space in SPACES]
-    return {name: _by_space(name, values, place) for name, values in seen.items()}
-
-
-def toy(config: Config, cell: Cell) -> tuple[Stack, ToyMLP, Regression]:
-    """The modules of a cell, all seeds as one function; one of them; and their data.
-
-    Args:
-        config: The run's configuration.
-        cell: What the toy is made of.
-
-    Returns:
-        The stack, a module, the data.
-    """
-    dtype, shape = getattr(torch, config.dtype), Shape(config.width, config.blocks)
-    modules = [
-        ToyMLP(
-            form=cell.form,
-            residual=cell.residual,
-            activation=cell.activation,
-            norm=cell.norm,
-            scale=cell.scale,
-            seed=seed,
-            shape=shape,
-        ).to(config.device, dtype)
-        for seed in config.seed_list
-    ]
-    data = Regression(
-        config.seed_list,
-        cell.teacher,
-        inputs=shape.inputs,
-        outputs=shape.outputs,
-        batch=config.batch,
-        dtype=dtype,
-        device=config.device,
-    )
-    return Stack(modules, functional.mse_loss), modules[0], data
-
-
-def arm_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
-    """Trains one arm of the transformer on all seeds, or what is left of it.
-
-    Args:
-        config: The run's configuration.
-        unit: Its arm.
-        run: Where checkpoints go.
-
-    Returns:
-        What `Watch` measures, (snapshot, seed, projection, ...); with `train_loss`.
-    """
-    stack, module, data = transformer(config, unit.arguments["arm"])
-    watch = Watch(stack, module.acting, PROJECTIONS, data, held_out=ARM_HELD_OUT, probes=ARM_PROBES)
-    optimiser = Optimiser("adamw", ARM_DECAY, hidden=PROJECTIONS, decayed=module.decayed)
-    with unit_bar(config.arm_steps, unit.key, step="step") as bar:
-        seen, _ = train(
-            stack,
-            data.batch,
-            optimiser,
-            arm_plan_of(config),
-            watch,
-            checkpoint=UnitCheckpoint(run, unit.key),
-            progress=bar.update,
-        )
-    return seen
-
-
-def transformer(config: Config, arm: str) -> tuple[Stack, SmallTransformer, NextByte]:
-    """The modules of an arm, all seeds as one function; one of them; and their data.
-
-    Args:
-        config: The run's configuration.
-        arm: A key of `probe.training.ARMS`.
-
-    Returns:
-        The stack, a module, the data.
-    """
-    size, dtype = Size(config.arm_width, config.arm_blocks, config.arm_heads), getattr(torch, config.dtype)
-    modules = [SmallTransformer(ARMS[arm], seed=seed, size=size).to(config.device, dtype) for seed in config.seed_list]
-    learned, held_out = (windows_of(config, part).tokens.to(config.device) for part in ("fit", "scored"))
-    data = NextByte(config.seed_list, learned, held_out, batch=config.arm_batch)
-    return Stack(modules, next_byte_loss), modules[0], data
-
-
-@lru_cache(maxsize=2)
-def windows_of(config: Config, part: Part) -> Windows:
-    """All windows of the documents to learn ("fit") or held out ("scored"), one byte longer than the context."""
-    return load_windows(
-        Bytes(),
-        dataset=None if config.text else config.dataset,
-        text=config.text,
-        split=config.split,
-        windows=None,
-        window_length=config.window_length + 1,
-        part=part,
-        seed=config.seed,
-    )
-
-
-def plan_of(config: Config) -> Plan:
-    """Steps and snapshots of a toy: a constant learning rate, as in the trials."""
-    return Plan(config.steps, snapshot_steps(config.steps, config.snapshots))
-
-
-def arm_plan_of(config: Config) -> Plan:
-    """Steps and snapshots of a transformer: warm-up, then a cosine."""
-    return Plan(config.arm_steps, snapshot_steps(config.arm_steps, config.snapshots), ARM_WARMUP)
+TIMED = 50  # one step in so many is timed for a plan
 
 
 @dataclass(frozen=True)
-class UnitCheckpoint:
+class Training:
+    """One network on all seeds, before it is trained.
+
+    Attributes:
+        stack: The modules of all seeds as one function.
+        data: What they learn.
+        optimiser: How parameters follow gradients.
+        schedule: Steps and snapshots.
+        watch: What is measured at a snapshot.
+    """
+
+    stack: Stack
+    data: Regression | NextByte
+    optimiser: Optimiser
+    schedule: Schedule
+    watch: Watch
+
+    def run(self, **options: Any) -> dict[str, Tensor]:
+        """Train it.
+
+        Args:
+            **options: As `probe.training.train` takes them.
+
+        Returns:
+            What was seen, (snapshot, seed, ...).
+        """
+        return train(self.stack, self.data.batch, self.optimiser, self.schedule, self.watch, **options)[0]
+
+    def seconds(self) -> float:
+        """Estimate what it takes, from some of its steps and a look, after others that load what is loaded once.
+
+        Returns:
+            Time in seconds.
+        """
+        times: list[float] = []
+
+        def look(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            times.append(time.perf_counter())
+            seen = self.watch(now, before)
+            times.append(time.perf_counter())
+            return seen
+
+        timed = 1 + self.schedule.steps // TIMED
+        train(self.stack, self.data.batch, self.optimiser, replace(self.schedule, snapshots=(1, 1 + timed)), look)
+        _, begun, stepped, looked = times
+        return self.schedule.steps * (stepped - begun) / timed + len(self.schedule.snapshots) * (looked - stepped)
+
+
+class Trainings(Subject[Config]):
+    """The toys and the small transformers that the options name, and the text that the latter learn."""
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """The parts of each toy, in the order of the grid."""
+        return cells.chosen(self.config.cells, self.config.full)
+
+    @property
+    def toys(self) -> list[Task]:
+        """A task for each toy."""
+        return [Task("toys", {"cell": cell.name}, asdict(cell)) for cell in self.cells]
+
+    @property
+    def arms(self) -> list[Task]:
+        """A task for each arm of the transformer; none without a text."""
+        return [Task("transformers", {"arm": arm}) for arm in self.config.trained_arms]
+
+    @property
+    def schedule(self) -> Schedule:
+        """Steps and snapshots of a toy: a constant learning rate, as in the trials."""
+        return Schedule(self.config.steps, snapshot_steps(self.config.steps, self.config.snapshots))
+
+    @property
+    def arm_schedule(self) -> Schedule:
+        """Steps and snapshots of a transformer: warm-up, then a cosine."""
+        return Schedule(self.config.arm_steps, snapshot_steps(self.config.arm_steps, self.config.snapshots), ARM_WARMUP)
+
+    @property
+    def axes(self) -> dict[str, Sequence[int] | Sequence[str]]:
+        """Labels along the axes of a toy's variables."""
+        return {
+            "step": list(self.schedule.snapshots),
+            "seed": list(self.config.seed_list),
+            "weights": list(WEIGHTS),
+            "space": list(SPACES),
+            "k": range(1, min(LEADING, self.config.width) + 1),
+            "pair": range(self.config.blocks - 1),
+            "layer": range(self.config.blocks),
+        }
+
+    @property
+    def arm_axes(self) -> dict[str, Sequence[int] | Sequence[str]]:
+        """Labels along the axes of a transformer's variables."""
+        return {
+            "arm_step": list(self.arm_schedule.snapshots),
+            "seed": list(self.config.seed_list),
+            "projection": list(PROJECTIONS),
+            "weights": list(WEIGHTS),
+            "space": list(SPACES),
+            "arm_k": range(1, min(LEADING, self.config.arm_width) + 1),
+            "arm_pair": range(self.config.arm_blocks - 1),
+            "arm_layer": range(self.config.arm_blocks),
+        }
+
+    def windows(self, part: Part = "all", count: int | None = None, *, at_most: bool = False) -> Windows:
+        """Draw windows of the text's bytes, one byte longer than the context.
+
+        Args:
+            part: "fit" for the documents to learn, "scored" for those held out.
+            count: How many; by default all there are.
+            at_most: Where the text has fewer, take them all.
+
+        Returns:
+            The windows, drawn once.
+        """
+        config = self.config
+
+        def draw() -> Windows:
+            return load_windows(
+                Bytes(),
+                dataset=None if config.text else config.dataset,
+                text=config.text,
+                split=config.split,
+                windows=count,
+                window_length=config.window_length + 1,
+                part=part,
+                seed=config.seed,
+                at_most=at_most,
+            )
+
+        return self.keep(("windows", part, count, at_most), draw)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """The hash of the text, where there is one."""
+        return {"text": self.windows("fit").sha256} if self.config.reads_text else {}
+
+    def toy(self, cell: Cell) -> Training:
+        """Make a toy.
+
+        Args:
+            cell: What it is made of.
+
+        Returns:
+            Its training.
+        """
+        config, dtype = self.config, getattr(torch, self.config.dtype)
+        shape = Shape(config.width, config.blocks)
+        modules = [
+            ToyMLP(
+                form=cell.form,
+                residual=cell.residual,
+                activation=cell.activation,
+                norm=cell.norm,
+                scale=cell.scale,
+                seed=seed,
+                shape=shape,
+            ).to(config.device, dtype)
+            for seed in config.seed_list
+        ]
+        data = Regression(
+            config.seed_list,
+            cell.teacher,
+            inputs=shape.inputs,
+            outputs=shape.outputs,
+            batch=config.batch,
+            dtype=dtype,
+            device=config.device,
+        )
+        module, stack = modules[0], Stack(modules, functional.mse_loss)
+        names = tuple(dict.fromkeys(module.roles[space] for space in SPACES))  # the first reads, the last writes
+        watch = Watch(stack, module.acting, names, data, held_out=HELD_OUT, probes=PROBES)
+        optimiser = Optimiser(cell.optimiser, cell.decay, hidden=names, decayed=module.decayed)
+        return Training(stack, data, optimiser, self.schedule, watch)
+
+    def arm(self, name: str) -> Training:
+        """Make an arm of the transformer.
+
+        Args:
+            name: One of `probe.training.names.ARMS`.
+
+        Returns:
+            Its training.
+        """
+        config, dtype = self.config, getattr(torch, self.config.dtype)
+        size = Size(config.arm_width, config.arm_blocks, config.arm_heads)
+        modules = [
+            SmallTransformer(ARM_OF[name], seed=seed, size=size).to(config.device, dtype) for seed in config.seed_list
+        ]
+        learned, held_out = (self.windows(part).tokens.to(config.device) for part in ("fit", "scored"))
+        data = NextByte(config.seed_list, learned, held_out, batch=config.arm_batch)
+        module, stack = modules[0], Stack(modules, next_byte_loss)
+        watch = Watch(stack, module.acting, PROJECTIONS, data, held_out=ARM_HELD_OUT, probes=ARM_PROBES)
+        optimiser = Optimiser("adamw", ARM_DECAY, hidden=PROJECTIONS, decayed=module.decayed)
+        return Training(stack, data, optimiser, self.arm_schedule, watch)
+
+
+def train_toy(subject: Trainings, task: Task, run: Run) -> Piece:
+    """Train one toy.
+
+    Args:
+        subject: What is trained.
+        task: Its cell.
+        run: Not used.
+
+    Returns:
+        What was seen; a space is that of the matrix that reads the stream, or of the one that writes it.
+    """
+    toy = subject.toy(Cell(**task.arguments))
+    with _one_thread():
+        seen = toy.run()
+    return Piece({name: _by_space(name, values) for name, values in seen.items()}, subject.axes)
+
+
+def toy_seconds(subject: Trainings, task: Task) -> float:
+    """Estimate what a toy takes.
+
+    Args:
+        subject: What is trained.
+        task: Its cell.
+
+    Returns:
+        Time in seconds.
+    """
+    with _one_thread():
+        return subject.toy(Cell(**task.arguments)).seconds()
+
+
+def train_arm(subject: Trainings, task: Task, run: Run) -> Piece:
+    """Train one arm of the transformer, or what is left of it.
+
+    Args:
+        subject: What is trained.
+        task: Its arm.
+        run: Where checkpoints go.
+
+    Returns:
+        What was seen.
+    """
+    with task_bar(subject.config.arm_steps, task["arm"], step="step") as bar:
+        seen = subject.arm(task["arm"]).run(checkpoint=TaskCheckpoint(run, task), progress=bar.update)
+    return Piece({f"arm_{name}": values for name, values in seen.items()}, subject.arm_axes)
+
+
+def arm_seconds(subject: Trainings, task: Task) -> float:
+    """Estimate what an arm of the transformer takes.
+
+    Args:
+        subject: What is trained.
+        task: Its arm.
+
+    Returns:
+        Time in seconds.
+    """
+    return subject.arm(task["arm"]).seconds()
+
+
+@dataclass(frozen=True)
+class TaskCheckpoint:
     """A training's checkpoint in the run directory, each over the one before.
 
     Attributes:
         run: The run directory.
-        key: The unit's key.
+        task: The task that is cut off.
     """
 
     run: Run
-    key: str
+    task: Task
 
     def load(self) -> dict[str, Tensor] | None:
-        """What was saved last; None if nothing was."""
-        return self.run.load("checkpoints", self.key) if self.run.has("checkpoints", self.key) else None
+        """Read what was saved last; None if nothing was."""
+        return self.run.load_checkpoint(self.task)
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Keep this state, and no older one."""
-        self.run.save("checkpoints", self.key, state, seconds=0.0)
+        self.run.save_checkpoint(self.task, state)
 
 
 @contextmanager
@@ -219,17 +340,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _by_space(name: str, values: Tensor, place: list[int]) -> Tensor:
-    """The matrix axis (third) exchanged for a space axis: each space read from its own matrix."""
-    chosen = [values.select(2, index) for index in place] if values.ndim > 2 else []
-    match name:
-        case "held_out_loss" | "train_loss":
-            return values
-        case "cosine" | "overlap" | "match" | "layer_angle":  # (snapshot, seed, weights, space, ...)
-            return torch.stack([one.select(3, space) for space, one in enumerate(chosen)], dim=3)
-        case "step_angle":  # (snapshot, seed, space)
-            return torch.stack([one.select(2, space) for space, one in enumerate(chosen)], dim=2)
-        case "gap":  # (snapshot, seed, weights, layer)
-            return torch.stack(chosen, dim=3)
-        case _:  # (snapshot, seed)
-            return torch.stack(chosen, dim=2)
+def _by_space(name: str, values: Tensor) -> Tensor:
+    """The matrix axis (third) exchanged for a space axis: input space of the first matrix, output space of the last."""
+    axes, of_matrix = SCHEMA[name].dims[1:], SCHEMA[f"arm_{name}"].dims[4:]  # a transformer keeps its matrix axis
+    if "space" not in axes:
+        return values
+    chosen = [values.select(2, matrix) for matrix in (0, -1)]
+    if "space" in of_matrix:
+        chosen = [array.select(2 + of_matrix.index("space"), space) for space, array in enumerate(chosen)]
+    return torch.stack(chosen, dim=axes.index("space"))

@@ -1,9 +1,9 @@
-"""The claims on communities of units (arXiv 2605.14258), computed from a run's Dataset.
+"""The claims on communities of coordinates (arXiv 2605.14258), computed from a run's Dataset.
 
 What a coupling is, and how it is pooled over layers, stands in `table`. A permutation p value enters as a contrast
 without width: how far the observed value lies beyond the quantile of the null that it must pass.
 
-Cost: about a minute for 1,000 resamples of 30 layers, 576 units and ten views.
+Cost: about a minute for 1,000 resamples of 30 layers, 576 coordinates and ten views.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from probe.analyses.communities.config import Config, Thresholds
+from probe.analyses.communities.config import NODE_NAMES, Config, Thresholds
 from probe.analyses.communities.table import (
     COUPLING_P,
     Coupling,
@@ -43,10 +43,11 @@ __all__ = [
 PAPER = "arXiv 2605.14258"
 LEVEL = 0.05  # false discovery rate over layers
 SIGN_P = 0.05
+RESAMPLES = 1000
 
 
 def exist(table: Runs) -> Finding:
-    """AMI of the communities of two halves of the text, and quality beyond that of null graphs."""
+    """Compare the communities of two halves of the text, and their quality with that of null graphs."""
     data = table.data
     if "resample" not in data.dims or not data.sizes["resample"]:
         raise AbsentError("this run holds no resamples of its graphs: give --graph-resamples")
@@ -62,14 +63,13 @@ def exist(table: Runs) -> Finding:
     }
     stable = int(stable_layers(data, table.thresholds.threshold_excess).sum())
     above = int((data["run_quality"].values > quantile).sum())
-    tokens, units = int(data.attrs["n_graph_tokens"]), data.sizes["unit"]
+    tokens, nodes = int(data.attrs["n_graph_tokens"]), data.sizes["node"]
+    enough = f"only {tokens} tokens for {nodes} {_nodes(data)}: twice as many are needed"
     return Finding(
         Evidence(
             [Criterion("AMI of two halves of the text", found["ami"], table.thresholds.threshold_exist)],
             [Criterion("quality less the 95 % point of null graphs", found["quality"], 0.0)],
-            preconditions=[
-                Condition(tokens >= 2 * units, f"only {tokens} tokens for {units} units: twice as many are needed")
-            ],
+            preconditions=[Condition(tokens >= 2 * nodes, enough)],
         ),
         f"mean over {data.sizes['layer']} layers; null graphs: the same standardised states in a random orthogonal "
         f"basis, {data.sizes['null_draw']} a layer, each at its own mean weight",
@@ -85,11 +85,11 @@ def exist(table: Runs) -> Finding:
 
 
 def coupling(table: Runs) -> Finding:
-    """√A of the model, against permuted places and against random orthogonal bases."""
+    """Compute √A of the model, against permuted places and against random orthogonal bases."""
     layers, enough = pooled_layers(table)
     own = Coupling(table.data, "model", layers)
-    # The basis of an MLP's units is given: its nonlinearity acts on each of them.
-    bases = _views(table, "basis") if table.data.attrs.get("nodes") != "mlp" else []
+    # The basis of an MLP's neurons is given: the nonlinearity acts on each of them.
+    bases = _views(table, "basis") if table.data.attrs["nodes"] != "mlp" else []
     others = pooled(table, layers, bases) if bases else {}
 
     def statistic(weights: Weights) -> dict[str, float]:
@@ -111,8 +111,8 @@ def coupling(table: Runs) -> Finding:
             preconditions=[enough],
         ),
         f"A = mean ρ² − its mean under permuted places, over {int(layers.sum())} layers; ρ: "
-        "partial Spearman over units of participation coefficient and root-mean-square ‖K e_i‖ given variance, |mean|, "
-        "norm gains and outlier flag; graphs and gains from different documents",
+        f"partial Spearman over {_nodes(table.data)} of participation coefficient and root-mean-square ‖K e_i‖ given "
+        "variance, |mean|, norm gains and outlier flag; graphs and gains from different documents",
         line("mean ρ² under permuted places", number(float(np.square(own.permuted).mean()))),
         {"A": found["A"]}
         | ({"A in random orthogonal bases": others["A"]} if bases else {})
@@ -127,14 +127,14 @@ def coupling(table: Runs) -> Finding:
 
 
 def _varied(table: Runs, layers: Layers) -> dict[str, Interval]:
-    """A where K, or the units that count, are varied."""
+    """A where K, or the nodes that count, are varied."""
     words = {"symmetrised": "with K's symmetric part", "no_outliers": "without outlier coordinates"}
     held = [view for view in words if view in table.data["view"].values]
     return {f"A {words[view]}": pooled(table, layers, [view])["A"] for view in held}
 
 
 def sign(table: Runs) -> Finding:
-    """Spearman over layers of the coupling and the antisymmetric fraction of K."""
+    """Correlate, over layers, the coupling and the antisymmetric fraction of K."""
     layers, enough = pooled_layers(table)
     own = Coupling(table.data, "model", layers)
     kinds = {"θ": Ranking(table.get("antisymmetric_fraction")[layers])}
@@ -169,7 +169,7 @@ def sign(table: Runs) -> Finding:
 
 
 def _shifted_p(rho: Floats, kind: Floats) -> float:
-    """How often a circular shift of the layers correlates as negatively; of L layers at least 1/L."""
+    """The share of circular shifts of the layers that correlate as negatively; of L layers at least 1/L."""
     shifted = np.array([float(spearman(np.roll(rho, shift), kind)) for shift in range(1, len(rho))])
     return permutation_p_value(float(spearman(rho, kind)), shifted, alternative="less")
 
@@ -187,7 +187,7 @@ def _both_signs(table: Runs, layers: Layers, rho: Floats) -> Condition:
 
 
 def learned(table: Runs) -> Finding:
-    """A of the trained model less A of fresh initialisations."""
+    """Subtract A of fresh initialisations from A of the trained model."""
     layers, enough = pooled_layers(table)
     fresh = _views(table, "init")
     others = pooled(table, layers, fresh)
@@ -216,7 +216,7 @@ def learned(table: Runs) -> Finding:
 
 
 def robust(table: Runs) -> Finding:
-    """Share of other choices under which sign and significance of the pooled coupling are the same."""
+    """Count the other choices under which sign and significance of the pooled coupling are the same."""
     data = table.data
     if "grid_rho" not in data:
         raise AbsentError("this run holds no other choices: give --ablation-layers")
@@ -286,8 +286,17 @@ ROWS = (
 )
 
 
-def claims(data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:
-    """All claims on communities, from one model's run and resamples of its documents."""
+def claims(data: xr.Dataset, config: Config, *, resamples: int = RESAMPLES) -> list[Claim]:
+    """Judge all claims on communities.
+
+    Args:
+        data: The Dataset of a run.
+        config: Its options, with the thresholds.
+        resamples: Resamples of its documents.
+
+    Returns:
+        The claims, in the order of `ROWS`.
+    """
     return claims_of(Table(data, config.thresholds, config.seed, resamples), ROWS)
 
 
@@ -299,6 +308,10 @@ def _views(table: Runs, kind: str) -> list[str]:
     return names
 
 
+def _nodes(data: xr.Dataset) -> str:
+    return f"{NODE_NAMES[data.attrs['nodes']]}s"
+
+
 def _exactly(value: float, like: Interval) -> Interval:
-    """A value whose sign decides, such as a distance from a quantile of a permutation null: no width."""
+    """A value without width whose sign decides, such as a distance from a quantile of a permutation null."""
     return Interval(value, value, value, like.n_units, "permutation")

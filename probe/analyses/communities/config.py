@@ -1,4 +1,4 @@
-"""What a communities run is made of: the Python API's argument, the command line and `config.json`."""
+"""The options of a communities run, with the thresholds of its claims."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from probe.analysis.config import TextConfig
+from probe.analysis.config import AtLeast, TextConfig
 from probe.analysis.contract import control_names
+
+NODE_NAMES = {"residual": "coordinate", "mlp": "neuron"}
+"""What a node of the graphs is called, by the option `nodes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What each statistic must clear; the defaults were fixed before any model was measured.
+    """Bounds that each statistic must clear; the defaults were fixed before any model was measured.
 
     Attributes:
         threshold_exist: AMI of the communities of two halves of the text, mean over layers.
@@ -48,60 +51,60 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """Do units of the residual stream form communities, and does a unit's place among them predict its amplification?
+    """Do coordinates of the residual stream form communities, and does a coordinate's place there predict its gain?
 
-    Graphs of units are made from one half of the documents, Jacobians are taken on the other half.
+    Graphs are made from one half of the documents, Jacobians are taken on the other half.
     """
 
     examples: ClassVar[Mapping[str, str]] = {
         "--dataset sample --layers 5,15,25 --init-seeds 1 --basis-draws 1": "a first look at three blocks",
         "--text my-text.txt --dynamics runs/dynamics/MODEL-KEY": "with the scores of a dynamics run",
-        "--dataset sample --nodes mlp --layers 5": "units of the MLP instead of the stream's coordinates",
+        "--dataset sample --nodes mlp --layers 5": "neurons of the MLP instead of the stream's coordinates",
     }
 
-    windows: int = 24
+    windows: Annotated[int, AtLeast(1)] = 24
     """Windows of the second half of the documents on which Jacobians are taken."""
     skip_first: int = 16
     """Positions at the start of each window that are left out: attention sinks dominate every correlation there."""
-    positions_per_window: int = 2
+    positions_per_window: Annotated[int, AtLeast(1)] = 2
     """Positions of each window at which the trained model's Jacobians are taken; one for every control."""
     context: Literal["sequence", "detached"] = "sequence"
     """The rest of the text held fixed; or norms, softmax and gates frozen (another operator)."""
     nodes: Literal["residual", "mlp"] = "residual"
-    """Units: coordinates of the stream that enters a block, or the units of its MLP."""
+    """Nodes of the graphs: coordinates of the stream that enters a block, or the neurons of its MLP."""
     edges: Literal["signed", "absolute", "partial"] = "signed"
     """Weights of the graph: signed or absolute correlation, or partial correlation from a shrunk covariance."""
-    neighbours: int = 30
-    """Neighbours that a unit keeps, those with the largest |r|."""
-    graph_windows: int = 64
+    neighbours: Annotated[int, AtLeast(1)] = 30
+    """Neighbours that a node keeps, those with the largest |r|."""
+    graph_windows: Annotated[int, AtLeast(1)] = 64
     """Windows of each half of the documents from which graphs are made."""
-    graph_positions: int = 64
+    graph_positions: Annotated[int, AtLeast(1)] = 64
     """Positions of each of these windows."""
     method: Literal["leiden", "louvain", "infomap", "spectral"] = "leiden"
     """Algorithm that finds communities."""
     objective: Literal["cpm", "modularity"] = "cpm"
     """What Leiden and Louvain maximise."""
-    seeds: int = 10
+    seeds: Annotated[int, AtLeast(3)] = 10
     """Runs of the algorithm from which a consensus is taken."""
     resolution: float | None = None
     """In units of the mean |w| (CPM) or of 1 (modularity); by default chosen in each layer as the most stable."""
-    profile_seeds: int = 4
+    profile_seeds: Annotated[int, AtLeast(3)] = 4
     """Runs at each resolution while the resolution is chosen."""
-    profile_draws: int = 2
+    profile_draws: Annotated[int, AtLeast(1)] = 2
     """Null graphs at each resolution while it is chosen."""
-    null_graphs: int = 20
+    null_graphs: Annotated[int, AtLeast(1)] = 20
     """Null graphs (the states in a random orthogonal basis) whose quality a layer's must exceed."""
-    graph_resamples: int = 20
+    graph_resamples: Annotated[int, AtLeast(0)] = 20
     """Resamples of the documents on which graph and communities are made anew, for their intervals."""
-    permutations: int = 500
-    """Permutations of the units' places within degree deciles."""
-    basis_draws: int = 2
+    permutations: Annotated[int, AtLeast(1)] = 500
+    """Permutations of the nodes' places within degree deciles."""
+    basis_draws: Annotated[int, AtLeast(0)] = 2
     """Random orthogonal bases of the stream in which everything is repeated."""
-    init_seeds: int = 5
+    init_seeds: Annotated[int, AtLeast(0)] = 5
     """Fresh initialisations that serve as controls (at least 5 for a verdict)."""
-    ablation_layers: int = 6
+    ablation_layers: Annotated[int, AtLeast(0)] = 6
     """Layers, evenly spread, on which algorithm, resolution, k, edges and half are varied; 0 for none."""
-    drawn_layers: int = 3
+    drawn_layers: Annotated[int, AtLeast(0)] = 3
     """Layers, evenly spread, whose graph is drawn."""
     dynamics: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run directory of the dynamics analysis whose scores, and Jacobians if kept, are used where they fit."""

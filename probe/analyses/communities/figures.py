@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from probe.analyses.communities import panels
-from probe.analyses.communities.config import Config
+from probe.analyses.communities.config import NODE_NAMES, Config
 from probe.analyses.communities.interactive import network
 from probe.analyses.communities.panels import partitions
 from probe.analyses.communities.panels.communities import COLORS, CONTROLS, PERMUTED, signed
@@ -28,29 +28,31 @@ from probe.report import Figure
 from probe.report.page import interval_text
 
 BANDS = "the grey band holds 95 % of the values under places permuted within degree deciles, the null"
-FLOWS = 6  # layers between which units are followed
+FLOWS = 6  # layers between which nodes are followed
 SCATTERS = 3
-UNITS = {"residual": "coordinates of the stream that enters a block", "mlp": "units of a block's MLP"}
+NODES = {"residual": "Coordinates of the stream that enters a block", "mlp": "Neurons of a block's MLP"}
 
 Summary: TypeAlias = Callable[[], xr.Dataset]  # with the couplings, computed once for all figures
 
 
-def figures(data: xr.Dataset, config: Config) -> list[Figure]:
-    """All figures that a run's variables allow, in the order of the report.
+def figures(data: xr.Dataset, config: Config, *, resamples: int = style.RESAMPLES) -> list[Figure]:
+    """Make all figures that a run's variables allow, in the order of the report.
 
     Args:
         data: The Dataset of the analysis.
         config: The run's configuration, for the claims' thresholds.
+        resamples: Resamples of the documents, for the intervals.
 
     Returns:
         The figures; nothing is computed or drawn before a figure's `draw`, `table` or `interactive` is called.
     """
-    summary = cache(lambda: summarised(data, config.thresholds))
+    summary = cache(lambda: summarised(data, config.thresholds, resamples=resamples))
+    table = Table(data, config.thresholds, config.seed, resamples)
     made = [
         _graphs(data, summary),
         _coupling(data, summary),
         _scatter(data, summary),
-        _controls(data, config),
+        _controls(table),
         _choices(data, summary),
         _communities(data),
         _agreement(data),
@@ -68,15 +70,15 @@ def _graphs(data: xr.Dataset, summary: Summary) -> Figure | None:
     links = int((data["link"].isel(end=0) >= 0).sum("link_index").max())
     return Figure(
         "graphs",
-        "Graphs of units and their communities",
-        f"Units are {_units(data)}; a link joins units whose states correlate (red: negative; the {links} strongest "
-        f"are drawn). Colours: the {len(COLORS)} largest communities of each layer, the rest grey; a colour "
-        "means nothing across layers. Large: units that K = J − I amplifies much, on the other half of the text. A "
-        "drawing pulls communities together, and is no test: noise has communities too, which the null graphs of "
-        f"the figure on quality show. {_where(data)}",
+        f"Graphs of {_nodes(data)} and their communities",
+        f"{NODES[data.attrs['nodes']]}; a link joins two whose states correlate (red: negative; the {links} "
+        f"strongest are drawn). Colours: the {len(COLORS)} largest communities of each layer, the rest grey; a colour "
+        f"means nothing across layers. Large: {_nodes(data)} that K = J − I amplifies much, on the other half of the "
+        "text. A drawing pulls communities together, and is no test: noise has communities too, which the null graphs "
+        f"of the figure on quality show. {_where(data)}",
         partial(panel_rows, [partial(panels.community_graph, data, layer) for layer in layers], 3, height=2.7),
         interactive=lambda: network(summary()),
-        alt="Drawings of graphs of units, coloured by community and sized by gain.",
+        alt=f"Drawings of graphs of {_nodes(data)}, coloured by community and sized by gain.",
     )
 
 
@@ -93,11 +95,11 @@ def _coupling(data: xr.Dataset, summary: Summary) -> Figure:
 
     return Figure(
         "coupling",
-        "Does a unit's place among the communities predict its gain?",
-        "(a) partial Spearman ρ over units of the participation coefficient (graphs of one half of the text) and the "
-        "root-mean-square gain ‖K eᵢ‖ (the other half), given variance, |mean|, norm gains and outlier flag. Bands: "
-        "95 % intervals, documents resampled, partition fixed; of fresh initialisations and random bases the range; "
-        f"{BANDS}. Rings: p < .05 after Benjamini–Hochberg over layers. (b) medians over tokens; dotted: the "
+        f"Does a {_node(data)}'s place among the communities predict its gain?",
+        f"(a) partial Spearman ρ over {_nodes(data)} of the participation coefficient (graphs of one half of the text) "
+        "and the root-mean-square gain ‖K eᵢ‖ (the other half), given variance, |mean|, norm gains and outlier flag. "
+        "Bands: 95 % intervals, documents resampled, partition fixed; of fresh initialisations and random bases the "
+        f"range; {BANDS}. Rings: p < .05 after Benjamini–Hochberg over layers. (b) medians over tokens; dotted: the "
         f"antisymmetric fraction of a large random matrix. {_where(data)}",
         draw,
         table=lambda: _coupling_table(summary()),
@@ -128,23 +130,24 @@ def _scatter(data: xr.Dataset, summary: Summary) -> Figure:
 
     return Figure(
         "place-gain",
-        "Place against gain, unit by unit",
-        "A point a unit; colours as in the graphs. Participation coefficient: 0 where all of a unit's links stay in "
-        "one community. ρ is the partial Spearman correlation given the covariates, which the picture of the raw "
-        f"values need not show; below it, the null: 95 % of its values under permuted places. {_where(data)}",
+        f"Place against gain, {_node(data)} by {_node(data)}",
+        f"A point a {_node(data)}; colours as in the graphs. Participation coefficient: 0 where all of a "
+        f"{_node(data)}'s links stay in one community. ρ is the partial Spearman correlation given the covariates, "
+        "which the picture of the raw values need not show; below it, the null: 95 % of its values under permuted "
+        f"places. {_where(data)}",
         draw,
         alt="Scatter plots of gain against participation coefficient for a few blocks.",
     )
 
 
-def _controls(data: xr.Dataset, config: Config) -> Figure:
-    table = cache(lambda: control_table(Table(data, config.thresholds, config.seed, style.RESAMPLES)))
+def _controls(table: Runs) -> Figure:
+    controls = cache(lambda: control_table(table))
 
     def draw() -> matplotlib.figure.Figure:
-        return panel_rows([partial(panels.pooled_controls, table())])
+        return panel_rows([partial(panels.pooled_controls, controls())])
 
     def text() -> pd.DataFrame:
-        shown = table()
+        shown = controls()
         texts = {
             name: [interval_text(*ends) for ends in shown[[name, f"{name}, low", f"{name}, high"]].to_numpy().tolist()]
             for name in ("A", "√A", "mean ρ")
@@ -157,7 +160,7 @@ def _controls(data: xr.Dataset, config: Config) -> Figure:
         "√A with A's sign, A = mean over layers of ρ² less its mean under permuted places; mean ρ on Fisher's scale. "
         f"The null line: {1 - COUPLING_P:.0%} of the permutations stay below. 95 % intervals, documents resampled; of "
         "several seeds or draws their mean, its interval over documents and seeds. Bases: everything repeated in "
-        f"random orthogonal bases of the stream. {_pooled(data, config)} {_where(data)}",
+        f"random orthogonal bases of the stream. {_pooled(table)} {_where(table.data)}",
         draw,
         table=text,
         alt="Dot plot of the pooled coupling of the model and of every control, with intervals.",
@@ -165,7 +168,7 @@ def _controls(data: xr.Dataset, config: Config) -> Figure:
 
 
 def control_table(table: Runs) -> pd.DataFrame:
-    """The pooled coupling of the model and of every control that the run holds.
+    """Pool the coupling of the model and of every control that the run holds.
 
     Args:
         table: The run.
@@ -207,8 +210,8 @@ def _choices(data: xr.Dataset, summary: Summary) -> Figure | None:
         "choices",
         "The coupling under other choices",
         f"Mean ρ, on Fisher's scale, of the layers {layers}; a layer in which one "
-        "community holds all units counts as 0. Crossed out: another sign than the default's mean ρ, or on the other "
-        f"side of p = {COUPLING_P} under the null, places permuted within degree deciles. "
+        f"community holds all {_nodes(data)} counts as 0. Crossed out: another sign than the default's mean ρ, or on "
+        f"the other side of p = {COUPLING_P} under the null, places permuted within degree deciles. "
         "A, B: the half of the text from which the graph is made, gains always on the other; signed or partial "
         "correlations; neighbours kept. γ: the resolution that the default takes in each layer (of spectral "
         f"clustering and Infomap it sets what stands in its place). {_where(data)}",
@@ -248,7 +251,7 @@ def _communities(data: xr.Dataset) -> Figure:
         "Are there communities at all?",
         "(a) the objective per link weight, of single runs; bands hold 95 % of the resamples of documents and of the "
         f"{data.sizes['null_draw']} null graphs: the same standardised states in a random orthogonal basis. (b) mean "
-        "AMI between seeds less that of null graphs; blank where one community holds all units; dots: the "
+        f"AMI between seeds less that of null graphs; blank where one community holds all {_nodes(data)}; dots: the "
         "resolution that the layer takes, in units of its mean |w|, the coarsest with enough communities of those "
         f"about as good as the best. {_where(data)}",
         draw,
@@ -284,12 +287,12 @@ def _flow(data: xr.Dataset) -> Figure | None:
 
     return Figure(
         "flow",
-        "How units pass between communities through depth",
+        f"How {_nodes(data)} pass between communities through depth",
         f"Bars are the {len(COLORS)} largest communities of a layer from below, the rest in grey; bands, in the "
-        "colour they come from, are the units that two communities share. Under the null of unrelated communities "
-        f"every bar sends to every other in proportion to its size. {_where(data)}",
+        f"colour they come from, are the {_nodes(data)} that two communities share. Under the null of unrelated "
+        f"communities every bar sends to every other in proportion to its size. {_where(data)}",
         partial(panel_rows, [partial(panels.community_flow, data, layers)], height=3.4),
-        alt="Alluvial chart of units between the communities of a few blocks.",
+        alt=f"Alluvial chart of {_nodes(data)} between the communities of a few blocks.",
     )
 
 
@@ -302,8 +305,8 @@ def _amplification(data: xr.Dataset) -> Figure | None:
         "amplification",
         "What a block does to whole communities",
         f"K over the {int(data['community_z'].notnull().any(('matrix', 'amplification', 'layer')).sum())} largest "
-        "communities of each layer, in standard deviations of the null, random sets of as many units. gain² = self "
-        "gain² + leak², and gain holds no interaction inside the community; divergence is the signed rate; the "
+        f"communities of each layer, in standard deviations of the null, random sets of as many {_nodes(data)}. gain² "
+        "= self gain² + leak², and gain holds no interaction inside the community; divergence is the signed rate; the "
         f"numerical abscissa the fastest growth. Of the root-mean-square operator over all tokens. {_where(data)}",
         partial(panel_rows, [partial(panels.amplification_map, data, measure) for measure in measures], 2, height=2.3),
         table=partial(_amplification_table, data),
@@ -312,7 +315,7 @@ def _amplification(data: xr.Dataset) -> Figure | None:
 
 
 def _amplification_table(data: xr.Dataset) -> pd.DataFrame:
-    """By measure: its median over communities, and how many lie far from random sets of units."""
+    """By measure: its median over communities, and how many lie far from random sets of nodes."""
     z = data["community_z"].sel(matrix="K")
     raw = data["community_amplification"].sel(matrix="K")
     rows = []
@@ -326,12 +329,16 @@ def _amplification_table(data: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["of K", "median", "median z", "z > 2", "z < −2"])
 
 
-def _units(data: xr.Dataset) -> str:
-    return UNITS.get(str(data.attrs.get("nodes")), "units")
+def _node(data: xr.Dataset) -> str:
+    return NODE_NAMES[data.attrs["nodes"]]
 
 
-def _pooled(data: xr.Dataset, config: Config) -> str:
-    layers, enough = pooled_layers(Table(data, config.thresholds, config.seed, style.RESAMPLES))
+def _nodes(data: xr.Dataset) -> str:
+    return f"{_node(data)}s"
+
+
+def _pooled(table: Runs) -> str:
+    layers, enough = pooled_layers(table)
     words = f"Over {int(layers.sum())} layers"
     return f"{words} with stable communities." if enough.holds else f"{words}: {enough.otherwise}."
 
@@ -340,7 +347,7 @@ def _where(data: xr.Dataset) -> str:
     """Model, text, documents and positions, as every caption ends."""
     attrs = data.attrs
     return (
-        f"{captions.model_on_text(data)}: graphs of {data.sizes['unit']} units from {attrs['n_graph_tokens']:,} tokens "
-        f"of {attrs['n_graph_documents']} documents, gains at {data.sizes['query']} positions of "
-        f"{captions.documents(data)} others."
+        f"{captions.model_on_text(data)}: graphs of {data.sizes['node']} {_nodes(data)} from "
+        f"{attrs['n_graph_tokens']:,} tokens of {attrs['n_graph_documents']} documents, gains at {data.sizes['query']} "
+        f"positions of {captions.documents(data)} others."
     )

@@ -1,69 +1,77 @@
-"""How much the block's Jacobian amplifies each unit, and each community, on the half of the text without the graphs."""
+"""How much the block's Jacobian amplifies each node, and each community, on the half of the text without the graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from functools import lru_cache
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from probe import graphs, replay, spectra
-from probe.analyses.communities.config import Config
+from probe import graphs, spectra
 from probe.analyses.communities.partitions import algorithm_of, load_graph, resolution_of
-from probe.analyses.communities.work import Half, bases_of, basis_of, scored_positions, scored_windows
-from probe.analyses.dynamics.kept import Kept
-from probe.analysis.subject import fingerprint, model_of, variant_of
-from probe.jacobian import Options, mlp_unit_gain, recorded_jacobian
-from probe.runs import Run
-from probe.runs.engine import Unit
+from probe.analyses.communities.work import CommunitySubject, Half, measured_as
+from probe.analysis import Task
+from probe.jacobian import JacobianOptions, mlp_neuron_gain, recorded_jacobian
+from probe.runs import Piece, Run
 from probe.spectra.amplification import Amplification, PooledOperator, partition_amplification, z_scores
 
+MATRICES = ("J", "K")
 MEASURES = tuple(field.name for field in fields(Amplification))
 LARGEST = 24  # communities whose amplification is kept: the largest ones
 DRAWS = 100  # random sets that stand beside a community's numerical abscissa
 
 
-def jacobians_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
-    """Squared gains of the units at the scored positions, and what the block does to whole communities.
+def measure_jacobians(subject: CommunitySubject, task: Task, run: Run) -> Piece:
+    """Measure the model's squared gains at the scored positions, and what a block does to whole communities.
 
     Args:
-        config: The run's configuration.
-        unit: Which model and layer.
+        subject: The subject.
+        task: Which `layer`; how many `draws` of random sets.
         run: Where the communities are.
 
     Returns:
-        `square_gain.VIEW` (token, unit): of the model all tokens, of a control those at the first position of each
-        window. Of the model also `antisymmetric_fraction` and `rotation_fraction` of K (token,); of residual units
-        `J.MEASURE`, `K.MEASURE` (community,) and their z-scores `z.J.MEASURE`, `z.K.MEASURE`; and `jacobian_labels`,
-        the communities of |K| + |K|ᵀ (unit,).
+        `squares.VIEW` (query, node): of the model at all tokens, of K symmetrised and in random bases at the first
+        position of each window; `antisymmetric_fraction` and `rotation_fraction` of K (query,); of coordinates also
+        amplification and z-score of the largest communities (matrix, amplification, largest), and `jacobian_ami`.
     """
-    view, layer = unit.arguments["view"], unit.arguments["layer"]
-    if view != "model":
-        return {f"square_gain.{view}": square_gains(config, view, layer, "half_b", columns=1)}
-    found: dict[str, list[Tensor]] = {}
-    pooled = {"J": PooledOperator(), "K": PooledOperator()}
-    for J, recalled in _jacobians(config, layer):
+    layer, parts = task["layer"], []
+    pooled = {name: PooledOperator() for name in MATRICES}
+    for J, recalled in _jacobians(subject, layer):
         K = J - torch.eye(J.shape[-1])
-        for name, values in _measured(config, K, recalled).items():
-            found.setdefault(name, []).append(values)
+        parts.append(_measured(subject, K, recalled))
         pooled["J"].update(J)
         pooled["K"].update(K)
-    arrays = {name: torch.cat(parts) for name, parts in found.items()}
-    if config.nodes == "mlp":
-        return arrays | {"square_gain.model": square_gains(config, view, layer, "half_b")}
-    return arrays | _of_communities(config, run, layer, pooled)
+    arrays: dict[str, Tensor] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if subject.config.nodes == "mlp":
+        return Piece({**arrays, "squares.model": square_gains(subject, "model", layer, "half_b")})
+    amplified = _of_communities(subject, run, layer, pooled, task["draws"])
+    return Piece({**arrays, **amplified}, {"matrix": MATRICES, "amplification": MEASURES})
+
+
+def measure_control(subject: CommunitySubject, task: Task, run: Run) -> dict[str, Tensor]:
+    """Measure the squared gains of a fresh initialisation at the first position of each window.
+
+    Args:
+        subject: The subject.
+        task: Which `view` and `layer`.
+        run: Not used.
+
+    Returns:
+        `squares` (query, node).
+    """
+    return {"squares": square_gains(subject, task["view"], task["layer"], "half_b", columns=1)}
 
 
 def square_gains(
-    config: Config, view: str, layer: int, half: Half, *, columns: int | None = None
-) -> Float[Tensor, "token unit"]:
-    """Squared gain of each unit: ‖K e_i‖², or of an MLP's unit the squared norm of its term in K.
+    subject: CommunitySubject, view: str, layer: int, half: Half, *, columns: int | None = None
+) -> Float[Tensor, "token node"]:
+    """Square the gain of each node: ‖K e_i‖², or of a neuron the squared norm of its term in K.
 
     Args:
-        config: The run's configuration.
+        subject: The subject.
         view: The model or a fresh initialisation.
         layer: Which block.
         half: Of the text.
@@ -72,81 +80,79 @@ def square_gains(
     Returns:
         Windows first, then positions.
     """
-    recorded = _recorded(config, view, half)
-    recorded = recorded.select(slice(None), slice(columns))
-    if config.nodes == "mlp":
-        return mlp_unit_gain(recorded, layer).flatten(0, 1).double().square().cpu()
+    recorded = subject.recorded(view, half).select(slice(None), slice(columns))
+    if subject.config.nodes == "mlp":
+        return mlp_neuron_gain(recorded, layer).flatten(0, 1).double().square().cpu()
     parts = []
     for window in range(len(recorded.tokens)):
         one = recorded.select(slice(window, window + 1), slice(None))
-        K = recorded_jacobian(one, layer, Options(context=config.context, of="update"))
+        K = recorded_jacobian(one, layer, JacobianOptions(context=subject.config.context, of="update"))
         parts.append(K[0].double().square().sum(-2).cpu())
     return torch.cat(parts)
 
 
-def _measured(config: Config, K: Float[Tensor, "chosen d d"], recalled: list[float | None]) -> dict[str, Tensor]:
-    """What is kept of the matrices of one window."""
+def load_square_gains(run: Run, view: str, layer: int) -> Float[np.ndarray, "token node"]:
+    """Read the squared gains of a view's nodes on the scored half, at the tokens where they were measured."""
+    if measured_as(view) == view != "model":
+        return run.piece("controls", ["squares"], view=view, layer=layer).numpy("squares")
+    name = f"squares.{'model' if view == 'no_outliers' else view}"
+    return run.piece("jacobians", [name], layer=layer).numpy(name)
+
+
+def _measured(
+    subject: CommunitySubject, K: Float[Tensor, "chosen d d"], recalled: list[float | None]
+) -> dict[str, Tensor]:
+    """Scores and squared gains of the matrices of one window."""
     rotation = [
         spectra.rotation_fraction(matrix) if known is None else torch.tensor(known, dtype=torch.float64)
         for matrix, known in zip(K, recalled, strict=True)
     ]
     found = {"antisymmetric_fraction": spectra.antisymmetric_fraction(K), "rotation_fraction": torch.stack(rotation)}
-    if config.nodes == "mlp":
+    if subject.config.nodes == "mlp":
         return found
     exact = K.double()
-    found["square_gain.model"] = exact.square().sum(-2)
+    found["squares.model"] = exact.square().sum(-2)
     first = exact[:1]
-    found["square_gain.symmetrised"] = ((first + first.mT) / 2).square().sum(-2)
-    for view in bases_of(config):
-        found[f"square_gain.{view}"] = (first @ basis_of(config, view, K.shape[-1]).double()).square().sum(-2)
+    found["squares.symmetrised"] = ((first + first.mT) / 2).square().sum(-2)
+    for view in subject.bases:
+        found[f"squares.{view}"] = (first @ subject.basis(view, K.shape[-1]).double()).square().sum(-2)
     return found
 
 
-def _of_communities(config: Config, run: Run, layer: int, pooled: dict[str, PooledOperator]) -> dict[str, Tensor]:
+def _of_communities(
+    subject: CommunitySubject, run: Run, layer: int, pooled: Mapping[str, PooledOperator], draws: int
+) -> dict[str, Tensor]:
     """Amplification of the largest communities, raw and against random sets, and the communities of |K| itself."""
+    config = subject.config
     _, labels, _ = load_graph(run, "model", layer)
-    kept = torch.from_numpy(labels).long()
-    kept = torch.where(kept < LARGEST, kept, -1)
+    largest = torch.from_numpy(labels).long()
+    largest = torch.where(largest < LARGEST, largest, -1)
     generator = torch.Generator().manual_seed(config.seed)
-    arrays = {}
-    for name, operator in pooled.items():
-        raw, z = partition_amplification(operator, kept), z_scores(operator, kept, generator, DRAWS)
-        for measure in MEASURES:
-            arrays[f"{name}.{measure}"] = getattr(raw, measure)
-            arrays[f"z.{name}.{measure}"] = getattr(z, measure)
+    raw, z = torch.full((2, len(MATRICES), len(MEASURES), LARGEST), torch.nan, dtype=torch.float64)
+    for row, operator in enumerate(pooled.values()):
+        found = partition_amplification(operator, largest), z_scores(operator, largest, generator, draws)
+        for array, amplification in zip((raw, z), found, strict=True):
+            values = torch.stack([getattr(amplification, measure) for measure in MEASURES])
+            array[row, :, : values.shape[1]] = values
     size = pooled["K"].mean_square.sqrt()
     coupled = graphs.from_matrix(size, top_k=min(config.neighbours, len(size) - 1))
     own = algorithm_of(config, fast=True).run(coupled, resolution_of(run, layer), config.seed)
-    return arrays | {"jacobian_labels": torch.from_numpy(own)}
+    ami = torch.tensor(graphs.ami(labels, own), dtype=torch.float64)
+    return {"community_amplification": raw, "community_z": z, "jacobian_ami": ami}
 
 
-def _jacobians(config: Config, layer: int) -> Iterator[tuple[Float[Tensor, "chosen d d"], list[float | None]]]:
+def _jacobians(
+    subject: CommunitySubject, layer: int
+) -> Iterator[tuple[Float[Tensor, "chosen d d"], list[float | None]]]:
     """J of the scored positions, a window at a time, and what a dynamics run knows of K's rotation fraction there."""
-    kept, windows = _kept(config), scored_windows(config)
-    options = Options(context=config.context)
-    for window, positions in enumerate(scored_positions(config).tolist()):
+    kept, windows = subject.kept, subject.scored_windows()
+    options = JacobianOptions(context=subject.config.context)
+    for window, positions in enumerate(subject.scored_positions().tolist()):
         places = [kept.find(windows.tokens[window], position) if kept else None for position in positions]
         found = [kept.jacobian(place, layer) if kept and place else None for place in places]
         scores = [kept.score("rotation_fraction", place, layer) if kept and place else None for place in places]
         if all(matrix is not None for matrix in found):
             yield torch.stack([matrix for matrix in found if matrix is not None]), scores
         else:
-            one = _recorded(config, "model", "half_b").select(slice(window, window + 1), slice(None))
+            one = subject.recorded("model", "half_b").select(slice(window, window + 1), slice(None))
             yield recorded_jacobian(one, layer, options)[0].cpu(), scores
-
-
-@lru_cache(maxsize=2)
-def _recorded(config: Config, view: str, half: Half) -> replay.Context:
-    """The scored windows of a half, recorded once for all layers."""
-    tokens: Int[Tensor, "window position"] = scored_windows(config, half).tokens
-    return replay.record(model_of(variant_of(config, view)), tokens, scored_positions(config, half))
-
-
-@lru_cache(maxsize=1)
-def _kept(config: Config) -> Kept | None:
-    """The dynamics run whose matrices are used where they fit, if one is named."""
-    if config.dynamics is None:
-        return None
-    model = model_of(config)
-    marks = fingerprint(model, scored_windows(config))
-    return Kept(config.dynamics, marks, model.n_layers, config.context)

@@ -1,4 +1,4 @@
-"""The chart in which a reader finds the units of a layer: their community, their gain, the tokens that move them."""
+"""The chart in which a reader finds the nodes of a layer: their community, their gain, the tokens that move them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from probe.analyses.communities.panels.communities import community_colors, drawn_links, gain_scale, signed, unit_gain
+from probe.analyses.communities.config import NODE_NAMES
+from probe.analyses.communities.panels.communities import community_colors, drawn_links, gain_scale, node_gain, signed
 from probe.plots.charts import LAYOUT, TITLE, block_slider, hover_text, one_shown, rounded
 from probe.plots.style import GREY, RED, Floats
 
 HOVER = (
-    "<b>unit %{customdata[0]}</b>, community %{customdata[1]}<br>gain %{customdata[2]}, participation "
+    " %{customdata[0]}</b>, community %{customdata[1]}<br>gain %{customdata[2]}, participation "
     "%{customdata[3]}<br>largest at %{customdata[4]}<extra></extra>"
 )
-TRACES = 3  # of a layer: links of either sign, and the units
+TRACES = 3  # of a layer: links of either sign, and the nodes
 TOKEN = 24  # characters of a token that are shown
 
 
 def network(data: xr.Dataset) -> go.Figure:
-    """The graphs of the drawn layers: a slider for the block.
+    """Draw the graphs of the drawn layers: a slider for the block.
 
     Args:
-        data: The communities analysis's Dataset with `place` (drawn, unit, axis), `link` (drawn, link_index, end),
-            `link_weight` (drawn, link_index), `largest_token` (drawn, unit, place_of_token) and `rho` (view, layer).
+        data: The communities analysis's Dataset with `place` (drawn, node, axis), `link` (drawn, link_index, end),
+            `link_weight` (drawn, link_index), `largest_token` (drawn, node, place_of_token) and `rho` (view, layer).
 
     Returns:
-        The figure; hovering shows a unit's index, community, gain and participation, and the tokens where it is
+        The figure; hovering shows a node's index, community, gain and participation, and the tokens where it is
         largest.
     """
     layers = data["drawn"].values.tolist()
@@ -56,8 +57,8 @@ def _layout(data: xr.Dataset, title: str) -> dict[str, Any]:
 
 
 def _traces(data: xr.Dataset, layer: int) -> list[dict[str, Any]]:
-    """Positive links, negative links, and the units of a layer."""
-    place = data["place"].sel(drawn=layer).transpose("unit", "axis").values
+    """Positive links, negative links, and the nodes of a layer."""
+    place = data["place"].sel(drawn=layer).transpose("node", "axis").values
     links, weights = drawn_links(data, layer)
     traces: list[dict[str, Any]] = []
     for chosen, color in ((weights >= 0, GREY), (weights < 0, RED)):
@@ -66,31 +67,32 @@ def _traces(data: xr.Dataset, layer: int) -> list[dict[str, Any]]:
         line = {"color": color, "width": 0.5}
         x, y = rounded(broken[:, 0]), rounded(broken[:, 1])
         traces.append({"x": x, "y": y, "mode": "lines", "line": line, "opacity": 0.4, "hoverinfo": "skip"})
-    gain = unit_gain(data, layer)
+    gain = node_gain(data, layer)
     labels = data["community"].sel(view="model", layer=layer).values
     marker = {
         "color": community_colors(labels),
         "size": [round(float(size), 1) for size in 5 + 9 * gain_scale(gain)],
         "line": {"width": 0.5, "color": "white"},
     }
-    shown = {"customdata": _labels(data, layer, gain), "hovertemplate": HOVER, "marker": marker}
+    template = f"<b>{NODE_NAMES[data.attrs['nodes']]}{HOVER}"
+    shown = {"customdata": _labels(data, layer, gain), "hovertemplate": template, "marker": marker}
     return [*traces, {"x": rounded(place[:, 0]), "y": rounded(place[:, 1]), "mode": "markers"} | shown]
 
 
 def _labels(data: xr.Dataset, layer: int, gain: Floats) -> list[list[str]]:
-    """What hovering says of each unit, as plotly may show it."""
+    """The words that hovering shows of each node, as plotly may show them."""
     own = data.sel(view="model", layer=layer)
-    tokens = data["largest_token"].sel(drawn=layer).transpose("unit", "place_of_token").values
+    tokens = data["largest_token"].sel(drawn=layer).transpose("node", "place_of_token").values
     columns = zip(own["community"].values, gain, own["participation"].values, tokens, strict=True)
     return [
         [
-            str(unit),
+            str(node),
             str(community),
             f"{size:.3g}",
             f"{share:.2f}",
             ", ".join(dict.fromkeys(f"“{hover_text(str(token), TOKEN)}”" for token in largest)),
         ]
-        for unit, (community, size, share, largest) in enumerate(columns)
+        for node, (community, size, share, largest) in enumerate(columns)
     ]
 
 

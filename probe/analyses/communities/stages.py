@@ -1,111 +1,132 @@
-"""The stages of the communities analysis in their order, and what they would take beforehand."""
+"""The communities analysis: its stages in their order, its Dataset, and what is said of it."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
+import xarray as xr
 
 from probe import graphs
-from probe.analyses.communities import coupling, gains, partitions, work
-from probe.analyses.communities.claims import claims
-from probe.analyses.communities.config import Config
-from probe.analyses.communities.figures import figures
-from probe.analyses.communities.schema import assemble
-from probe.analysis import subject as subjects
-from probe.analysis.contract import Stage, require_at_least, staged
-from probe.analysis.subject import notes
+from probe.analyses.communities import claims, coupling, figures, gains, partitions, work
+from probe.analyses.communities.config import NODE_NAMES, Config
+from probe.analyses.communities.schema import SCHEMA
+from probe.analyses.communities.work import CommunitySubject
+from probe.analysis import Analysis, Claim, Figure, Stage, Task
 from probe.errors import InputError
-from probe.jacobian import Options
-from probe.runs import engine
-from probe.runs.engine import Plan
-
-__all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
-
-STAGES = {
-    "states": (work.states_unit, "states of both halves"),
-    "graphs": (partitions.graphs_unit, "graphs and communities"),
-    "views": (partitions.views_unit, "other views of them"),
-    "resamples": (partitions.resamples_unit, "resampled documents"),
-    "jacobians": (gains.jacobians_unit, "gains on the other half"),
-    "coupling": (coupling.coupling_unit, "permuted places"),
-    "ablation": (coupling.ablation_unit, "other choices"),
-    "drawings": (partitions.drawings_unit, "drawings"),
-}
-"""Function and description of each stage, in their order."""
+from probe.jacobian import JacobianOptions
+from probe.plots import style
+from probe.runs import Run
 
 
-def stages(config: Config) -> list[Stage]:
-    """What is to be done, in order."""
-    _check(config)
-    # refuses what the model's blocks do not have
-    Options(context=config.context).resolved(subjects.model_of(config))
-    return staged(STAGES, work.units(config))
+class Communities(Analysis[Config]):
+    """Graphs of coordinates, their communities, and the coupling of a place among these and its gain.
+
+    Attributes:
+        grid_permutations: Permutations of places under every other choice.
+        draws: Random sets that stand beside a community's numerical abscissa.
+    """
+
+    name = "communities"
+    config = Config
+    schema = SCHEMA
+    grid_permutations = coupling.GRID_PERMUTATIONS
+    draws = gains.DRAWS
+
+    def subject(self, config: Config) -> CommunitySubject:
+        """Make the model, its controls and the halves of the text."""
+        return CommunitySubject(config)
+
+    def check(self, config: Config) -> None:
+        """Refuse options that contradict each other.
+
+        Args:
+            config: The options.
+
+        Raises:
+            InputError: If the resolution is not positive, or Louvain cannot do what is asked for.
+        """
+        if config.resolution is not None and not config.resolution > 0:
+            raise InputError(f"resolution= must be positive, got {config.resolution}: it is in units of the mean |w|")
+        if config.method == "louvain" and config.objective == "modularity" and config.edges != "absolute":
+            raise InputError(
+                "Louvain cannot do signed modularity: pass objective='cpm', edges='absolute' or method='leiden'"
+            )
+
+    def stages(self, subject: CommunitySubject) -> list[Stage]:
+        """List the stages: states, graphs, gains, the coupling of both, other choices, drawings."""
+        # both refuse what cannot be done, before there is a run directory
+        JacobianOptions(context=subject.config.context).resolved(subject.model)
+        subject.scored_windows()
+        views, controls = subject.views, subject.config.controls
+        others = ["half_b", *(view for view in views if view not in {"model", "symmetrised"})]
+
+        def by_layer(stage: str, **arguments: int) -> list[Task]:
+            return [Task(stage, {"layer": layer}, arguments) for layer in subject.layers]
+
+        def by_view(stage: str, chosen: Sequence[str]) -> list[Task]:
+            return [Task(stage, {"view": view, "layer": layer}) for view in chosen for layer in subject.layers]
+
+        halves = [("model", "half_a"), ("model", "half_b"), *((view, "half_a") for view in controls)]
+        states = [Task("states", {"view": view, "half": half}) for view, half in halves]
+        jacobians = by_layer("jacobians", draws=self.draws)
+        grid = {"permutations": self.grid_permutations}
+        ablation = [Task("ablation", {"ablated": layer}, grid) for layer in subject.ablated]
+        drawings = [Task("drawings", {"drawn": layer}) for layer in subject.drawn]
+        return [
+            Stage("states", work.keep_states, states, "states of both halves"),
+            Stage("graphs", partitions.find_communities, by_layer("graphs"), "graphs and communities"),
+            Stage("views", partitions.find_in_view, by_view("views", others), "other views of them"),
+            Stage("resamples", partitions.resample_documents, by_layer("resamples"), "resampled documents"),
+            Stage("jacobians", gains.measure_jacobians, jacobians, "gains on the other half"),
+            Stage("controls", gains.measure_control, by_view("controls", controls), "gains of fresh weights"),
+            Stage("coupling", coupling.measure_coupling, by_view("coupling", views), "permuted places"),
+            Stage("ablation", coupling.vary_choices, ablation, "other choices", coupling.choices_seconds),
+            Stage("drawings", partitions.draw_graph, drawings, "drawings"),
+        ]
+
+    def coordinates(self, subject: CommunitySubject) -> Mapping[str, Any]:
+        """Name scored tokens, layers and views."""
+        tokens = subject.token_coordinates(subject.scored_windows(), subject.scored_positions())
+        return tokens | {"layer": subject.layers, "view": subject.views}
+
+    def finish(self, data: xr.Dataset, subject: CommunitySubject, run: Run) -> xr.Dataset:
+        """Add the agreement of layers, the tokens of the drawings, and attributes."""
+        config = subject.config
+        between = graphs.pairwise_ami(data["community"].sel(view="model").values)
+        data["layer_ami"] = SCHEMA.entry("layer_ami", between)
+        windows, other = (subject.graph_windows(half) for half in work.HALVES)
+        tokens = windows.tokens.gather(1, subject.graph_positions("half_a")).flatten()
+        if subject.drawn:
+            words = np.array([subject.model.tokenizer.decode([token]) for token in tokens.tolist()], dtype=object)
+            largest = torch.stack([
+                run.piece("drawings", ["largest"], drawn=layer)["largest"] for layer in subject.drawn
+            ])
+            data["largest_token"] = SCHEMA.entry("largest_token", words[largest.numpy()])
+        data.attrs |= subject.attributes(subject.scored_windows()) | {
+            "context": config.context,
+            "nodes": config.nodes,
+            "n_nodes": data.sizes["node"],
+            "n_graph_tokens": len(tokens),
+            "n_graph_documents": windows.n_documents,
+            "n_other_documents": other.n_documents,
+        }
+        return data
+
+    def claims(self, data: xr.Dataset, config: Config, *, resamples: int = claims.RESAMPLES) -> Sequence[Claim]:
+        """Judge the sentences of arXiv 2605.14258."""
+        return claims.claims(data, config, resamples=resamples)
+
+    def figures(self, data: xr.Dataset, config: Config, *, resamples: int = style.RESAMPLES) -> Sequence[Figure]:
+        """Draw graphs, coupling, controls, other choices and the communities themselves."""
+        return figures.figures(data, config, resamples=resamples)
+
+    def title(self, config: Config) -> str:
+        """Name the nodes and the model."""
+        return f"Communities of {NODE_NAMES[config.nodes]}s in {config.model}"
 
 
-def fingerprint(config: Config) -> dict[str, str]:
-    """The hashes of the weights and of the scored text."""
-    return subjects.fingerprint(subjects.model_of(config), work.scored_windows(config))
-
-
-def title(config: Config) -> str:
-    """The report's heading."""
-    return f"Communities of units in {config.model}"
-
-
-def plan(config: Config) -> Plan:
-    """What the stages would take on this machine: the timings and counts that stand below."""
-    _check(config)
-    model, units = subjects.model_of(config), work.units(config)
-    rate, one = engine.flops_per_second(), _run_seconds(config)
-    layers, width = len(subjects.layers_of(config)), model.d_model
-    tokens = config.graph_windows * min(config.graph_positions, config.window_length - config.skip_first)
-    forward = 2 * sum(p.numel() for block in model.blocks for p in block.parameters())
-    jacobian = 12 * width**3 / rate
-    scored = config.windows * config.positions_per_window
-    profiled = 1 if config.resolution is not None else len(graphs.RESOLUTIONS)
-    runs = profiled * config.profile_seeds * (1 + config.profile_draws) + config.seeds
-    runs += partitions.NULL_SEEDS * (1 + config.null_graphs)
-    cells = np.prod([len(choices) for choices in coupling.CHOICES])
-    permutation = 60 * config.neighbours * width / 1e8
-    seconds = {
-        "states": len(units["states"]) * config.graph_windows * config.window_length * forward / rate,
-        "graphs": layers * runs * one,
-        "views": len(units["views"]) * config.seeds * one,
-        "resamples": layers * config.graph_resamples * 2 * one,
-        "jacobians": layers * (scored + config.init_seeds * config.windows) * jacobian * 2,
-        "coupling": len(units["coupling"]) * config.permutations * permutation,
-        "ablation": len(units["ablation"]) * cells * (3 * one + coupling.GRID_PERMUTATIONS * permutation),
-        "drawings": len(units["drawings"]) * 20 * one,
-    }
-    recorded = 4 * config.windows * config.window_length * width * (model.n_layers + 1)
-    memory = dict.fromkeys(STAGES, 16 * tokens * width)
-    memory |= {"states": 8 * tokens * width * layers, "jacobians": recorded + 80 * width**2}
-    memory["ablation"] += recorded
-    return subjects.planned(config, units, seconds, memory)
-
-
-def _run_seconds(config: Config) -> float:
-    """What one short run of the algorithm takes here, from a graph of noise: the unit of the estimates of time."""
-    width = subjects.model_of(config).d_model
-    states = np.random.default_rng(0).standard_normal((2 * width, width))
-    graph = graphs.correlation_graph(states, top_k=min(config.neighbours, width - 1))
-    algorithm = partitions.algorithm_of(config, fast=True)
-    algorithm.run(graphs.from_matrix(np.ones((3, 3))), 1.0, 0)  # imports the library
-    start = time.perf_counter()
-    algorithm.run(graph, 1.0, 0)
-    return time.perf_counter() - start
-
-
-def _check(config: Config) -> None:
-    """Refuses options that contradict each other, before any work is done."""
-    least = dict.fromkeys(("windows", "positions_per_window", "graph_windows", "graph_positions", "permutations"), 1)
-    least |= {"neighbours": 1, "seeds": 3, "profile_seeds": 3, "profile_draws": 1, "null_graphs": 1}
-    least |= dict.fromkeys(("graph_resamples", "basis_draws", "init_seeds", "ablation_layers", "drawn_layers"), 0)
-    require_at_least(config, least)
-    if config.resolution is not None and not config.resolution > 0:
-        raise InputError(f"--resolution must be positive: got {config.resolution}; it is in units of the mean |w|")
-    if config.method == "louvain" and config.objective == "modularity" and config.edges != "absolute":
-        raise InputError(
-            "Louvain cannot do signed modularity: pass --objective cpm, --edges absolute or --method leiden"
-        )
+analysis = Communities()
+run, plan = analysis.run, analysis.plan

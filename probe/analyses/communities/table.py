@@ -1,14 +1,14 @@
 """A communities run as its claims read it: the coupling of a view, pooled over the layers that have communities.
 
-The coupling of a layer is a partial Spearman correlation over units; documents of the half that the graphs have not
+The coupling of a layer is a partial Spearman correlation over nodes; documents of the half that the graphs have not
 seen are resampled, the partition fixed. Pooled over the layers that have stable communities (where these are too few
 for a verdict, over all layers),
 
     A = mean over layers of ρ² − the same with places permuted within degree deciles,
 
-the share of the ranks' variance that a unit's place explains beyond its degree.
+the share of the ranks' variance that a node's place explains beyond its degree.
 
-Where a single community holds all units, every unit has the same place, and nothing can follow from it: ρ is 0 there.
+Where a single community holds all nodes, every node has the same place, and nothing can follow from it: ρ is 0 there.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Coupling:
             raise AbsentError(f"this run holds no view {view}")
         own = data.sel(view=view).isel(layer=np.flatnonzero(layers))
         self._place = Ranking(own["participation"].values.astype(np.float64))
-        given = np.moveaxis(own["covariate"].values, 1, 0)  # (covariate, layer, unit)
+        given = np.moveaxis(own["covariate"].values, 1, 0)  # (covariate, layer, node)
         self._given = [Ranking(one) for one in given]
         self._square = own["square_gain"].values.astype(np.float64)
         self._measured = np.isfinite(self._square).any(axis=(0, 1))
@@ -67,21 +67,21 @@ class Coupling:
         return np.asarray(np.nan_to_num(partial_spearman(self._place, gain, self._given)))
 
     def strength(self, weights: Weights) -> float:
-        """A: mean ρ² less its mean under permuted places."""
+        """Compute A: mean ρ² less its mean under permuted places."""
         return float(np.square(self(weights)).mean() - np.square(self.permuted).mean())
 
     def beyond(self, weights: Weights, quantile: float) -> float:
-        """Mean ρ² less a quantile of it under permuted places."""
+        """Compute mean ρ² less a quantile of it under permuted places."""
         return float(np.square(self(weights)).mean() - np.quantile(np.square(self.permuted).mean(axis=0), quantile))
 
 
 def stable_layers(data: xr.Dataset, least: float) -> Layers:
-    """Layers that have communities: stable beyond their null by more than the least excess."""
+    """Choose the layers that have communities: stable beyond their null by more than the least excess."""
     return np.asarray(data["excess"].values > least)
 
 
 def adjusted_p(data: xr.Dataset) -> Float[np.ndarray, " layer"]:
-    """Two-sided permutation p of each layer's coupling, adjusted over layers (Benjamini and Hochberg)."""
+    """Compute the two-sided permutation p of each layer's coupling, adjusted over layers (Benjamini and Hochberg)."""
     every = np.ones(data.sizes["layer"], dtype=bool)
     coupling = Coupling(data, "model", every)
     rho = coupling(np.ones(data.sizes["query"]))
@@ -90,7 +90,7 @@ def adjusted_p(data: xr.Dataset) -> Float[np.ndarray, " layer"]:
 
 
 def pooled_layers(table: Runs) -> tuple[Layers, Condition]:
-    """The layers with stable communities, and that there are enough of them; all layers where there are not.
+    """Choose the layers with stable communities, if there are enough of them, or else all layers.
 
     Args:
         table: The run.
@@ -107,7 +107,7 @@ def pooled_layers(table: Runs) -> tuple[Layers, Condition]:
 
 
 def pooled(table: Runs, layers: Layers, views: Sequence[str]) -> dict[str, Interval]:
-    """The coupling of some views, their mean, at the tokens where they were measured.
+    """Pool the coupling of some views, their mean, at the tokens where they were measured.
 
     Args:
         table: The run.
@@ -136,7 +136,7 @@ def pooled(table: Runs, layers: Layers, views: Sequence[str]) -> dict[str, Inter
 
 
 def agreement(data: xr.Dataset) -> xr.DataArray:
-    """Whether each choice has the default's sign and significance, (half, edges, neighbours, method, factor)."""
+    """Compare each choice with the default's sign and significance, (half, edges, neighbours, method, factor)."""
     rho, null = data["grid_rho"].fillna(0.0), data["grid_permuted_rho"].fillna(0.0)
     squares, permuted_squares = (rho**2).mean("ablated"), (null**2).mean("ablated")
     p = (1 + (permuted_squares >= squares).sum("grid_permutation")) / (1 + data.sizes["grid_permutation"])
@@ -152,22 +152,23 @@ def agreement(data: xr.Dataset) -> xr.DataArray:
 
 
 def signed_root(values: Floats | float) -> Floats:
-    """The square root of the size, with the sign: √A of an A that may lie below zero."""
+    """Take the square root of the size, with the sign: √A of an A that may lie below zero."""
     return np.asarray(np.sign(values) * np.sqrt(np.abs(values)))
 
 
-def summarised(data: xr.Dataset, thresholds: Thresholds) -> xr.Dataset:
-    """The Dataset with the coupling of every view and layer, and what the claims make of it.
+def summarised(data: xr.Dataset, thresholds: Thresholds, *, resamples: int = style.RESAMPLES) -> xr.Dataset:
+    """Add to the Dataset the coupling of every view and layer, and what the claims make of it.
 
     Args:
         data: The Dataset of the analysis.
         thresholds: Of the claims.
+        resamples: Resamples of the documents, for the intervals.
 
     Returns:
         The Dataset with `rho` (view, layer); `rho_bounds` (bound, layer) of the model, documents resampled;
         `adjusted_p` and `stable` (layer,); and, of a run with other choices, `agrees` over them.
 
-    Cost: seconds for 30 layers of 576 units.
+    Cost: seconds for 30 layers of 576 coordinates.
     """
     every = np.ones(data.sizes["layer"], dtype=bool)
     ones = np.ones(data.sizes["query"])
@@ -178,7 +179,7 @@ def summarised(data: xr.Dataset, thresholds: Thresholds) -> xr.Dataset:
     def resampled(index: Int[np.ndarray, " row"]) -> style.Floats:
         return own(np.bincount(index, minlength=len(ones)).astype(np.float64))
 
-    interval = bootstrap(resampled, np.asarray(data["document"].values), resamples=style.RESAMPLES, seed=0)
+    interval = bootstrap(resampled, np.asarray(data["document"].values), resamples=resamples, seed=0)
     found = data.assign(
         rho=(("view", "layer"), rho),
         rho_bounds=(("bound", "layer"), np.stack([np.asarray(interval.low), np.asarray(interval.high)])),

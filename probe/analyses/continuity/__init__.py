@@ -7,12 +7,6 @@ orders of the blocks, gains folded in and outlier coordinates left out. No text 
     python -m probe.analyses.continuity --model smollm2-135m-instruct-q4
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from probe.analyses.continuity.config import Config, Thresholds
-from probe.analysis.contract import Analysis
-
-__all__ = ["Config", "Thresholds", "analysis", "plan", "run"]
-
-analysis = Analysis("continuity", Config, "probe.analyses.continuity.stages")
-run, plan = analysis.run, analysis.plan
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

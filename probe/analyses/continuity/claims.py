@@ -15,7 +15,8 @@ from jaxtyping import Float
 
 from probe import weights
 from probe.analyses.continuity.config import Config, Thresholds
-from probe.analyses.continuity.table import VECTOR, Pairs, Rows
+from probe.analyses.continuity.schema import VECTORS
+from probe.analyses.continuity.table import Pairs, Rows
 from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, enough_units, line
 from probe.claims.evidence import AbsentError, Finding, Floats, Row, claims_of, number
 from probe.inference import Interval, seed_interval, spearman
@@ -23,11 +24,12 @@ from probe.inference import Interval, seed_interval, spearman
 __all__ = ["ROWS", "Pairs", "Thresholds", "claims"]
 
 PAPER = "arXiv 2605.04971"
+RESAMPLES = 1000
 OTHER = {"input": "output", "output": "input"}
 
 
 def trained(table: Pairs) -> Finding:
-    """Mean adjacent |cosine| of the claimed projections, above random, permuted and fresh, outlier coordinates out."""
+    """Compare the mean adjacent |cosine| with random, permuted and fresh ones, and without outlier coordinates."""
     limits, claimed, fresh = table.thresholds, table.claimed, table.repeats("init")
     if not fresh:
         raise AbsentError("this run holds no fresh initialisation: give --init-seeds")
@@ -40,7 +42,9 @@ def trained(table: Pairs) -> Finding:
 
     found = table.intervals(statistic)
     low, high, highest = table.band(claimed)
-    orders = weights.permuted_order(table.cosines(), _adjacent_mean, permutations=table.permutations, seed=table.seed)
+    orders = weights.nulls.permuted_order(
+        table.cosines(), _adjacent_mean, permutations=table.permutations, seed=table.seed
+    )
     twin, bound = float(init.mean()), high + limits.threshold_trained
     return Finding(
         Evidence(
@@ -105,7 +109,7 @@ def _where_measured(table: Pairs) -> dict[str, Interval]:
 
 
 def projections(table: Pairs) -> Finding:
-    """Readers in v₁ and writers in u₁ exceed v, which is below half the readers' mean; the other sides are random."""
+    """Compare readers in v₁ and writers in u₁ with v, v with half the readers' mean, other sides with random ones."""
     claimed = {name: side for name, side in table.claimed.items() if name not in {"in", "out"}}
     readers, writers = (
         {name: side for name, side in claimed.items() if side == wanted} for wanted in ("input", "output")
@@ -114,7 +118,7 @@ def projections(table: Pairs) -> Finding:
         raise AbsentError("this model has no separate projections q, k, v, o and up, down")
     value = table.curves({"v": "input"})[0], table.curves({"v": "output"})[0]
     reading, writing = table.curves(readers), table.curves(writers)
-    names = [f"{name} in {VECTOR[side]}" for name, side in claimed.items()]
+    names = [f"{name} in {VECTORS[side]}" for name, side in claimed.items()]
 
     def statistic(index: Rows) -> dict[str, float]:
         v_in, v_out = (float(one[index].mean()) for one in value)
@@ -152,7 +156,7 @@ def projections(table: Pairs) -> Finding:
 
 
 def adjacency(table: Pairs) -> Finding:
-    """Spearman's ρ of lag and mean |cosine|: a trajectory falls with lag, one direction that all share does not."""
+    """Correlate lag and mean |cosine|: a trajectory falls with lag, one direction that all share does not."""
     cosines = table.cosines()
     together = np.concatenate([cosines.mean(axis=0, keepdims=True), cosines])
     if cosines.shape[-1] < 4:
@@ -166,7 +170,9 @@ def adjacency(table: Pairs) -> Finding:
         return float(_trends(_lag_curves(reordered.mean(axis=0), np.ones(table.n_pairs))))
 
     found = table.intervals(statistic)
-    orders = weights.permuted_order(cosines, decline, permutations=table.permutations, seed=table.seed, greater=False)
+    orders = weights.nulls.permuted_order(
+        cosines, decline, permutations=table.permutations, seed=table.seed, greater=False
+    )
     whole = _lag_curves(together[0], np.ones(table.n_pairs))
     far = whole[len(whole) // 2]
     return Finding(
@@ -183,7 +189,7 @@ def adjacency(table: Pairs) -> Finding:
         f"{len(whole)} lags; interval over depth of one model, starting blocks resampled in circular blocks",
         line("ρ with the blocks in permuted order", _spread(orders.values)),
         {"|cos| at lag 1": number(float(whole[0])), f"|cos| at lag {len(whole) // 2 + 1}": number(float(far))}
-        | {f"ρ of {name} in {VECTOR[side]}": found[name] for name, side in table.claimed.items()},
+        | {f"ρ of {name} in {VECTORS[side]}": found[name] for name, side in table.claimed.items()},
         "blocks",
     )
 
@@ -220,8 +226,8 @@ ROWS = (
 )
 
 
-def claims(data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:
-    """All claims on the continuity of weights, from one model's run and resamples of its blocks of adjacent pairs."""
+def claims(data: xr.Dataset, config: Config, *, resamples: int = RESAMPLES) -> list[Claim]:
+    """Judge all claims on the continuity of weights, from one model's run and resamples of blocks of adjacent pairs."""
     table = Pairs(data, config.thresholds, config.seed, resamples, config.permutations, config.block_length)
     return claims_of(table, ROWS)
 
@@ -255,4 +261,4 @@ def _spread(values: Floats) -> Interval:
 def _words(claimed: Mapping[str, str]) -> str:
     """The claimed projections by space, for example "q, k in v₁; o, down in u₁"."""
     names = {side: ", ".join(name for name, own in claimed.items() if own == side) for side in claimed.values()}
-    return "; ".join(f"{held} in {VECTOR[side]}" for side, held in names.items())
+    return "; ".join(f"{held} in {VECTORS[side]}" for side, held in names.items())

@@ -1,18 +1,17 @@
-"""What a continuity run is made of: the Python API's argument, the command line and `config.json`."""
+"""The options of a continuity run: the Python API's argument, the command line and `config.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from probe.analysis.config import ModelConfig
-from probe.analysis.contract import control_names
+from probe.analysis import AtLeast, ModelConfig, control_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What each statistic must clear; the defaults were fixed before any model was measured.
+    """Bounds that each statistic must clear; the defaults were fixed before any model was measured.
 
     Attributes:
         threshold_trained: By how much the mean |cosine| of neighbours must exceed what 99 % of random means stay below.
@@ -56,18 +55,18 @@ class Config(ModelConfig):
     """Repeat with the gains of the norms multiplied in: a reader acts on γ ⊙ x̂."""
     outlier_share: float = 0.005
     """Share of the stream's coordinates, those that hold most of the leading vectors, left out in a repeat."""
-    init_seeds: int = 5
+    init_seeds: Annotated[int, AtLeast(0)] = 5
     """Fresh initialisations that serve as controls (at least 5 for a verdict)."""
-    shuffled_seeds: int = 1
+    shuffled_seeds: Annotated[int, AtLeast(0)] = 1
     """Draws of shuffled weights that serve as controls."""
-    permutations: int = 999
+    permutations: Annotated[int, AtLeast(1)] = 999
     """Random orders of the blocks."""
-    block_length: int = 3
+    block_length: Annotated[int, AtLeast(1)] = 3
     """Adjacent pairs that are resampled together."""
     method: Literal["auto", "dense", "randomised"] = "auto"
     """How singular triplets are found; auto: dense up to a short side of 2,048."""
     docs: bool = False
-    """Also DOCS of neighbouring blocks (arXiv 2501.16650), which takes all columns: dear for wide models."""
+    """Also DOCS of neighbouring blocks (arXiv 2501.16650), which takes all columns: slow for wide models."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Thresholds and margins of the claims."""
 

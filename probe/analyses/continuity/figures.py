@@ -30,7 +30,7 @@ RATE = 0.05  # false discoveries among the pairs that a table counts
 
 
 def figures(data: xr.Dataset, config: Config) -> list[Figure]:
-    """All figures that a run's variables allow, in the order of the report.
+    """Make all figures that a run's variables allow, in the order of the report.
 
     Args:
         data: The Dataset of the analysis.
@@ -197,8 +197,8 @@ def _subspaces(data: xr.Dataset) -> Figure | None:
 
 def _gaps(data: xr.Dataset) -> Figure:
     names = data["projection"].values.tolist()
-    stored = [name for name in names if name not in weights.COMPOSITES]
-    composites = [name for name in names if name in weights.COMPOSITES]
+    stored = [name for name in names if name not in weights.heads.COMPOSITES]
+    composites = [name for name in names if name in weights.heads.COMPOSITES]
     drawn = [partial(panels.gap_by_depth, data, group) for group in (stored, composites) if group]
     return Figure(
         "gaps",

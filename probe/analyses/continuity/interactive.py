@@ -16,11 +16,10 @@ TRACES = 2  # of a projection in a space: the path, and the ring around its firs
 
 
 def trajectories(data: xr.Dataset) -> go.Figure:
-    """Paths of leading singular vectors in three principal components: a dropdown for projection and space.
+    """Draw paths of leading singular vectors in three principal components: a dropdown for projection and space.
 
     Args:
-        data: The continuity analysis's Dataset with `SIDE_trajectory` (projection, block, axis) and
-            `SIDE_trajectory_share` (projection, axis), where SIDE is "input" or "output".
+        data: The continuity analysis's Dataset with `SIDE_trajectory` and `SIDE_trajectory_share`.
 
     Returns:
         The figure; colour goes from the first block (dark) to the last, a ring marks the first.

@@ -1,7 +1,6 @@
 """Panels of the continuity of weights: by depth, by projection, by lag; maps of all pairs; trajectories; gaps.
 
-In the continuity analysis's Dataset SIDE is "input" or "output", the space of v₁ or of u₁; `layer` numbers the pairs of
-neighbouring blocks, `block` the blocks.
+The variables are those of `probe.analyses.continuity.schema`, where SIDE is "input" or "output", the space of v₁ or u₁.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from probe.plots.style import (
     null_line,
     of_kind,
 )
-from probe.weights import stream_sides
+from probe.weights.bases import stream_sides
 
 SIDE_STYLES = {"input": Style("v₁, input space", BLUE, "o"), "output": Style("u₁, output space", RED, "s")}
 PROJECTION_STYLES = {
@@ -64,7 +63,7 @@ MEANINGLESS = 1.05  # σ₁/σ₂ below which a leading vector means nothing
 
 
 def sides_of(name: str) -> tuple[str, ...]:
-    """The spaces of a projection in which it is shown: the stream's, or both where it has none.
+    """Choose the spaces in which a projection is shown: the stream's, or both where it has none.
 
     Args:
         name: A projection.
@@ -76,7 +75,7 @@ def sides_of(name: str) -> tuple[str, ...]:
 
 
 def shown_spaces(data: xr.Dataset) -> list[tuple[str, str]]:
-    """Every projection in the spaces in which it is shown.
+    """List every projection in the spaces in which it is shown.
 
     Args:
         data: The continuity analysis's Dataset.
@@ -88,7 +87,7 @@ def shown_spaces(data: xr.Dataset) -> list[tuple[str, str]]:
 
 
 def in_stream(data: xr.Dataset, side: str) -> list[str]:
-    """The projections whose space on a side is the residual stream.
+    """List the projections whose space on a side is the residual stream.
 
     Args:
         data: The continuity analysis's Dataset.
@@ -101,11 +100,10 @@ def in_stream(data: xr.Dataset, side: str) -> list[str]:
 
 
 def continuity_by_depth(data: xr.Dataset, projection: str, ax: Axes | None = None) -> Axes:
-    """|cos| of neighbouring blocks' leading singular vectors in both spaces, over depth.
+    """Draw |cos| of neighbouring blocks' leading singular vectors in both spaces, over depth.
 
     Args:
-        data: The continuity analysis's Dataset with `gap` and `SIDE_continuity` (variant, projection, layer), and
-            `SIDE_haar_high` (projection,).
+        data: The continuity analysis's Dataset with `gap`, `SIDE_continuity` and `SIDE_haar_high`.
         projection: Which projection.
         ax: Where to draw.
 
@@ -129,17 +127,16 @@ def continuity_by_depth(data: xr.Dataset, projection: str, ax: Axes | None = Non
 
 
 def continuity_summary(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
-    """Mean continuity of every projection in one space, with intervals over depth, beside its controls.
+    """Draw the mean continuity of every projection in one space, with intervals over depth, beside its controls.
 
     Args:
-        data: The continuity analysis's Dataset with `gap` and `SIDE_continuity` (variant, projection, layer), and
-            `SIDE_haar` (projection,).
+        data: The continuity analysis's Dataset with `gap`, `SIDE_continuity` and `SIDE_haar`.
         side: "input" or "output".
         ax: Where to draw.
 
     Returns:
-        The Axes; full bars where the space is the residual stream, the median σ₁/σ₂ under each name; black lines, the
-        null: Random directions.
+        The Axes; full bars where the space is the residual stream, the median σ₁/σ₂ under each name; random
+        directions, the null, are black lines.
     """
     ax, own = axes_or_new(ax)
     names = data["projection"].values.tolist()
@@ -165,11 +162,10 @@ def continuity_summary(data: xr.Dataset, side: str, ax: Axes | None = None) -> A
 
 
 def lag_curves(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
-    """Mean |cos| of leading vectors at every lag, one curve a projection whose space is the stream's.
+    """Draw mean |cos| of leading vectors at every lag, one curve a projection whose space is the stream's.
 
     Args:
-        data: The continuity analysis's Dataset with `SIDE_lag` (projection, lag) and `SIDE_cosine` (projection, block,
-            other_block).
+        data: The continuity analysis's Dataset with `SIDE_lag` and `SIDE_cosine`.
         side: "input" or "output".
         ax: Where to draw.
 
@@ -193,10 +189,10 @@ def lag_curves(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
 
 
 def cosine_map(data: xr.Dataset, projection: str, side: str, ax: Axes | None = None, *, bar: bool = True) -> Axes:
-    """|cos| of leading vectors for all pairs of blocks.
+    """Draw |cos| of leading vectors for all pairs of blocks.
 
     Args:
-        data: The continuity analysis's Dataset with `SIDE_cosine` (projection, block, other_block).
+        data: The continuity analysis's Dataset with `SIDE_cosine`.
         projection: Which projection.
         side: "input" or "output".
         ax: Where to draw.
@@ -220,11 +216,10 @@ def cosine_map(data: xr.Dataset, projection: str, side: str, ax: Axes | None = N
 
 
 def trajectory_path(data: xr.Dataset, projection: str, side: str, ax: Any) -> Any:
-    """The path of the leading vector through depth in its three principal components, colour by block.
+    """Draw the path of the leading vector through depth in its three principal components, colour by block.
 
     Args:
-        data: The continuity analysis's Dataset with `SIDE_trajectory` (projection, block, axis) and
-            `SIDE_trajectory_share` (projection, axis).
+        data: The continuity analysis's Dataset with `SIDE_trajectory` and `SIDE_trajectory_share`.
         projection: Which projection.
         side: "input" or "output".
         ax: Axes with the projection "3d".
@@ -247,10 +242,10 @@ def trajectory_path(data: xr.Dataset, projection: str, side: str, ax: Any) -> An
 
 
 def gap_by_depth(data: xr.Dataset, names: Sequence[str], ax: Axes | None = None) -> Axes:
-    """σ₁/σ₂ of every block, one curve a projection.
+    """Draw σ₁/σ₂ of every block, one curve a projection.
 
     Args:
-        data: The continuity analysis's Dataset with `block_gap` (variant, projection, block).
+        data: The continuity analysis's Dataset with `block_gap`.
         names: Projections.
         ax: Where to draw.
 
@@ -265,10 +260,10 @@ def gap_by_depth(data: xr.Dataset, names: Sequence[str], ax: Axes | None = None)
 
 
 def subspace_continuity(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
-    """Mean squared cosine of the principal angles of leading k-subspaces, mean over pairs, against k.
+    """Draw the mean squared cosine of the principal angles of leading k-subspaces, mean over pairs, against k.
 
     Args:
-        data: The continuity analysis's Dataset with `SIDE_subspace` (k, projection, layer).
+        data: The continuity analysis's Dataset with `SIDE_subspace`.
         side: "input" or "output".
         ax: Where to draw.
 
@@ -290,10 +285,10 @@ def subspace_continuity(data: xr.Dataset, side: str, ax: Axes | None = None) -> 
 
 
 def continuity_controls(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
-    """Mean continuity of each projection on the stream's side, in the model and in every variant of it.
+    """Draw the mean continuity of each projection on the stream's side, in the model and in every variant of it.
 
     Args:
-        data: The continuity analysis's Dataset with `SIDE_continuity` (variant, projection, layer).
+        data: The continuity analysis's Dataset with `SIDE_continuity`.
         side: "input" or "output".
         ax: Where to draw.
 
@@ -315,10 +310,10 @@ def continuity_controls(data: xr.Dataset, side: str, ax: Axes | None = None) -> 
 
 
 def participation_by_depth(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
-    """Participation ratio of the leading vector over the width, by block: on how many coordinates it lives.
+    """Draw the participation ratio of the leading vector over the width, by block: how many coordinates it lives on.
 
     Args:
-        data: The continuity analysis's Dataset with `SIDE_participation` (variant, projection, block).
+        data: The continuity analysis's Dataset with `SIDE_participation`.
         side: "input" or "output".
         ax: Where to draw.
 
@@ -334,10 +329,10 @@ def participation_by_depth(data: xr.Dataset, side: str, ax: Axes | None = None) 
 
 
 def head_continuity(data: xr.Dataset, composite: str, ax: Axes | None = None) -> Axes:
-    """For each head's composite the best |cos| to a head of the next block, mean over heads, over depth.
+    """Draw the best |cos| of each head's composite to a head of the next block, mean over heads, over depth.
 
     Args:
-        data: The continuity analysis's Dataset with `SIDE_heads` (composite, layer) and `heads_null` ().
+        data: The continuity analysis's Dataset with `SIDE_heads` and `heads_null`.
         composite: "ov" or "qk".
         ax: Where to draw.
 
@@ -353,10 +348,10 @@ def head_continuity(data: xr.Dataset, composite: str, ax: Axes | None = None) ->
 
 
 def docs_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """DOCS of neighbouring blocks, one curve a projection.
+    """Draw DOCS of neighbouring blocks, one curve a projection.
 
     Args:
-        data: The continuity analysis's Dataset with `docs` (projection, layer).
+        data: The continuity analysis's Dataset with `docs`.
         ax: Where to draw.
 
     Returns:

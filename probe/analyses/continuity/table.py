@@ -12,13 +12,13 @@ from jaxtyping import Float, Int
 
 from probe import weights
 from probe.analyses.continuity.config import Thresholds
+from probe.analyses.continuity.schema import VECTORS
 from probe.claims import Condition
 from probe.claims.evidence import AbsentError, Reading, Sample
 from probe.inference import Interval, circular_block_bootstrap
 
 CLAIMED = dict.fromkeys(("q", "k", "gate", "up", "in"), "input") | dict.fromkeys(("o", "down", "out"), "output")
 """The projections that are said to be continuous, and the space: the residual stream's side."""
-VECTOR = {"input": "v₁", "output": "u₁"}
 BAND = np.array([0.005, 0.99, 0.995])
 Rows: TypeAlias = Int[np.ndarray, " pair"]
 
@@ -46,7 +46,7 @@ class Pairs(Reading[Thresholds]):
         return min(self.block_length, self.n_pairs)
 
     def intervals(self, statistic: Callable[[Rows], Mapping[str, float]]) -> dict[str, Interval]:
-        """Intervals of several named statistics from the same resampled pairs."""
+        """Estimate several named statistics, with intervals from the same resampled pairs."""
         names = list(statistic(np.arange(self.n_pairs)))
 
         def values(index: Rows) -> Float[np.ndarray, " name"]:
@@ -58,7 +58,7 @@ class Pairs(Reading[Thresholds]):
         return {name: found[place] for place, name in enumerate(names)}
 
     def exact(self, value: float) -> Interval:
-        """What is not sampled, as an interval without width."""
+        """Give a number that is not sampled as an interval without width."""
         return Interval(value, value, value, self.sample.size, "exact")
 
     @cached_property
@@ -75,29 +75,29 @@ class Pairs(Reading[Thresholds]):
         return found
 
     def curves(self, sides: Mapping[str, str], variant: str = "model") -> Float[np.ndarray, "projection pair"]:
-        """The continuity of projections, each in one space."""
+        """Read the continuity of projections, each in one space."""
         return np.stack([
             self.get(f"{side}_continuity", dims=("layer",), variant=variant, projection=name)
             for name, side in sides.items()
         ])
 
     def cosines(self) -> Float[np.ndarray, "projection block block"]:
-        """The L × L matrices of the claimed projections, each in its space."""
+        """Read the L × L matrices of the claimed projections, each in its space."""
         dims = ("block", "other_block")
         return np.stack([self.get(f"{side}_cosine", dims=dims, projection=name) for name, side in self.claimed.items()])
 
     def band(self, sides: Mapping[str, str]) -> tuple[float, float, float]:
-        """0.5 %, 99 % and 99.5 % points of the mean over projections and pairs if all directions were random."""
+        """Find the 0.5 %, 99 % and 99.5 % points of the mean over projections and pairs of random directions."""
         pairs: dict[int, int] = {}
         for name, side in sides.items():
             width = int(self.data[f"{side}_width"].sel(projection=name))
             pairs[width] = pairs.get(width, 0) + self.n_pairs
-        low, high, highest = weights.haar_mean_quantiles(pairs, BAND, seed=self.seed)
+        low, high, highest = weights.nulls.haar_mean_quantiles(pairs, BAND, seed=self.seed)
         return float(low), float(high), float(highest)
 
     def means(self, sides: Mapping[str, str], ending: str = "") -> dict[str, Interval]:
-        """The mean continuity of each projection in one space, named for example "q in v₁" with the ending."""
-        curves = {f"{name} in {VECTOR[side]}{ending}": self.curves({name: side})[0] for name, side in sides.items()}
+        """Average the continuity of each projection in one space; it is named, say, "q in v₁" with the ending."""
+        curves = {f"{name} in {VECTORS[side]}{ending}": self.curves({name: side})[0] for name, side in sides.items()}
         return self.intervals(lambda index: {words: float(curve[index].mean()) for words, curve in curves.items()})
 
     @property
@@ -108,7 +108,7 @@ class Pairs(Reading[Thresholds]):
         return np.asarray(gaps[[projections.index(name) for name in self.claimed]])
 
     def enough_gap(self) -> Condition:
-        """The precondition that leading vectors mean something: the median gap over the claimed projections."""
+        """Require that leading vectors mean something: the median gap over the claimed projections."""
         median, needed = float(np.nanmedian(self.gaps)), self.thresholds.threshold_gap
         return Condition(
             median >= needed,

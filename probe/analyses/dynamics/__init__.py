@@ -7,12 +7,6 @@ the claims of the paper come out as a Dataset, a list of claims and a report.
     python -m probe.analyses.dynamics --model smollm2-135m-instruct-q4 --dataset sample
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from probe.analyses.dynamics.config import Config, Thresholds
-from probe.analysis.contract import Analysis
-
-__all__ = ["Config", "Thresholds", "analysis", "plan", "run"]
-
-analysis = Analysis("dynamics", Config, "probe.analyses.dynamics.stages")
-run, plan = analysis.run, analysis.plan
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

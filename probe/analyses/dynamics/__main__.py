@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from probe.analyses.dynamics import analysis
+from probe.analyses import dynamics
+from probe.analysis import command
 
 if __name__ == "__main__":
-    sys.exit(analysis.main())
+    sys.exit(command.main("dynamics", dynamics.Config, lambda: dynamics.analysis))

@@ -47,22 +47,22 @@ Curve: TypeAlias = Float[np.ndarray, "... layer"]
 
 
 class Depth:
-    """Medians over positions by layer of a resample given by weights.
+    """Medians over positions by layer, of a resample given by weights.
 
     Args:
-        values: (..., layer, query).
+        values: Scores, (..., layer, query).
     """
 
     def __init__(self, values: Floats) -> None:
         self._ranking = Ranking(values)
 
     def __call__(self, weights: Weights) -> Curve:
-        """The depth curve, (..., layer)."""
+        """The depth curve."""
         return np.asarray(self._ranking.median(weights))
 
 
 def gradient(table: Runs) -> Finding:
-    """Spearman's ρ of layer and score, ends out: the larger of the two scores of K must lie below the threshold."""
+    """Correlate layer and score, ends out: the larger ρ of the two scores of K must lie below the threshold."""
     curves = {score: Depth(table.get(score, variant="model", matrix="K")) for score in SCORES}
     beside = {
         score: Depth(values)
@@ -107,7 +107,7 @@ def gradient(table: Runs) -> Finding:
 
 
 def late_symmetric(table: Runs) -> Finding:
-    """Antisymmetric fraction of K in the last quarter of the blocks."""
+    """Average the antisymmetric fraction of K in the last quarter of the blocks."""
     layers = len(table.data["layer"])
     late = slice(layers - max(1, layers // 4), layers)
     fresh = _controls(table, "init")
@@ -145,7 +145,7 @@ def late_symmetric(table: Runs) -> Finding:
 
 
 def bottleneck(table: Runs) -> Finding:
-    """Participation ratio of the product of all blocks' Jacobians, over d."""
+    """Count the directions that the product of all blocks' Jacobians leaves: its participation ratio, over d."""
     width = float(table.data.attrs["d_model"])
     fresh = _controls(table, "init")
     parts = {"θ": Typical(_whole_product(table, "model") / width)}
@@ -184,7 +184,7 @@ def bottleneck(table: Runs) -> Finding:
 
 
 def learned(table: Runs) -> Finding:
-    """Drops of the two scores of K over depth, and log participation ratio: trained less control."""
+    """Compare drops over depth of both scores of K, and log participation ratio: trained less control."""
     fresh, shuffled = _controls(table, "init"), _controls(table, "shuffled")
     if len(table.data["layer"]) < 5:
         raise AbsentError(f"a drop over depth needs five layers or more: this run measured {len(table.data['layer'])}")
@@ -225,7 +225,7 @@ def learned(table: Runs) -> Finding:
 
 
 class Falls:
-    """What falls over depth in some variants: both scores of K, and how many directions their product leaves.
+    """The falls over depth of some variants: of both scores of K, and of the directions that their product leaves.
 
     Args:
         table: The run.
@@ -254,7 +254,7 @@ INTERVENTIONS = {
 
 
 def nonnormal_origin(table: Runs) -> Finding:
-    """Share of the bottleneck, relative to norm-matched random updates, that a shuffle of the Schur form dissolves."""
+    """Find the share of the bottleneck beyond norm-matched random updates that a shuffled Schur form dissolves."""
     table = table.measured(_null(table, "norm_matched"))
     found = table.intervals(each({"raw": Typical(_excess(table))}))
     for name in INTERVENTIONS:
@@ -303,7 +303,7 @@ def _dissolved(table: Runs, name: str) -> dict[str, Interval]:
 
 
 def linear_holds(table: Runs) -> Finding:
-    """ε over median ‖u‖ at which the linear prediction is 10 % off, one block on."""
+    """Find the ε over median ‖u‖ at which the linear prediction is 10 % off, one block on."""
     dims = ("direction", "start", "query")
     table = table.measured(table.get("epsilon_at_tenth", dims=dims, horizon="1"))
     epsilon = np.log(table.get("epsilon_at_tenth", dims=dims, horizon="1"))
@@ -382,7 +382,16 @@ ROWS = (
 
 
 def claims(data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:
-    """All claims on the dynamics of the residual stream, from one model's run and resamples of its documents."""
+    """Judge the claims on the dynamics of the residual stream.
+
+    Args:
+        data: One model's run.
+        config: Its options, with the thresholds.
+        resamples: Of the documents, for each interval.
+
+    Returns:
+        The claims.
+    """
     return claims_of(Table(data, config.thresholds, config.seed, resamples), ROWS)
 
 

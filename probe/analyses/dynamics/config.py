@@ -1,25 +1,24 @@
-"""What a dynamics run is made of: the Python API's argument, the command line and `config.json`."""
+"""The options of the dynamics: the Python API's argument, the command line and `config.json`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from probe.analysis.config import TextConfig
-from probe.analysis.contract import control_names
+from probe.analysis import AtLeast, TextConfig, control_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What each statistic must clear; the defaults were fixed before any model was measured.
+    """The bounds that each statistic must clear; the defaults were fixed before any model was measured.
 
     Attributes:
         threshold_gradient: Spearman's ρ of layer and score, for the slower of the two scores of K.
         threshold_late_symmetric: Antisymmetric fraction of K in the last quarter of the blocks; 0.316 = √0.1 leaves a
             tenth of ‖K‖² to the antisymmetric part, a random K has √½.
         threshold_bottleneck: Participation ratio of the product of all blocks, over d.
-        threshold_learned: What the trained model's drops and log participation ratio must differ from a control's by.
+        threshold_learned: Difference of the trained model's drops and log participation ratio to a control's.
         threshold_nonnormal_origin: Share of the bottleneck that goes with the structure of the non-normal part.
         threshold_linear_holds: ε over median ‖u‖ at which the linear prediction is 10 % off.
         threshold_documents: Fewer documents than this decide nothing.
@@ -38,7 +37,7 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """How does each block rotate, stretch and compress the residual stream, and into how many directions?
+    """Rotation, stretch and compression of the residual stream in each block, and what their product leaves of it.
 
     Everything is read from exact Jacobians of the blocks at single positions. Nothing is fitted, so all documents of
     the text are used; windows are drawn round-robin over them. What costs much is measured on fewer positions: the
@@ -51,11 +50,11 @@ class Config(TextConfig):
         "--model pythia-160m --dataset wikitext-2 --revision step0,step1000,main": "through training",
     }
 
-    windows: int = 24
+    windows: Annotated[int, AtLeast(1)] = 24
     """Number of windows, each from another document while there are any left."""
     skip_first: int = 16
     """Positions at the start of each window that are left out: attention sinks distort the operator there."""
-    positions_per_window: int = 2
+    positions_per_window: Annotated[int, AtLeast(1)] = 2
     """Positions of each window at which the trained model is measured."""
     context: Literal["sequence", "alone", "detached"] = "sequence"
     """The rest of the text held fixed; the token alone; or norms, softmax and gates frozen (another operator)."""
@@ -63,31 +62,31 @@ class Config(TextConfig):
     """How Jacobians are computed."""
     alone: bool = True
     """Also measure every block on the token alone, as the paper does."""
-    init_seeds: int = 5
+    init_seeds: Annotated[int, AtLeast(0)] = 5
     """Fresh initialisations that serve as controls (at least 5 for a verdict)."""
-    shuffled_seeds: int = 1
+    shuffled_seeds: Annotated[int, AtLeast(0)] = 1
     """Draws of shuffled weights that serve as controls."""
-    control_windows: int = 24
+    control_windows: Annotated[int, AtLeast(1)] = 24
     """Windows on which the controls are measured, one position each."""
     interventions: bool = True
     """Products under nulls and interventions: norm-matched random, shuffled depth, Schur family, symmetrised."""
-    product_windows: int = 12
+    product_windows: Annotated[int, AtLeast(1)] = 12
     """How many of these windows the products are repeated on, which is what costs most."""
-    draws: int = 5
+    draws: Annotated[int, AtLeast(1)] = 5
     """Draws of each random null of the product."""
-    order_windows: int = 4
+    order_windows: Annotated[int, AtLeast(0)] = 4
     """Windows in which schur_normal is repeated on the transpose and on a rotated K: it depends on their order."""
-    eigenvector_windows: int = 6
+    eigenvector_windows: Annotated[int, AtLeast(0)] = 6
     """Windows in which eigenvectors are computed, for their condition number and the polar rotation."""
     mean: bool = True
     """Scores of the mean matrix, and the product of averages against the average of products."""
     perturb: bool = True
     """Perturb the real network and compare with the product of Jacobians."""
-    perturb_layers: int = 6
+    perturb_layers: Annotated[int, AtLeast(1)] = 6
     """Blocks before which it is perturbed, evenly spread."""
-    kreiss_layers: int = 6
+    kreiss_layers: Annotated[int, AtLeast(0)] = 6
     """Blocks, evenly spread, whose Kreiss constant and pseudospectrum are computed at one position; 0 for none."""
-    grid: int = 48
+    grid: Annotated[int, AtLeast(2)] = 48
     """Points of the pseudospectrum's grid along each axis."""
     symmetrised_ov: bool = False
     """Also symmetrise W_O W_V of every head inside the Jacobians (one more product a window)."""

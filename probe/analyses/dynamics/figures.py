@@ -34,7 +34,7 @@ INTERVENTIONS = tuple(null for null in NULL_STYLES if null.startswith(("schur", 
 
 
 def figures(data: xr.Dataset, config: Config) -> list[Figure]:
-    """All figures that a run's variables allow, in the order of the report.
+    """List the figures that a run's variables allow, in the order of the report.
 
     Args:
         data: The Dataset of the analysis.

@@ -15,10 +15,10 @@ MAX_POINTS = 60_000  # over all layers: about a megabyte of the page
 
 
 def clouds(data: xr.Dataset) -> go.Figure:
-    """Eigenvalues of K in the complex plane: a slider for the block.
+    """Draw the eigenvalues of K in the complex plane, with a slider for the block.
 
     Args:
-        data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary` (layer, cloud, index).
+        data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary`.
 
     Returns:
         The figure; both axes keep one range and one scale, so that the slider compares the blocks.
@@ -57,7 +57,7 @@ def _points(data: xr.Dataset) -> Floats:
 
 
 def _words(data: xr.Dataset, layer: int) -> str:
-    """What the scores say of the block whose eigenvalues are shown."""
+    """The scores of the block whose eigenvalues are shown."""
     scores = data.sel(layer=layer, matrix="K", variant="model")
     said = (("complex", "complex_fraction"), ("rotation", "rotation_fraction"), ("Henrici", "henrici_departure"))
     return ", ".join(f"{word} {float(scores[name].median()):.2f}" for word, name in said)

@@ -1,4 +1,4 @@
-"""What a dynamics run holds of the trained model, found by the text that a matrix belongs to.
+"""The contents of a dynamics run, found by the text that a matrix belongs to.
 
 A block's Jacobian at a position depends on the weights, the context and the tokens up to that position. Another
 analysis that measures the same position of the same text under the same weights need not compute it again.
@@ -14,19 +14,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from probe.analyses.dynamics.work import MATRICES
 from probe.analysis.config import parse_layers
 from probe.errors import InputError
 from probe.runs import Run
+from probe.runs.directory import require_format
+from probe.runs.pieces import PieceFile
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the matrices of one position lie: the unit, its window, which of the window's positions."""
+    """A measured position: the piece that holds it, and its place along `query`."""
 
-    key: str
-    window: int
-    chosen: int
+    file: PieceFile
+    query: int
 
 
 class Kept:
@@ -35,8 +35,8 @@ class Kept:
     Args:
         directory: Its run directory; the run need not be finished.
         fingerprint: Of the model that is to be measured: `weights` and `attention`.
-        n_layers: How many blocks it has.
-        context: What the rest of the text is in the Jacobians that are wanted.
+        n_layers: Number of its blocks.
+        context: Of the Jacobians that are wanted, as the option of this name.
 
     Raises:
         InputError: If the directory holds no dynamics run, or one of another model or context.
@@ -55,18 +55,22 @@ class Kept:
         if other:
             raise InputError(
                 f"matrices can be used again only from a dynamics run with the same {other[0]}: {directory} has "
-                f"{str(told[other[0]])[:12]}, and {wanted[other[0]][:12]} is wanted; leave --dynamics out"
+                f"{str(told[other[0]])[:12]}, and {wanted[other[0]][:12]} is wanted; leave dynamics= out"
             )
+        require_format(self._run)
         self._layers = parse_layers(record["config"]["layers"], n_layers)
         self._places: dict[bytes, Place] = {}
-        for path in sorted((directory / "units" / "scores").glob("model-*.safetensors")):
-            unit = self._run.load("scores", path.stem, ["tokens", "positions"])
-            for window, positions in enumerate(unit["positions"].tolist()):
-                for chosen, position in enumerate(positions):
-                    self._places[_key(unit["tokens"][window], position)] = Place(path.stem, window, chosen)
+        for file in self._run.files("scores"):
+            piece = file.read(["tokens", "positions"])
+            queries = file.labels["query"]
+            assert isinstance(queries, range)
+            query = iter(queries)
+            for tokens, positions in zip(piece["tokens"], piece["positions"].tolist(), strict=True):
+                for position in positions:
+                    self._places[_key(tokens, position)] = Place(file, next(query))
 
     def find(self, tokens: Int[Tensor, " position"], position: int) -> Place | None:
-        """Where a position of a window was measured, if it was.
+        """Find a position of a window by its text.
 
         Args:
             tokens: The window.
@@ -78,7 +82,7 @@ class Kept:
         return self._places.get(_key(tokens, position))
 
     def jacobian(self, place: Place, layer: int) -> Float[Tensor, "d d"] | None:
-        """The Jacobian of a block, if the run kept it (`--keep-matrices`).
+        """Read the Jacobian of a block, if the run kept it (`keep_matrices=True`).
 
         Args:
             place: From `find`.
@@ -87,13 +91,12 @@ class Kept:
         Returns:
             J, float32; None if it was not kept.
         """
-        name = f"{place.key}-layer-{layer:03d}"
-        if not self._run.has("matrices", name):
+        if "jacobian" not in place.file.axes or layer not in self._layers:
             return None
-        return self._run.load("matrices", name)["jacobian"][place.window, place.chosen]
+        return place.file.read(["jacobian"], layer=layer, query=place.query)["jacobian"]
 
     def score(self, name: str, place: Place, layer: int) -> float | None:
-        """A score of K.
+        """Read a score of K.
 
         Args:
             name: Of the score, as in `probe.spectra`.
@@ -105,8 +108,7 @@ class Kept:
         """
         if layer not in self._layers:
             return None
-        scores = self._run.load("scores", place.key, [name])[name]  # (window, chosen, matrix, layer)
-        return float(scores[place.window, place.chosen, MATRICES.index("K"), self._layers.index(layer)])
+        return float(place.file.read([name], matrix="K", layer=layer, query=place.query)[name])
 
 
 def _key(tokens: Int[Tensor, " position"], position: int) -> bytes:

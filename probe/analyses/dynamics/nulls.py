@@ -13,26 +13,14 @@ from torch import Tensor
 from torch.linalg import matrix_norm
 
 from probe import replay, spectra
-from probe.analyses.dynamics import work
 from probe.analyses.dynamics.config import Config
-from probe.analysis.subject import layers_of, model_of
-from probe.jacobian import Options, recorded_jacobian
-from probe.runs import Run
-from probe.runs.engine import Unit
+from probe.analyses.dynamics.schema import NULLS
+from probe.analyses.dynamics.subject import ALONE, JACOBIAN_MEMORY, DynamicsSubject
+from probe.analysis import Task
+from probe.jacobian import JacobianOptions, recorded_jacobian
+from probe.runs import Piece, Run
 from probe.spectra import lapack
 
-NULLS = {
-    "norm_matched": "updates replaced by Gaussian ones of the same ‖K‖",
-    "shuffled_depth": "blocks in random order",
-    "schur_shuffle": "non-normal part of K shuffled",
-    "schur_normal": "non-normal part of K removed",
-    "schur_normal_matched": "non-normal part of K removed, at equal ‖K‖",
-    "schur_normal_transposed": "the same through Kᵀ, at equal ‖K‖",
-    "schur_normal_rotated": "the same through a rotated K, at equal ‖K‖",
-    "symmetrised": "J symmetrised at equal ‖J‖",
-    "symmetrised_ov": "W_O W_V of each head symmetrised",
-}
-"""Names of the nulls with what is done; the random ones have `draws` draws."""
 CHUNK = 4  # blocks whose Schur forms are computed at once, two a core
 COUPLING = 10  # singular vectors whose coupling between layers is measured
 
@@ -46,7 +34,7 @@ class Product:
     LAPACK then works on subnormal numbers.
 
     Args:
-        width: D.
+        width: Width d of the stream.
     """
 
     def __init__(self, width: int) -> None:
@@ -55,7 +43,11 @@ class Product:
         self._rank: list[Tensor] = []
 
     def step(self, J: Float[Tensor, "draw d d"]) -> None:
-        """Multiplies the next block's matrices on the left."""
+        """Multiply the next block's matrices on the left.
+
+        Args:
+            J: One matrix a draw.
+        """
         product = J @ self._product
         self._product = product / matrix_norm(product)[:, None, None]
         gram = self._product.mT @ self._product
@@ -65,24 +57,29 @@ class Product:
         self._rank.append(torch.special.entr(share).sum().exp())
 
     def spectrum(self) -> tuple[Float[Tensor, "draw depth"], Float[Tensor, " depth"]]:
-        """Participation ratio of each draw, and effective rank of the first, by depth."""
+        """Read what was multiplied so far.
+
+        Returns:
+            Participation ratio of each draw, and effective rank of the first, by depth.
+        """
         return torch.stack(self._participation, dim=1), torch.stack(self._rank)
 
 
-def products_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
-    """The product under each null, and the coupling of the blocks' singular vectors, at one position of a window.
+def products(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
+    """Multiply the blocks under each null, and couple their singular vectors, at the first position of a window.
 
     Args:
-        config: The run's configuration.
-        unit: Which window.
+        subject: Models and text.
+        task: Its window.
         run: Not used.
 
     Returns:
-        For each null `participation_ratio.NULL` (draw, depth), `effective_rank.NULL` (depth,) of the first draw, and
-        where it changes the update block by block `antisymmetric_fraction.NULL` (layer,); `coupling` (layer, layer).
+        `null_participation_ratio`, `null_effective_rank`, `null_antisymmetric_fraction` where a null changes the update
+        block by block, and `coupling`.
     """
-    window = unit.arguments["window"]
-    J = work.stacked(config, slice(window, window + 1))[0, 0].double()  # (layer, d, d)
+    window, config = task["window"], subject.config
+    rows = slice(window, window + 1)
+    J = subject.stacked(rows)[:, 0].double()
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + window)
     found: dict[str, Product] = {}
     antisymmetric: dict[str, list[Tensor]] = {}
@@ -96,13 +93,23 @@ def products_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
             antisymmetric.setdefault(null, []).append(fraction.mean(dim=0))
     found["shuffled_depth"] = _shuffled_depth(J, config.draws, generator)
     if config.symmetrised_ov:
-        found["symmetrised_ov"], antisymmetric["symmetrised_ov"] = _symmetrised_ov(config, window)
-    arrays = {"coupling": spectra.block_coupling(J - _identity(J), min(COUPLING, J.shape[-1]))}
-    for null, product in found.items():
-        arrays[f"participation_ratio.{null}"], arrays[f"effective_rank.{null}"] = product.spectrum()
-    for null, parts in antisymmetric.items():
-        arrays[f"antisymmetric_fraction.{null}"] = torch.cat(parts)[layers_of(config)]
-    return arrays
+        found["symmetrised_ov"], antisymmetric["symmetrised_ov"] = _symmetrised_ov(subject, rows)
+    names = [name for name in NULLS if name in found]
+    unchanged = torch.full((len(subject.layers),), torch.nan, dtype=torch.float64)
+    ratios, ranks, fractions = list[Tensor](), list[Tensor](), list[Tensor]()
+    for name in names:
+        ratio, rank = found[name].spectrum()
+        missing = ratio.new_full((config.draws - len(ratio), ratio.shape[1]), torch.nan)  # where nothing is drawn
+        ratios.append(torch.cat([ratio, missing]))
+        ranks.append(rank)
+        fractions.append(torch.cat(antisymmetric[name])[subject.layers] if name in antisymmetric else unchanged)
+    arrays = {
+        "null_participation_ratio": torch.stack(ratios),
+        "null_effective_rank": torch.stack(ranks),
+        "null_antisymmetric_fraction": torch.stack(fractions),
+        "coupling": spectra.block_coupling(J - _identity(J), min(COUPLING, J.shape[-1])),
+    }
+    return Piece(arrays, {"null": names, "layer": subject.layers, "query": subject.queries(rows)[0]})
 
 
 def _changed(
@@ -140,14 +147,14 @@ def _shuffled_depth(J: Float[Tensor, "layer d d"], draws: int, generator: torch.
     return product
 
 
-def _symmetrised_ov(config: Config, window: int) -> tuple[Product, list[Tensor]]:
+def _symmetrised_ov(subject: DynamicsSubject, rows: slice) -> tuple[Product, list[Tensor]]:
     """The product, and the antisymmetric fraction of every block's K, with each head's W_O W_V symmetrised."""
-    rows = slice(window, window + 1)
-    context = replay.record(model_of(config), work.windows_of(config).tokens[rows], work.positions_of(config)[rows, :1])
-    context = context.alone() if config.context == "alone" else context
-    options = Options(context=config.context, symmetrised_ov=True, memory=work.JACOBIAN_MEMORY)
-    product, fractions = Product(model_of(config).d_model), []
-    for layer in range(model_of(config).n_layers):
+    kind = subject.config.context
+    context = replay.record(subject.model, subject.windows().tokens[rows], subject.positions[rows, :1])
+    context = context.alone() if kind == ALONE else context
+    options = JacobianOptions(context=kind, symmetrised_ov=True, memory=JACOBIAN_MEMORY)
+    product, fractions = Product(subject.model.d_model), []
+    for layer in range(subject.depth):
         J = recorded_jacobian(context, layer, options)[0].double().cpu()  # one position: one draw
         product.step(J)
         fractions.append(spectra.antisymmetric_fraction(J - _identity(J)))

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from probe import replay
-from probe.analyses.dynamics import work
-from probe.analyses.dynamics.config import Config
-from probe.analysis.subject import model_of, spread
-from probe.runs import Run
-from probe.runs.engine import Unit
+from probe.analyses.dynamics.schema import DIRECTIONS, EPSILONS, HORIZONS
+from probe.analyses.dynamics.subject import DynamicsSubject
+from probe.analysis import Task
+from probe.runs import Piece, Run
 from probe.spectra import lapack
-
-EPSILONS = tuple(10 ** (power / 2) for power in range(-6, 1))
-"""Sizes of the step over the window's median ‖u_l‖: half a decade apart, from 1e-3 to 1."""
-HORIZONS = ("1", "2", "4", "8", "all")
-"""Blocks between the step and the comparison; "all": up to the final norm."""
-DIRECTIONS = {
-    "random": "random",
-    "singular": "top right singular vector of J",
-    "other": "towards another token's state",
-    "principal": "first principal direction of the states",
-}
 
 
 @dataclass
@@ -41,7 +30,11 @@ class _Step:
     cosine: dict[str, Tensor] = field(default_factory=dict)
 
     def compare(self, horizon: str) -> None:
-        """Records relative error and cosine of real and predicted change, (direction, epsilon)."""
+        """Record relative error and cosine of real and predicted change, (direction, epsilon).
+
+        Args:
+            horizon: One of `HORIZONS`.
+        """
         real = (self.states[0, 1:, 0] - self.states[0, :1, 0]).double().unflatten(0, (len(DIRECTIONS), -1))
         sizes = self.length * torch.tensor(EPSILONS, dtype=torch.float64)
         predicted = self.predicted[:, None] * sizes[:, None]
@@ -49,36 +42,29 @@ class _Step:
         self.cosine[horizon] = torch.cosine_similarity(real, predicted, dim=-1, eps=0.0)
 
 
-def starts_of(config: Config) -> list[int]:
-    """Blocks before which the stream is perturbed."""
-    return spread(list(range(model_of(config).n_layers)), config.perturb_layers)
-
-
-def perturb_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
-    """Steps at one position of a window: the network's change against the product of Jacobians.
+def perturb(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
+    """Step away from the state at the first position of a window: the network's change beside the Jacobians'.
 
     A step is ε times the median norm of the block's update over the window's counted positions, in each of the
     `DIRECTIONS`. Earlier positions do not feel it, and what the position itself becomes is exactly what `replay` gives.
 
     Args:
-        config: The run's configuration.
-        unit: Which window.
+        subject: Models and text.
+        task: Its window.
         run: Not used.
 
     Returns:
-        `error`: ‖Δ − C ε δ‖ / ‖Δ‖, and `cosine`, each (start, horizon, direction, epsilon), NaN where the network ends
-        before the horizon; `length` (start,): the median ‖u‖.
+        `perturb_error` and `perturb_cosine`, NaN where the network ends before the horizon, and `step_length`.
     """
-    window = unit.arguments["window"]
-    rows, windows = slice(window, window + 1), work.windows_of(config)
-    context = replay.record(model_of(config), windows.tokens[rows], work.positions_of(config)[rows, :1])
+    window, config, windows = task["window"], subject.config, subject.windows()
+    rows = slice(window, window + 1)
+    context = replay.record(subject.model, windows.tokens[rows], subject.positions[rows, :1])
     counted = windows.counted(config.skip_first)[window]
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + window)
-    starts, steps = starts_of(config), list[_Step]()
-    n_layers = model_of(config).n_layers
-    for layer, matrices in work.jacobians(config, rows):
+    steps: list[_Step] = []
+    for layer, matrices in subject.jacobians(rows):
         J = matrices[0, 0].double()
-        if layer in starts:
+        if layer in subject.starts:
             steps.append(_step(context, layer, J, counted, generator))
         for step in steps:
             with torch.no_grad():
@@ -87,14 +73,28 @@ def perturb_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
             done = layer + 1 - step.start
             if str(done) in HORIZONS:
                 step.compare(str(done))
-            if layer == n_layers - 1:
+            if layer == subject.depth - 1:
                 step.compare("all")
     absent = torch.full((len(DIRECTIONS), len(EPSILONS)), torch.nan, dtype=torch.float64)
-    return {
-        "error": torch.stack([torch.stack([step.error.get(h, absent) for h in HORIZONS]) for step in steps]),
-        "cosine": torch.stack([torch.stack([step.cosine.get(h, absent) for h in HORIZONS]) for step in steps]),
-        "length": torch.stack([step.length for step in steps]),
+
+    def gathered(found: list[dict[str, Tensor]]) -> Float[Tensor, "direction horizon epsilon start"]:
+        return torch.stack([torch.stack([one.get(h, absent) for h in HORIZONS], dim=1) for one in found], dim=-1)
+
+    arrays = {
+        "perturb_error": gathered([step.error for step in steps]),
+        "perturb_cosine": gathered([step.cosine for step in steps]),
+        "step_length": torch.stack([step.length for step in steps]),
     }
+    return Piece(
+        arrays,
+        {
+            "direction": DIRECTIONS,
+            "horizon": HORIZONS,
+            "epsilon": EPSILONS,
+            "start": subject.starts,
+            "query": subject.queries(rows)[0],
+        },
+    )
 
 
 def _step(
@@ -130,3 +130,32 @@ def _directions(
     found = torch.stack([random, right[0], states[other] - states[position], principal[0]])
     units: Tensor = found / vector_norm(found, dim=-1, keepdim=True)
     return units
+
+
+def epsilon_at(
+    error: Float[np.ndarray, "direction horizon epsilon start query"],
+    epsilons: Float[np.ndarray, " epsilon"],
+    level: float,
+) -> Float[np.ndarray, "direction horizon start query"]:
+    """Find where the error passes a level: above the largest ε whose error is below it, on logarithmic scales.
+
+    At the smallest ε float32 rounding can lift the error again; looking from above passes over that.
+
+    Args:
+        error: Relative errors.
+        epsilons: Sizes of the step, rising.
+        level: Of the error.
+
+    Returns:
+        ε; an end of the grid where all errors lie on one side, NaN where errors are missing.
+    """
+    logs = np.log(np.moveaxis(np.maximum(error, 1e-300), 2, -1)) - np.log(level)
+    log_epsilon = np.log(epsilons)
+    below = logs <= 0
+    last = len(epsilons) - 1 - np.argmax(below[..., ::-1], axis=-1)
+    upper = np.minimum(last + 1, len(epsilons) - 1)
+    low, high = (np.take_along_axis(logs, place[..., None], axis=-1)[..., 0] for place in (last, upper))
+    gap = np.where(high > low, high - low, 1.0)
+    step = np.where(high > low, -low / gap, 0.0) * (log_epsilon[upper] - log_epsilon[last])
+    crossing = np.where(below.any(axis=-1), log_epsilon[last] + step, log_epsilon[0])
+    return np.asarray(np.where(np.isnan(logs).any(axis=-1), np.nan, np.exp(crossing)))

@@ -1,135 +1,163 @@
-"""The stages of the dynamics analysis in their order, and what they would take beforehand."""
+"""The analysis of the dynamics: its stages in their order, its Dataset, and what is said of it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
+import xarray as xr
 
-from probe.analyses.dynamics import means, nulls, perturb, work
-from probe.analyses.dynamics.claims import claims
+from probe.analyses.dynamics import claims, figures, means, nulls, perturb, work
 from probe.analyses.dynamics.config import Config
-from probe.analyses.dynamics.figures import figures
-from probe.analyses.dynamics.schema import assemble
-from probe.analysis import subject as subjects
-from probe.analysis.contract import Stage, require_at_least, staged
-from probe.analysis.subject import notes
+from probe.analyses.dynamics.schema import EPSILONS, MATRICES, SCHEMA
+from probe.analyses.dynamics.subject import DynamicsSubject
+from probe.analysis import Analysis, Claim, Figure, Stage, Task
+from probe.analysis.subject import OWN, spread
 from probe.errors import InputError
-from probe.jacobian import Options
-from probe.runs import engine
-from probe.runs.engine import Plan
-from probe.spectra import lapack
+from probe.jacobian import JacobianOptions, method_of
+from probe.runs import Run
+from probe.runs.engine import Measure
 
-__all__ = ["assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
-
-STAGES = {
-    "scores": (work.scores_unit, "every block of the model"),
-    "controls": (work.scores_unit, "token alone, fresh and shuffled"),
-    "products": (nulls.products_unit, "products under nulls"),
-    "eigenvectors": (work.eigenvectors_unit, "eigenvectors"),
-    "means": (means.means_unit, "mean matrices"),
-    "mean_products": (means.mean_products_unit, "their product"),
-    "perturb": (perturb.perturb_unit, "perturbations"),
-    "pseudospectra": (work.pseudospectra_unit, "pseudospectra"),
-}
-"""Function and description of each stage, in their order."""
+TENTH = 0.1  # relative error at which the linear prediction is said to end
+TIMED = 2  # blocks of a long task that a plan goes through
 
 
-def stages(config: Config) -> list[Stage]:
-    """What is to be done, in order."""
-    _check(config)
-    _options(config).resolved(subjects.model_of(config))  # refuses what the model's blocks do not have
-    return staged(STAGES, work.units(config))
+class Dynamics(Analysis[Config]):
+    """Exact Jacobians of every block, their product over depth, and what of both is learned."""
+
+    name = "dynamics"
+    config = Config
+    schema = SCHEMA
+
+    def subject(self, config: Config) -> DynamicsSubject:
+        """Make models and text of a run."""
+        return DynamicsSubject(config)
+
+    def check(self, config: Config) -> None:
+        """Refuse options that contradict each other.
+
+        Args:
+            config: The options.
+
+        Raises:
+            InputError: If an intervention is wanted, and none are.
+        """
+        if config.symmetrised_ov and not config.interventions:
+            raise InputError(
+                "symmetrised_ov= is an intervention, but got interventions=False too: leave one of them out"
+            )
+
+    def stages(self, subject: DynamicsSubject) -> list[Stage]:
+        """List scores of the model and of its controls, then what costs more, on fewer windows."""
+        config = subject.config
+        options = JacobianOptions(context=config.context, method=config.method, symmetrised_ov=config.symmetrised_ov)
+        options.resolved(subject.model)  # refuses what the model's blocks do not have
+        n_windows, few = len(subject.positions), subject.control_windows
+        controls = [
+            task for variant in subject.variants[1:] for task in _batches("controls", variant, few, subject.batch(1))
+        ]
+        products = min(few, config.product_windows) if config.interventions else 0
+        perturbed = n_windows if config.perturb and config.context == "sequence" else 0
+        averaged = subject.layers if config.mean else []
+        drawn = spread(subject.layers, config.kreiss_layers)
+        return [
+            _long(
+                "scores",
+                work.score,
+                _batches("scores", OWN, n_windows, subject.batch(subject.chosen)),
+                "every block of the model",
+            ),
+            _long("controls", work.score, controls, "token alone, fresh and shuffled"),
+            _long("products", nulls.products, _single("products", products), "products under nulls"),
+            _long(
+                "eigenvectors",
+                work.eigenvectors,
+                _single("eigenvectors", min(config.eigenvector_windows, n_windows)),
+                "eigenvectors",
+            ),
+            Stage("means", means.means, [Task("means", {"layer": layer}) for layer in averaged], "mean matrices"),
+            _long("mean_products", means.mean_products, [Task("mean_products")] if averaged else [], "their product"),
+            Stage("perturb", perturb.perturb, _single("perturb", perturbed), "perturbations"),
+            Stage(
+                "pseudospectra",
+                work.pseudospectra,
+                [Task("pseudospectra", {"chosen": layer}) for layer in drawn],
+                "pseudospectra",
+            ),
+        ]
+
+    def coordinates(self, subject: DynamicsSubject) -> Mapping[str, Any]:
+        """Name tokens, layers, variants, and what is kept of the product."""
+        return subject.token_coordinates(subject.windows(), subject.positions) | {
+            "layer": subject.layers,
+            "depth": np.arange(1, subject.depth + 1),
+            "variant": subject.variants,
+            "matrix": list(MATRICES),
+            "k": [k for k in work.OVERLAPS if k <= subject.model.d_model],
+            "exponent": subject.exponents,
+        }
+
+    def finish(self, data: xr.Dataset, subject: DynamicsSubject, run: Run) -> xr.Dataset:
+        """Add how far the linear prediction reaches, and what the run was made of."""
+        config = subject.config
+        if "perturb_error" in data:
+            crossing = perturb.epsilon_at(data["perturb_error"].values, np.array(EPSILONS), TENTH)
+            data["epsilon_at_tenth"] = self.schema.entry("epsilon_at_tenth", crossing)
+        if config.mean:
+            data.attrs["n_mean_windows"] = subject.control_windows
+        method = method_of(subject.model) if config.method == "auto" else config.method
+        data.attrs |= subject.attributes(subject.windows()) | {"context": config.context, "method": method}
+        return data
+
+    def claims(self, data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:
+        """Judge the paper's sentences.
+
+        Args:
+            data: The Dataset.
+            config: The options, with the thresholds.
+            resamples: Of the documents, for each interval.
+
+        Returns:
+            The claims.
+        """
+        return claims.claims(data, config, resamples=resamples)
+
+    def figures(self, data: xr.Dataset, config: Config) -> list[Figure]:
+        """Draw scores, products and perturbations over depth."""
+        return figures.figures(data, config)
+
+    def title(self, config: Config) -> str:
+        """Name the report."""
+        return f"Dynamics of {config.model}"
 
 
-def fingerprint(config: Config) -> dict[str, str]:
-    """The hashes of the weights and of the text."""
-    return subjects.fingerprint(subjects.model_of(config), work.windows_of(config))
+def _batches(stage: str, variant: str, windows: int, size: int) -> list[Task]:
+    return [
+        Task(stage, {"variant": variant, "start": start}, {"stop": min(start + size, windows)})
+        for start in range(0, windows, size)
+    ]
 
 
-def title(config: Config) -> str:
-    """The report's heading."""
-    return f"Dynamics of {config.model}"
+def _single(stage: str, windows: int) -> list[Task]:
+    return [Task(stage, {"window": window}) for window in range(windows)]
 
 
-def plan(config: Config) -> Plan:
-    """What the stages would take on this machine: the timings and counts that stand below."""
-    _check(config)
-    return subjects.planned(config, work.units(config), _seconds(config), _memory(config))
+def _long(name: str, measure: Measure, tasks: list[Task], description: str) -> Stage:
+    """A stage whose tasks are too long for a plan."""
+    return Stage(name, measure, tasks, description, partial(_seconds, measure))
 
 
-def _seconds(config: Config) -> dict[str, float]:
-    """The time of each stage, where it has units."""
-    model, units = subjects.model_of(config), work.units(config)
-    n_windows, chosen = work.positions_of(config).shape
-    width, depth, layers = model.d_model, model.n_layers, len(subjects.layers_of(config))
-    rate, schur = engine.flops_per_second(), _schur_seconds(width)
-    few, cores = min(config.control_windows, n_windows), min(2, torch.get_num_threads())
-    jacobian = 12 * width**3 / rate
-    product = 2 * width**3 / rate
-    # in Schur forms, as timed at d = 576: the scores of J and K; the spectrum of one factor more; one null's factor
-    score, factor, null = 1.9 * schur, 0.6 * schur, 0.25 * schur
-    variants = len(work.variants_of(config)) - 1
-    repeated = min(few, config.product_windows)
-    order = min(config.order_windows, repeated) / repeated
-    measured = means.measured_windows(config)
-    ends = 20 * 8 * width**2 / rate  # of one point of the resolvent: ten steps of Lanczos
-    eigenvectors = layers * (jacobian + 3.0 * schur)
-    pseudospectra = depth * jacobian + schur + (1700 + config.grid**2 / 2) * ends
-    return {
-        "scores": n_windows * chosen * (depth * (jacobian + 1.6 * factor) + layers * score / cores),
-        "controls": variants * few * (depth * (jacobian + factor) + layers * score / cores),
-        "products": repeated * depth * (jacobian + (1.2 + 2.4 * order) * schur / cores + _drawn(config) * null),
-        "eigenvectors": len(units["eigenvectors"]) * eigenvectors,
-        "means": layers * measured * (jacobian + score / cores),
-        "mean_products": depth * measured * (jacobian + 6 * product),
-        "perturb": n_windows * (depth * jacobian + config.perturb_layers * schur),
-        "pseudospectra": len(units["pseudospectra"]) * pseudospectra,
-    }
-
-
-def _memory(config: Config) -> dict[str, float]:
-    """The bytes of each stage beyond those of the model."""
-    model, chosen = subjects.model_of(config), work.positions_of(config).shape[1]
-    matrix, depth = 8 * model.d_model**2, model.n_layers
-    measured = means.measured_windows(config)
-    return {
-        "scores": work.batch_of(config, chosen) * chosen * matrix * (depth / 2 + 14),
-        "controls": work.batch_of(config, 1) * matrix * (depth / 2 + 14),
-        "products": matrix * (2.5 * depth + 2 * _drawn(config) * nulls.CHUNK),
-        "eigenvectors": matrix * (depth + 20),
-        "means": matrix * (1.5 * measured + 14 * means.CHUNK),
-        "mean_products": matrix * 6 * measured,
-        "perturb": matrix * 10,
-        "pseudospectra": matrix * 10 + 2**28,
-    }
-
-
-def _drawn(config: Config) -> int:
-    """Products of one window: the draws of three random nulls, and three nulls without draws."""
-    return 3 * config.draws + 3
-
-
-def _schur_seconds(width: int) -> float:
-    """What a Schur form of this width takes here, from one of at most 512 rows: the unit of the estimates of time."""
-    size = min(width, 512)
-    matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
-    lapack.schur(matrix[:32, :32], vectors=False)
+def _seconds(measure: Measure, subject: DynamicsSubject, task: Task) -> float:
+    """Time a task on the first blocks, which stand for all."""
+    part = subject.first_blocks(TIMED)
     start = time.perf_counter()
-    lapack.schur(matrix, vectors=False)
-    return (time.perf_counter() - start) * (width / size) ** 3
+    measure(part, task, Run(Path()))  # reads no earlier stage
+    return (time.perf_counter() - start - part.loading) * subject.depth / part.depth
 
 
-def _options(config: Config) -> Options:
-    """How Jacobians are computed."""
-    return Options(context=config.context, method=config.method, symmetrised_ov=config.symmetrised_ov)
-
-
-def _check(config: Config) -> None:
-    """Refuses options that contradict each other, before any work is done."""
-    if config.symmetrised_ov and not config.interventions:
-        raise InputError("--symmetrised-ov is an intervention, but got --no-interventions too: leave one of them out")
-    ones = ("windows", "positions_per_window", "control_windows", "product_windows", "draws", "perturb_layers")
-    least = dict.fromkeys(ones, 1) | {"grid": 2}
-    least |= dict.fromkeys(("init_seeds", "shuffled_seeds", "order_windows", "eigenvector_windows", "kreiss_layers"), 0)
-    require_at_least(config, least)
+analysis = Dynamics()
+run, plan = analysis.run, analysis.plan

@@ -7,12 +7,6 @@ the claims of the paper with their controls come out as a Dataset, a list of cla
     python -m probe.analyses.tokenwise --model smollm2-135m-instruct-q4 --dataset sample
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from probe.analyses.tokenwise.config import FITS, Config, Thresholds
-from probe.analysis.contract import Analysis
-
-__all__ = ["FITS", "Config", "Thresholds", "analysis", "plan", "run"]
-
-analysis = Analysis("tokenwise", Config, "probe.analyses.tokenwise.stages")
-run, plan = analysis.run, analysis.plan
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from probe.analyses.tokenwise import analysis
+from probe.analyses import tokenwise
+from probe.analysis import command
 
 if __name__ == "__main__":
-    sys.exit(analysis.main())
+    sys.exit(command.main("tokenwise", tokenwise.Config, lambda: tokenwise.analysis))

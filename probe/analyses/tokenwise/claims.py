@@ -23,17 +23,6 @@ from probe.claims import evidence as table
 from probe.claims.evidence import AbsentError, Finding, Floats, Row, Typical, Weights, claims_of, each, number
 from probe.inference import Ranking, fisher_mean, partial_spearman, spearman
 
-
-@dataclass(frozen=True)
-class Table(table.Table[Thresholds]):
-    """A run's Dataset with what the claims on layer updates share."""
-
-    @property
-    def fit(self) -> str:
-        """The class of maps that decides."""
-        return str(self.data.attrs.get("deciding_fit", "local"))
-
-
 __all__ = ["Kind", "Thresholds", "claims", "universal"]
 
 Kind: TypeAlias = Literal["transformer", "state-space", "control"]
@@ -49,13 +38,23 @@ UNIVERSAL = Sentence(
 )
 
 
+@dataclass(frozen=True)
+class Table(table.Table[Thresholds]):
+    """A run's Dataset with what the claims on layer updates share."""
+
+    @property
+    def map(self) -> str:
+        """The map that decides."""
+        return str(self.data.attrs.get("deciding_fit", "local"))
+
+
 def alignment(table: Table) -> Finding:
-    """cos(u, û) on held-out tokens against permuted targets and the mean baseline."""
+    """Judge cos(u, û) on held-out tokens against permuted targets and the mean baseline."""
     parts = {
-        "fit": Typical(table.get("cos_update_fit", fit=table.fit, target="update")),
-        "permuted": Typical(table.get("cos_permuted", fit=table.fit)),
-        "mean": Typical(table.get("cos_update_fit", fit="mean", target="update")),
-        "bound": Typical(_cosine_bound(table.get("relative_error", fit=table.fit, target="update"))),
+        "fit": Typical(table.get("cos_update_fit", map=table.map, target="update")),
+        "permuted": Typical(table.get("cos_permuted", map=table.map)),
+        "mean": Typical(table.get("cos_update_fit", map="mean", target="update")),
+        "bound": Typical(_cosine_bound(table.get("relative_error", map=table.map, target="update"))),
     }
 
     def statistic(weights: Weights) -> dict[str, float]:
@@ -71,7 +70,7 @@ def alignment(table: Table) -> Finding:
                 Criterion("Δ to the mean baseline", found["Δm"], table.thresholds.threshold_alignment_over_mean),
             ],
         ),
-        f"median over held-out tokens of cos(u, û), class {table.fit}, mean over {parts['fit'].layers} layers",
+        f"median over held-out tokens of cos(u, û), class {table.map}, mean over {parts['fit'].layers} layers",
         line("target permuted within windows", found["permuted"]),
         {
             "mean baseline": found["mean"],
@@ -81,14 +80,14 @@ def alignment(table: Table) -> Finding:
 
 
 def alignment_next_state(table: Table) -> Finding:
-    """cos(h', ĥ'): printed, and marked as fixed by the error; the engine calls it mechanical, never supported."""
-    error = table.get("relative_error", fit=table.fit, target="state")
+    """Judge cos(h', ĥ'), which the error fixes: mechanical where it is high, never supported."""
+    error = table.get("relative_error", map=table.map, target="state")
     parts = {
-        "fit": Typical(table.get("cos_update_fit", fit=table.fit, target="state")),
+        "fit": Typical(table.get("cos_update_fit", map=table.map, target="state")),
         "error": Typical(error),
         "bound": Typical(_cosine_bound(error)),
     }
-    unchanged = table.find("cos_update_fit", fit="zero", target="state")
+    unchanged = table.find("cos_update_fit", map="zero", target="state")
     if unchanged is not None:
         parts["zero"] = Typical(unchanged)
     found = table.intervals(each(parts))
@@ -101,7 +100,7 @@ def alignment_next_state(table: Table) -> Finding:
             [Criterion("median cos(next state, its fit)", found["fit"], table.thresholds.threshold_alignment)],
             fixed_by=identity,
         ),
-        f"median over held-out tokens of the cosine of h + u and h + û, class {table.fit}, "
+        f"median over held-out tokens of the cosine of h + u and h + û, class {table.map}, "
         f"mean over {parts['fit'].layers} layers",
         line("cosine that the relative error alone guarantees", found["bound"]),
         {"state left unchanged (û = 0)": found["zero"]} if "zero" in found else {},
@@ -109,10 +108,10 @@ def alignment_next_state(table: Table) -> Finding:
 
 
 def residual_distinct(table: Table) -> Finding:
-    """Share of the update less share of the residual in the leading directions of the tokenwise part."""
+    """Judge the share of the update less that of the residual in the leading directions of the tokenwise part."""
 
     def share(vector: str, k: int) -> Floats:
-        return table.get("share", fit=table.fit, centring="no_outliers", vector=vector, k=k)
+        return table.get("share", map=table.map, centring="no_outliers", vector=vector, k=k)
 
     parts = {
         "fit": Typical(share("update", 4) - share("residual", 4)),
@@ -158,8 +157,8 @@ class ErrorAndEffect:
     """
 
     def __init__(self, table: Table) -> None:
-        error = table.get("relative_error", fit=table.fit, target="update")
-        kl = table.get("kl", fit=table.fit)
+        error = table.get("relative_error", map=table.map, target="update")
+        kl = table.get("kl", map=table.map)
         controls = {name: table.get("kl_control", dims=DRAWN, control=name) for name in MATCHED}
         other = table.find("kl_control", dims=DRAWN, control="other")
         self._effects = {"fit": kl[None]} | controls | ({} if other is None else {"other": other})
@@ -187,7 +186,7 @@ class ErrorAndEffect:
 
 
 def error_predicts_output(table: Table) -> Finding:
-    """Spearman's ρ of relative error and KL, layer by layer, against residuals of the same norm."""
+    """Judge Spearman's ρ of relative error and KL, layer by layer, against residuals of the same norm."""
     statistic = ErrorAndEffect(table)
     found = table.intervals(statistic)
     spread = float(np.median(np.nanstd(_log(statistic.error), axis=-1)))
@@ -205,7 +204,7 @@ def error_predicts_output(table: Table) -> Finding:
             ],
         ),
         f"tanh of the mean over {statistic.layers} layers of atanh ρ(relative error, KL), Spearman over tokens, one "
-        f"position replaced, class {table.fit}",
+        f"position replaced, class {table.map}",
         line("ρ of covariance-matched residuals of the same norm", found["covariance"]),
         {"ρ of random residuals of the same norm": found["random"]}
         | ({"ρ of another token's residual": found["other"]} if "other" in found else {})
@@ -214,8 +213,8 @@ def error_predicts_output(table: Table) -> Finding:
 
 
 def residual_matters(table: Table) -> Finding:
-    """KL of the residual over KL of a covariance-matched residual of the same norm."""
-    log_kl = _log(table.get("kl", fit=table.fit))
+    """Judge KL of the residual over KL of a covariance-matched residual of the same norm."""
+    log_kl = _log(table.get("kl", map=table.map))
     parts = {"fit": Typical(log_kl - _log(table.get("kl_control", dims=DRAWN, control="covariance")))}
     for name in ("random", "other"):
         control = table.find("kl_control", dims=DRAWN, control=name)
@@ -232,9 +231,9 @@ def residual_matters(table: Table) -> Finding:
 
 
 def mlp_helps(table: Table) -> Finding:
-    """How much smaller the MLP's error is than the linear map's, where an independent fit's error is high."""
-    gain = _log(table.get("relative_error", fit="linear", target="update"))
-    gain = gain - _log(table.get("relative_error", fit="mlp_random", target="update"))
+    """Judge the MLP's error against the linear map's, where an independent map's error is high."""
+    gain = _log(table.get("relative_error", map="linear", target="update"))
+    gain = gain - _log(table.get("relative_error", map="mlp_random", target="update"))
     regime = table.get("regime")
     parts = {name: Typical(np.where(regime == cut, gain, np.nan)) for name, cut in (("high", 2), ("low", 0))}
     parts["all"] = Typical(gain)
@@ -247,9 +246,9 @@ def mlp_helps(table: Table) -> Finding:
         return value | {"Δ": value["high"] - value["low"]}
 
     found = table.intervals(statistic)
-    explained = table.get("explained_variance", dims=("layer",), fit="mlp_random")
+    explained = table.get("explained_variance", dims=("layer",), map="mlp_random")
     learned = explained[np.isfinite(explained)] > 0
-    flat = table.find("mlp_flat", dims=("layer",), fit="mlp_random")
+    flat = table.find("mlp_flat", dims=("layer",), map="mlp_random")
     marked = "" if flat is None else f"; curve not flat at the end in {int((flat == 0).sum())} layers"
     return Finding(
         Evidence(
@@ -271,7 +270,7 @@ def mlp_helps(table: Table) -> Finding:
 
 
 def low_dimensional(table: Table) -> Finding:
-    """Error falls from rank 4 to 64, and two disjoint banks agree better with 256 neighbours than with 32."""
+    """Judge whether the error falls from rank 4 to 64, and two banks agree better with 256 neighbours than with 32."""
     parts = {
         "rank": Typical(
             _log(table.get("sweep_error", neighbours=256, rank=4))
@@ -367,14 +366,14 @@ FIRST_THREE = ("updates.alignment", "updates.residual_distinct", "updates.error_
 
 
 def claims(data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:
-    """All claims on layer updates, from one model's run and resamples of its documents; `universal` needs several."""
+    """Judge all claims on layer updates from one model's run, documents resampled; `universal` needs several."""
     rows = claims_of(Table(data, config.thresholds, config.seed, resamples), ROWS)
     model = str(data.attrs.get("model", "this model"))
     return [*rows, universal({model: rows}, {model: data.attrs.get("kind", "transformer")})]
 
 
 def universal(claims_by_model: Mapping[str, Sequence[Claim]], kinds: Mapping[str, Kind]) -> Claim:
-    """Whether Transformers and state-space models are alike: the same verdicts on the first three claims.
+    """Judge whether Transformers and state-space models are alike: the same verdicts on the first three claims.
 
     Supported if all pretrained models agree on each of the three, none inconclusive, among at least two Transformers
     and one state-space model; inconclusive otherwise.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from probe.analysis.config import TextConfig
+from probe.analysis.config import AtLeast, TextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What each statistic must clear; the defaults were fixed before any model was measured.
+    """Thresholds of the claims: the defaults were fixed before any model was measured.
 
     Attributes:
         threshold_alignment: Median cosine of update and tokenwise part.
@@ -55,7 +55,7 @@ FITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """How much of every block's update is a function of the token's own state alone, and what is the rest?
+    """Is a block's update a function of the token's own state alone, and what is the rest?
 
     Maps are fitted on windows of one set of documents and scored on windows of others. The documents for fitting fall
     into two halves: the first fits the maps, the second an independent fit that cuts the regimes.
@@ -69,21 +69,21 @@ class Config(TextConfig):
 
     classes: tuple[str, ...] = FITS
     """Classes of tokenwise maps, a comma list; mlp starts at the ridge optimum, mlp_random at random."""
-    fit_windows: int = 256
+    fit_windows: Annotated[int, AtLeast(1)] = 256
     """Windows for fitting, both halves together (there may be fewer in the text)."""
-    positions_per_window: int = 8
+    positions_per_window: Annotated[int, AtLeast(1)] = 8
     """Positions scored in each scored window."""
     control_positions_per_window: int = 2
     """How many of them enter the sweep, the floor and the fits to permuted updates."""
     bank_tokens: int = 20_000
     """Tokens of one half among which the local classes look for neighbours."""
-    neighbours: int = 256
+    neighbours: Annotated[int, AtLeast(1)] = 256
     """k of the local classes."""
-    rank: int = 64
+    rank: Annotated[int, AtLeast(1)] = 64
     """r of the local and of the low-rank class."""
-    mlp_width: int = 512
+    mlp_width: Annotated[int, AtLeast(1)] = 512
     """Hidden units of the MLP classes."""
-    mlp_steps: int = 600
+    mlp_steps: Annotated[int, AtLeast(1)] = 600
     """Optimiser steps of the MLP classes."""
     sweep: bool = True
     """Sweep k and r of the local class, and compare two disjoint banks."""
@@ -99,7 +99,7 @@ class Config(TextConfig):
     """Classes whose output replaces the block's."""
     all_windows: int = 4
     """Windows in which all positions are replaced at once, and one query of each is followed to later positions."""
-    draws: int = 4
+    draws: Annotated[int, AtLeast(1)] = 4
     """Draws of the random controls of the replacement."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Thresholds and margins of the claims."""

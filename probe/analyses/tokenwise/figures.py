@@ -31,7 +31,7 @@ LINES = (
 
 
 def figures(data: xr.Dataset, config: Config) -> list[Figure]:
-    """All figures that a run's variables allow, in the order of the report.
+    """Make all figures that a run's variables allow, in the order of the report.
 
     Args:
         data: The Dataset of the analysis.
@@ -238,9 +238,9 @@ def _modes(data: xr.Dataset) -> Figure | None:
     fit = deciding_fit(data)
     if fit not in fits_present(data, "kl") or fit not in fits_present(data, "kl_all") + fits_present(data, "kl_later"):
         return None
-    followed = int(np.isfinite(data["kl_later"].sel(fit=fit).values).any(axis=0).sum()) if "kl_later" in data else 0
+    followed = int(np.isfinite(data["kl_later"].sel(map=fit).values).any(axis=0).sum()) if "kl_later" in data else 0
     later = f"; summed over this and later positions for {followed:,} of them" if followed else ""
-    everywhere = int(np.isfinite(data["kl_all"].sel(fit=fit).values).any(axis=0).sum()) if "kl_all" in data else 0
+    everywhere = int(np.isfinite(data["kl_all"].sel(map=fit).values).any(axis=0).sum()) if "kl_all" in data else 0
     at_once = f"; with all counted positions of a window replaced at once for {everywhere:,}" if everywhere else ""
     return Figure(
         "modes",
@@ -301,7 +301,7 @@ def _regimes(data: xr.Dataset) -> Figure | None:
     cuts = [name for name in ("regime", "regime_layer") if name in data]
     if not cuts or "relative_error" not in data:
         return None
-    fits = [name for name in ("linear", "local", "mlp", "mlp_random") if name in data["fit"].values]
+    fits = [name for name in ("linear", "local", "mlp", "mlp_random") if name in data["map"].values]
 
     @cache
     def tables() -> dict[str, pd.DataFrame]:
@@ -356,19 +356,19 @@ def _where(data: xr.Dataset) -> str:
 
 
 def _floor(data: xr.Dataset) -> str:
-    """What the dash-dotted line is, if it is there."""
+    """Meaning of the dash-dotted line, if it is there."""
     if deciding_fit(data) not in fits_present(data, "floor"):
         return ""
     return "; the dash-dotted line, the floor, is the error of the local class on the block run on the token alone"
 
 
 def _not_flat(data: xr.Dataset) -> str:
-    """Which MLP fits had not settled when they stopped."""
+    """The MLPs that had not settled when their training stopped."""
     if "mlp_flat" not in data:
         return ""
     said = []
     for name in fits_present(data, "mlp_flat", ("mlp", "mlp_random")):
-        flat = data["mlp_flat"].sel(fit=name)
+        flat = data["mlp_flat"].sel(map=name)
         unsettled = data["layer"].values[flat.values == 0].tolist()
         if unsettled:
             said.append(f"{_label(name)} at blocks {', '.join(map(str, unsettled))}")

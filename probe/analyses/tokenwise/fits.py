@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probe import geometry, maps, replay
-from probe.analyses.tokenwise import work
 from probe.analyses.tokenwise.config import Config
-from probe.analysis.subject import model_of
-from probe.runs import Run
-from probe.runs.engine import Unit, gather
+from probe.analyses.tokenwise.subject import UpdateSubject
+from probe.analysis import Task
+from probe.runs import Piece, Run
+from probe.runs.pieces import Labels
 
 SUBSPACE_SIZES = (1, 4, 8)
 CENTRINGS = ("centred", "uncentred", "no_outliers")
@@ -26,9 +26,7 @@ LOCAL_KINDS: dict[str, Literal["low_rank", "diagonal", "orthogonal"]] = {
     "local_diagonal": "diagonal",
     "local_orthogonal": "orthogonal",
 }
-PERMUTED_FITS = ("linear", "local")
-FLOOR_FITS = ("mean", "diagonal", "linear", "low_rank", "local")
-SHARE_FITS = ("mean", "linear", "low_rank", "local", "mlp", "mlp_random")
+TARGETS = ("update", "state")
 IN_SAMPLE_TOKENS = 128
 LOCAL_MEMORY = 2**30  # bytes
 VALIDATION_TOKENS = 2048  # they choose ridges and stop MLPs: many times per fit
@@ -54,60 +52,87 @@ class Tokens:
         return len(self.state)
 
     def sample(self, n: int, seed: int) -> Tokens:
-        """At most `n` of the tokens, drawn without replacement."""
+        """Draw at most `n` of the tokens without replacement."""
         return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]]
 
 
-def fit_unit(config: Config, unit: Unit, run: Run) -> dict[str, Tensor]:
-    """Fits one layer's maps on the first half of the fitting documents and measures them at the scored positions."""
-    layer = unit.arguments["layer"]
-    first, second = _halves(_fitting_tokens(config, run, layer, "fit"))
-    validation = _fitting_tokens(config, run, layer, "validation").sample(VALIDATION_TOKENS, config.seed)
-    queries, writes = _query_tokens(config, run, layer)
+def fit(subject: UpdateSubject, task: Task, run: Run) -> Piece:
+    """Fit one layer's maps on the first half of the fitting documents and measure them at the scored positions.
+
+    Args:
+        subject: Model and text.
+        task: Which layer.
+        run: Where the states are.
+
+    Returns:
+        Geometry of the maps, their controls, and the residuals that are to be replaced.
+    """
+    config, layer = subject.config, task["layer"]
+    first, second = _halves(_fitting_tokens(run, layer, "fit"))
+    validation = _fitting_tokens(run, layer, "validation").sample(VALIDATION_TOKENS, config.seed)
+    queries, writes = _query_tokens(subject, run, layer)
     bank = first.sample(config.bank_tokens, config.seed)
-    predictors = {fit: _predictor(fit, config, layer, first, bank, validation) for fit in work.classes_of(config)}
-    fitted = {fit: predict(queries.state, queries.document) for fit, predict in predictors.items()}
-    stacked = torch.stack(list(fitted.values()))  # (fit, query, d)
-    found = _geometry(stacked, queries)
-    if share_fits(config):
-        found |= _shares(config, predictors, fitted, queries, bank.sample(BASIS_TOKENS, config.seed + 1))
-    found |= _overlaps(queries.update - stacked, writes)
-    if permuted_fits(config):
-        found |= _permuted(config, layer, first, bank, queries)
-    independent = _predictor("linear", config, layer, second, second)
-    found["error_independent"] = geometry.relative_error(queries.update, independent(queries.state, queries.document))
-    if config.floor and floor_fits(config):
-        found |= _floor(config, layer, bank, queries)
-    if config.sweep and "local" in config.classes:
-        found |= _sweep(config, bank, second.sample(config.bank_tokens, config.seed), queries)
-    if config.replacement != "none":
-        found |= _residuals(config, layer, fitted, queries)
-    if config.replacement == "both":
-        found["residual_whole"] = _whole_residuals(config, run, layer, predictors)
+    predictors = {name: _predictor(name, subject, layer, first, bank, validation) for name in subject.maps}
+    fitted = {name: predict(queries.state, queries.document) for name, predict in predictors.items()}
+    stacked = torch.stack(list(fitted.values()))  # (map, query, d)
+    independent = _predictor("linear", subject, layer, second, second)
+    error = geometry.relative_error(queries.update, independent(queries.state, queries.document))
+    found = _geometry(stacked, queries) | _overlaps(queries.update - stacked, writes)
+    found["error_independent"] = error
     found["mlp_flat"] = torch.tensor([getattr(predict, "flat", True) for predict in predictors.values()])
-    return found
+    if subject.share_maps:
+        shares = _shares(subject, predictors, fitted, queries, bank.sample(BASIS_TOKENS, config.seed + 1))
+        found.update(_over_maps(shares, ["share"], subject.share_maps, subject.maps))
+    if subject.permuted_maps:
+        permuted = _permuted(subject, layer, first, bank, queries)
+        found.update(_over_maps(permuted, list(permuted), subject.permuted_maps, subject.maps))
+    if config.floor and subject.floor_maps:
+        floor = {"floor": _floor(subject, layer, bank, queries)}
+        found.update(_over_maps(floor, ["floor"], subject.floor_maps, subject.maps))
+    if config.sweep and "local" in config.classes:
+        found.update(_sweep(subject, bank, second.sample(config.bank_tokens, config.seed), queries))
+    if config.replacement != "none":
+        found.update(_residuals(config, layer, fitted, queries))
+    if config.replacement == "both":
+        found["residual_whole"] = _whole_residuals(subject, run, layer, predictors)
+    neighbours, ranks = subject.sweep_grid
+    n_windows = len(subject.positions)
+    labels: dict[str, Labels] = {"map": subject.maps, "target": TARGETS, "query": subject.queries(slice(0, n_windows))}
+    labels |= {"centring": CENTRINGS, "vector": VECTORS, "k": SUBSPACE_SIZES, "control": CONTROLS}
+    if config.sweep:
+        labels |= {"neighbours": neighbours, "rank": ranks}
+    return Piece(found, labels)
 
 
-def _fitting_tokens(config: Config, run: Run, layer: int, part: str) -> Tokens:
-    units = [unit for unit in work.units(config)["states"] if unit.arguments["part"] == part]
-    names = [f"state_{layer}", f"state_{layer + 1}", "document", "window"]
-    before, after, document, window = gather(run, units, names).values()
-    return Tokens(before.float(), after.float() - before.float(), document, window)
+def _over_maps(
+    values: dict[str, Tensor], names: Sequence[str], of: Sequence[str], maps: Sequence[str]
+) -> dict[str, Tensor]:
+    """The named arrays, whose first axis is of some maps, over all maps: NaN where a map has no value."""
+    spread = dict(values)
+    for name in names:
+        spread[name] = values[name].new_full((len(maps), *values[name].shape[1:]), torch.nan)
+        spread[name][[list(maps).index(one) for one in of]] = values[name]
+    return spread
 
 
-def _query_tokens(config: Config, run: Run, layer: int) -> tuple[Tokens, dict[str, Tensor]]:
+def _fitting_tokens(run: Run, layer: int, part: str) -> Tokens:
+    names = ["state", "token_document", "token_window"]
+    before, after = (run.piece("states", names, part=part, layer=at) for at in (layer, layer + 1))
+    state = before["state"].float()
+    return Tokens(state, after["state"].float() - state, before["token_document"], before["token_window"])
+
+
+def _query_tokens(subject: UpdateSubject, run: Run, layer: int) -> tuple[Tokens, dict[str, Tensor]]:
     """The scored tokens of a layer, and what the block's mixing wrote there."""
-    units = work.units(config)["queries"]
-    names = [f"state_{layer}", f"state_{layer + 1}"]
-    before, after = (value.float() for value in gather(run, units, names).values())
-    windows, chosen = work.query_positions(config).shape
+    seen = run.piece("queries", ["query_state", "write", "off_position"], layer=layer)
+    after = run.piece("queries", ["query_state"], layer=layer + 1)["query_state"].float()
+    windows, chosen = subject.positions.shape
     window = torch.arange(windows).repeat_interleave(chosen)
-    document = work.windows_of(config, "scored").document[window]
-    writes = {
-        name: gather(run, units, [f"{key}_{layer}"])[f"{key}_{layer}"].float()
-        for name, key in (("attention", "write"), ("offposition", "off_position"))
-    }
-    return Tokens(before, after - before, document, window), writes
+    document = subject.scored.document[window]
+    kinds = (("attention", "write"), ("offposition", "off_position"))
+    writes = {name: seen[key].float() for name, key in kinds if key in seen}
+    state = seen["query_state"].float()
+    return Tokens(state, after - state, document, window), writes
 
 
 def _halves(tokens: Tokens) -> tuple[Tokens, Tokens]:
@@ -118,19 +143,20 @@ def _halves(tokens: Tokens) -> tuple[Tokens, Tokens]:
 
 
 def _predictor(
-    fit: str, config: Config, layer: int, tokens: Tokens, bank: Tokens, validation: Tokens | None = None
+    name: str, subject: UpdateSubject, layer: int, tokens: Tokens, bank: Tokens, validation: Tokens | None = None
 ) -> Predictor:
-    """A fitted class; local ones look for neighbours in `bank`, ridges without validation are cross-validated."""
-    if fit in ("alone", "mlp_alone"):
-        model = model_of(config)
-        return lambda state, _: replay.alone(model, layer, state, attention=fit == "alone") - state
-    if fit.startswith("local"):
-        local = maps.LocalMap(config.neighbours, config.rank, LOCAL_KINDS[fit], memory_budget=LOCAL_MEMORY)
+    """A fitted map; local ones look for neighbours in `bank`, ridges without validation are cross-validated."""
+    config = subject.config
+    if name in ("alone", "mlp_alone"):
+        model = subject.model
+        return lambda state, _: replay.alone(model, layer, state, attention=name == "alone") - state
+    if name.startswith("local"):
+        local = maps.LocalMap(config.neighbours, config.rank, LOCAL_KINDS[name], memory_budget=LOCAL_MEMORY)
         local.fit(bank.state, bank.update, groups=bank.document)
         # outlier coordinates leave some neighbourhoods in most blocks ill-conditioned, which float32 finds out too late
         return lambda state, document: local.predict(state.double(), groups=document).float()
     held_out = None if validation is None else (validation.state, validation.update)
-    return _Fitted(_unfitted(fit, config, layer).fit(tokens.state, tokens.update, validation=held_out))
+    return _Fitted(_unfitted(name, config, layer).fit(tokens.state, tokens.update, validation=held_out))
 
 
 @dataclass(frozen=True)
@@ -141,15 +167,15 @@ class _Fitted:
 
     @property
     def flat(self) -> bool:
-        """Whether an MLP's validation curve was flat at the end; True for maps without one."""
+        """True if an MLP's validation curve was flat at the end, and for maps without one."""
         return bool(getattr(self.map, "flat_", True))
 
     def __call__(self, state: Tensor, _document: Tensor) -> Tensor:
         return self.map.predict(state)
 
 
-def _unfitted(fit: str, config: Config, layer: int) -> maps.Map:
-    match fit:
+def _unfitted(name: str, config: Config, layer: int) -> maps.Map:
+    match name:
         case "zero":
             return maps.ZeroMap()
         case "mean":
@@ -182,20 +208,25 @@ def _geometry(fitted: Float[Tensor, "fit query d"], queries: Tokens) -> dict[str
 
 
 def _shares(
-    config: Config, predictors: dict[str, Predictor], fitted: dict[str, Tensor], queries: Tokens, basis_tokens: Tokens
+    subject: UpdateSubject,
+    predictors: dict[str, Predictor],
+    fitted: dict[str, Tensor],
+    queries: Tokens,
+    basis_tokens: Tokens,
 ) -> dict[str, Tensor]:
-    """Shares ‖V_kᵀx‖²/‖x‖² in the dominant subspace of each fit's training updates and of u; the deciding fit's V."""
+    """Shares ‖V_kᵀx‖²/‖x‖² in the dominant subspace of each map's training updates and of u; the deciding map's V."""
     outliers = geometry.outlier_coordinates(basis_tokens.state)
+    config = subject.config
     other = queries.update[_derangement(len(queries), config.seed)]
     own = _shares_in(_bases(basis_tokens.update, outliers), queries.update, outliers)
-    found, by_fit = {"share_of_update": own, "n_outliers": outliers.sum()}, list[Tensor]()
-    for fit in share_fits(config):
-        bases = _bases(predictors[fit](basis_tokens.state, basis_tokens.document), outliers)
-        vectors = (queries.update, fitted[fit], queries.update - fitted[fit], other)  # in the order of VECTORS
-        by_fit.append(torch.stack([_shares_in(bases, x, outliers) for x in vectors], 1))  # (centring, vector, k, query)
-        if fit == config.deciding:
+    found, by_map = {"share_of_update": own, "n_outliers": outliers.sum()}, list[Tensor]()
+    for name in subject.share_maps:
+        bases = _bases(predictors[name](basis_tokens.state, basis_tokens.document), outliers)
+        vectors = (queries.update, fitted[name], queries.update - fitted[name], other)  # in the order of VECTORS
+        by_map.append(torch.stack([_shares_in(bases, x, outliers) for x in vectors], 1))  # (centring, vector, k, query)
+        if name == config.deciding:
             found["directions"] = bases[CENTRINGS.index("centred")]
-    return found | {"share": torch.stack(by_fit)}
+    return found | {"share": torch.stack(by_map)}
 
 
 def _bases(vectors: Float[Tensor, "token d"], outliers: Bool[Tensor, " d"]) -> list[Float[Tensor, "d leading"]]:
@@ -224,33 +255,18 @@ def _overlaps(residual: Float[Tensor, "fit query d"], writes: dict[str, Tensor])
     return {f"residual_{name}_cosine": geometry.cosine(residual, write) for name, write in writes.items()}
 
 
-def _permuted(config: Config, layer: int, tokens: Tokens, bank: Tokens, queries: Tokens) -> dict[str, Tensor]:
-    """The same classes fitted to updates that are permuted within windows: what no relation to the state gives."""
-    rows = work.control_queries(config)
+def _permuted(subject: UpdateSubject, layer: int, tokens: Tokens, bank: Tokens, queries: Tokens) -> dict[str, Tensor]:
+    """The same maps fitted to updates that are permuted within windows: what no relation to the state gives."""
+    rows = subject.control_rows
     some = queries[rows]
-    tokens, bank = (_permute_within_windows(part, config.seed) for part in (tokens, bank))
+    tokens, bank = (_permute_within_windows(part, subject.config.seed) for part in (tokens, bank))
     fitted = torch.stack([
-        _predictor(fit, config, layer, tokens, bank)(some.state, some.document) for fit in permuted_fits(config)
+        _predictor(name, subject, layer, tokens, bank)(some.state, some.document) for name in subject.permuted_maps
     ])
     return {
         "cos_permuted": _at_rows(geometry.cosine(some.update, fitted), rows, len(queries)),
         "relative_error_permuted": _at_rows(geometry.relative_error(some.update, fitted), rows, len(queries)),
     }
-
-
-def permuted_fits(config: Config) -> list[str]:
-    """The classes that are also fitted to permuted updates."""
-    return [fit for fit in PERMUTED_FITS if fit in config.classes]
-
-
-def share_fits(config: Config) -> list[str]:
-    """The classes whose dominant subspace is measured."""
-    return [fit for fit in work.classes_of(config) if fit in SHARE_FITS]
-
-
-def floor_fits(config: Config) -> list[str]:
-    """The classes that are also fitted to blocks run on tokens alone."""
-    return [fit for fit in FLOOR_FITS if fit in config.classes]
 
 
 def _permute_within_windows(tokens: Tokens, seed: int) -> Tokens:
@@ -263,9 +279,9 @@ def _permute_within_windows(tokens: Tokens, seed: int) -> Tokens:
     return Tokens(tokens.state, update, tokens.document, tokens.window)
 
 
-def _floor(config: Config, layer: int, bank: Tokens, queries: Tokens) -> dict[str, Tensor]:
-    """The error of the same classes on the block run on each token alone, where the true map is tokenwise."""
-    rows, model = work.control_queries(config), model_of(config)
+def _floor(subject: UpdateSubject, layer: int, bank: Tokens, queries: Tokens) -> Float[Tensor, "map query"]:
+    """The error of the same maps on the block run on each token alone, where the true map is tokenwise."""
+    rows, model = subject.control_rows, subject.model
 
     def without_context(part: Tokens) -> Tokens:
         update = replay.alone(model, layer, part.state) - part.state
@@ -273,21 +289,16 @@ def _floor(config: Config, layer: int, bank: Tokens, queries: Tokens) -> dict[st
 
     bank, some = without_context(bank), without_context(queries[rows])
     errors = torch.stack([
-        geometry.relative_error(some.update, _predictor(fit, config, layer, bank, bank)(some.state, some.document))
-        for fit in floor_fits(config)
+        geometry.relative_error(some.update, _predictor(name, subject, layer, bank, bank)(some.state, some.document))
+        for name in subject.floor_maps
     ])
-    return {"floor": _at_rows(errors, rows, len(queries))}
+    return _at_rows(errors, rows, len(queries))
 
 
-def sweep_grid(config: Config) -> tuple[list[int], list[int]]:
-    """The values of k and r in the sweep, ascending."""
-    return sorted(config.sweep_neighbours), sorted(config.sweep_ranks)
-
-
-def _sweep(config: Config, first: Tokens, second: Tokens, queries: Tokens) -> dict[str, Tensor]:
+def _sweep(subject: UpdateSubject, first: Tokens, second: Tokens, queries: Tokens) -> dict[str, Tensor]:
     """Errors of the local class over k and r, held out and in sample, and how far two disjoint banks disagree."""
-    neighbours, ranks = sweep_grid(config)
-    rows, n_queries = work.control_queries(config), len(queries)
+    config, (neighbours, ranks) = subject.config, subject.sweep_grid
+    rows, n_queries = subject.control_rows, len(queries)
     queries = queries[rows]
     one, other = (
         maps.LocalMap(rank=config.rank, memory_budget=LOCAL_MEMORY).fit(bank.state, bank.update, groups=bank.document)
@@ -317,7 +328,7 @@ def _at_rows(values: Tensor, rows: Tensor, n: int) -> Tensor:
 
 
 def _residuals(config: Config, layer: int, fitted: dict[str, Tensor], queries: Tokens) -> dict[str, Tensor]:
-    """What is left out of the next state when it is replaced: residuals r, and controls r′ of the same norms."""
+    """Parts left out of the next state when it is replaced: residuals r, and controls r′ of the same norms."""
     residual = queries.update - fitted[config.deciding]
     norms, width = residual.norm(dim=-1), residual.shape[-1]
     generator = torch.Generator().manual_seed(config.seed + layer)
@@ -330,20 +341,21 @@ def _residuals(config: Config, layer: int, fitted: dict[str, Tensor], queries: T
         geometry.covariance_matched(covariance, norms, generator, config.draws),
     ]
     return {
-        "residual": torch.stack([queries.update - fitted[fit] for fit in config.replaced]),
-        "control": torch.stack(control),
+        "residual": torch.stack([queries.update - fitted[name] for name in config.replaced]),
+        "control_residual": torch.stack(control),
     }
 
 
-def _whole_residuals(config: Config, run: Run, layer: int, predictors: dict[str, Predictor]) -> Tensor:
-    """Residuals of the replaced classes at every position of the first `all_windows` windows, (fit, window, T, d)."""
-    units = [unit for unit in work.units(config)["queries"] if unit.arguments["start"] < config.all_windows]
-    names = [f"whole_{layer}", f"whole_{layer + 1}"]
-    before, after = (value.float() for value in gather(run, units, names).values())
-    document = work.windows_of(config, "scored").document[: len(before), None].expand(-1, before.shape[1]).flatten()
+def _whole_residuals(
+    subject: UpdateSubject, run: Run, layer: int, predictors: dict[str, Predictor]
+) -> Float[Tensor, "replaced window position d"]:
+    """Residuals of the replaced maps at every position of the first windows."""
+    before, after = (run.piece("queries", ["whole"], layer=at)["whole"].float() for at in (layer, layer + 1))
+    document = subject.scored.document[: len(before), None].expand(-1, before.shape[1]).flatten()
     update = after - before
     return torch.stack([
-        update - predictors[fit](before.flatten(0, 1), document).reshape(update.shape) for fit in config.replaced
+        update - predictors[name](before.flatten(0, 1), document).reshape(update.shape)
+        for name in subject.config.replaced
     ])
 
 

@@ -25,7 +25,7 @@ LINE = 34  # characters: what fits on a narrow screen
 
 
 def scatter_fits(data: xr.Dataset) -> list[str]:
-    """The classes whose tokens the chart shows, of those that replaced a block's output.
+    """List the maps whose tokens the chart shows, of those that replaced a block's output.
 
     Args:
         data: The analysis's Dataset.
@@ -37,7 +37,7 @@ def scatter_fits(data: xr.Dataset) -> list[str]:
 
 
 def scatter_queries(data: xr.Dataset, max_points: int) -> Int[np.ndarray, " kept"]:
-    """Which scored tokens are drawn, so that the chart holds no more than a number of points over all layers.
+    """Choose the scored tokens that are drawn, so that the chart holds no more than a number of points over all layers.
 
     Args:
         data: The analysis's Dataset.
@@ -52,10 +52,10 @@ def scatter_queries(data: xr.Dataset, max_points: int) -> Int[np.ndarray, " kept
 
 
 def scatter(data: xr.Dataset, max_points: int) -> go.Figure:
-    """Relative error against KL, a point a token: a slider for the block, a dropdown for the class.
+    """Draw relative error against KL, a point a token: a slider for the block, a dropdown for the map.
 
     Args:
-        data: The analysis's Dataset with `relative_error` (fit, target, layer, query), `kl` (fit, layer, query), and
+        data: The analysis's Dataset with `relative_error` (map, target, layer, query), `kl` (map, layer, query), and
             the coordinates `token`, `context` and `title` over `query`.
         max_points: Over all layers and classes.
 
@@ -93,7 +93,7 @@ def _titles(fits: Sequence[str], points: Sequence[tuple[Floats, Floats]]) -> lis
 
 
 def _look(fit: str) -> dict[str, Any]:
-    """How a class is drawn, and what hovering says."""
+    """Look of a map's points, and the text on hovering."""
     style = FIT_STYLES[fit]
     marker = {"color": style.color, "symbol": SYMBOLS.get(fit, "circle"), "size": 5, "opacity": 0.55}
     hover = HOVER.replace("{class}", style.label)
@@ -102,8 +102,8 @@ def _look(fit: str) -> dict[str, Any]:
 
 def _points(data: xr.Dataset, fit: str) -> tuple[Floats, Floats]:
     """Relative error and KL of a class, (layer, query) each."""
-    error = data["relative_error"].sel(fit=fit, target="update").transpose("layer", "query").values
-    kl = data["kl"].sel(fit=fit).transpose("layer", "query").values
+    error = data["relative_error"].sel(map=fit, target="update").transpose("layer", "query").values
+    kl = data["kl"].sel(map=fit).transpose("layer", "query").values
     return np.asarray(error, dtype=np.float64), np.maximum(np.asarray(kl, dtype=np.float64), KL_FLOOR)
 
 

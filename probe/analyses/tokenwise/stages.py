@@ -1,106 +1,139 @@
-"""The stages of the layer-update analysis in their order, and what they would take beforehand."""
+"""The analysis of layer updates: its stages in their order, its Dataset, and what is said of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from probe.analyses.tokenwise import fits, work
-from probe.analyses.tokenwise.claims import claims, universal
+import numpy as np
+import torch
+import xarray as xr
+
+from probe.analyses.tokenwise import claims, figures, fits, work
 from probe.analyses.tokenwise.config import FITS, Config
-from probe.analyses.tokenwise.figures import figures
-from probe.analyses.tokenwise.schema import assemble
-from probe.analysis import subject as subjects
-from probe.analysis.contract import Stage, require_at_least, staged
-from probe.analysis.subject import notes
-from probe.claims import Claim
+from probe.analyses.tokenwise.schema import SCHEMA
+from probe.analyses.tokenwise.subject import UpdateSubject
+from probe.analysis import Analysis, Claim, Figure, Stage, Task
 from probe.errors import InputError
-from probe.maps import MLPMap
 from probe.report import Result
-from probe.runs import engine
-from probe.runs.engine import Plan
-
-__all__ = ["across", "assemble", "claims", "figures", "fingerprint", "notes", "plan", "stages", "title"]
-
-STAGES = {
-    "states": (work.states_unit, "states of fitting text"),
-    "queries": (work.queries_unit, "states of scored text"),
-    "fit": (fits.fit_unit, "fits by layer"),
-    "replace": (work.replace_unit, "replacements"),
-}
-"""Function and description of each stage, in their order."""
+from probe.runs import Run
 
 
-def stages(config: Config) -> list[Stage]:
-    """What is to be done, in order."""
-    _check(config)
-    return staged(STAGES, work.units(config))
+class LayerUpdates(Analysis[Config]):
+    """Tokenwise maps of every block's update, their residuals, and what the output does without these."""
+
+    name = "tokenwise"
+    config = Config
+    schema = SCHEMA
+
+    def subject(self, config: Config) -> UpdateSubject:
+        """Make model and text of a run."""
+        return UpdateSubject(config)
+
+    def check(self, config: Config) -> None:
+        """Refuse options that contradict each other.
+
+        Args:
+            config: The options.
+
+        Raises:
+            InputError: If a map is unknown, none is named, or one is replaced that is not fitted.
+        """
+        unknown = [name for name in (*config.classes, *config.replaced) if name not in FITS]
+        if unknown:
+            raise InputError(f"maps must be among {', '.join(FITS)}, got {unknown[0]!r}: change classes= or replaced=")
+        empty = [name for name in ("classes", "replaced") if not getattr(config, name)]
+        if empty:
+            raise InputError(f"{empty[0]}= must name at least one map, got none: choose among {', '.join(FITS)}")
+        missing = [name for name in config.replaced if name not in config.classes]
+        if missing and config.replacement != "none":
+            raise InputError(
+                f"only maps that are fitted can replace a block's output: {missing[0]!r} is in replaced= but not in "
+                "classes=; add it there, or leave it out here"
+            )
+
+    def stages(self, subject: UpdateSubject) -> list[Stage]:
+        """List the stages: states of both texts, maps by layer, replacements."""
+        replaced = subject.config.replacement != "none"
+        return [
+            Stage("states", work.states, [*subject.batches("states", "fit", "validation")], "states of fitting text"),
+            Stage("queries", work.queries, [*subject.batches("queries", "scored")], "states of scored text"),
+            Stage("fit", fits.fit, [Task("fit", {"layer": layer}) for layer in subject.layers], "maps by layer"),
+            Stage(
+                "replace",
+                work.replace,
+                [*subject.batches("replace", "scored")] if replaced else [],
+                "replacements",
+            ),
+        ]
+
+    def coordinates(self, subject: UpdateSubject) -> Mapping[str, Any]:
+        """Give tokens, layers, maps, and what is varied."""
+        coordinates = subject.token_coordinates(subject.scored, subject.positions) | {
+            "layer": subject.layers,
+            "map": subject.maps,
+            "target": list(fits.TARGETS),
+            "centring": list(fits.CENTRINGS),
+            "vector": list(fits.VECTORS),
+            "k": list(fits.SUBSPACE_SIZES),
+            "control": list(fits.CONTROLS),
+        }
+        if subject.config.sweep:
+            neighbours, ranks = subject.sweep_grid
+            coordinates |= {"neighbours": neighbours, "rank": ranks}
+        return coordinates
+
+    def finish(self, data: xr.Dataset, subject: UpdateSubject, run: Run) -> xr.Dataset:
+        """Add frequencies, shares of the writes, regimes and attributes."""
+        token_ids = torch.cat([
+            run.piece("states", ["token_id"], part=part)["token_id"] for part in ("fit", "validation")
+        ])
+        counts = torch.bincount(token_ids, minlength=subject.model.n_vocab)
+        frequency = torch.log1p(counts[subject.scored.tokens.gather(1, subject.positions)].double())
+        data["frequency"] = SCHEMA.entry("frequency", frequency.flatten().numpy())
+        for write in ("attention", "offposition"):
+            if f"residual_{write}_cosine" in data:
+                share = data[f"residual_{write}_cosine"].values ** 2
+                data[f"residual_{write}_share"] = SCHEMA.entry(f"residual_{write}_share", share)
+        deciding = data["relative_error"].sel(map=subject.config.deciding, target="update")
+        for name, values in (("regime", data["error_independent"]), ("regime_own", deciding)):
+            data[name] = SCHEMA.entry(name, _terciles(values, "query"))
+        data["regime_layer"] = SCHEMA.entry("regime_layer", _terciles(deciding.mean("query"), "layer"))
+        fitting = subject.part("fit")
+        data.attrs |= subject.attributes(subject.scored) | {
+            "deciding_fit": subject.config.deciding,
+            "n_fit_windows": fitting.n_windows,
+            "n_fit_tokens": len(token_ids),
+            "n_fit_documents": fitting.n_documents,
+        }
+        return data
+
+    def claims(self, data: xr.Dataset, config: Config) -> Sequence[Claim]:
+        """Judge the sentences of arXiv 2604.02459."""
+        return claims.claims(data, config)
+
+    def figures(self, data: xr.Dataset, config: Config) -> Sequence[Figure]:
+        """Draw geometry, functional effects, sweeps and regimes."""
+        return figures.figures(data, config)
+
+    def title(self, config: Config) -> str:
+        """Name the model."""
+        return f"Layer updates of {config.model}"
+
+    def across(self, results: Sequence[Result]) -> list[Claim]:
+        """Judge whether Transformers and state-space models are alike, of one result a model."""
+        names = [f"{result.data.attrs['model']} ({result.directory.name})" for result in results]
+        judged = {name: result.claims for name, result in zip(names, results, strict=True)}
+        kinds = {name: result.data.attrs["kind"] for name, result in zip(names, results, strict=True)}
+        return [claims.universal(judged, kinds)]
 
 
-def fingerprint(config: Config) -> dict[str, str]:
-    """The hashes of the weights and of the scored text."""
-    return subjects.fingerprint(subjects.model_of(config), work.windows_of(config, "scored"))
+def _terciles(values: xr.DataArray, axis: str) -> np.ndarray:
+    """0, 1, 2 for the low, middle and high third along an axis."""
+    cuts = values.quantile([1 / 3, 2 / 3], dim=axis)
+    thirds = sum((values > cuts.isel(quantile=place, drop=True)).astype(np.int8) for place in (0, 1))
+    return np.asarray(thirds)
 
 
-def title(config: Config) -> str:
-    """The report's heading."""
-    return f"Layer updates of {config.model}"
-
-
-def across(results: Sequence[Result]) -> list[Claim]:
-    """Whether Transformers and state-space models are alike, of one result a model."""
-    names = [f"{result.data.attrs['model']} ({result.directory.name})" for result in results]
-    judged = {name: result.claims for name, result in zip(names, results, strict=True)}
-    kinds = {name: result.data.attrs["kind"] for name, result in zip(names, results, strict=True)}
-    return [universal(judged, kinds)]
-
-
-def plan(config: Config) -> Plan:
-    """What the stages would take on this machine: the timings and counts that stand below."""
-    _check(config)
-    model, units = subjects.model_of(config), work.units(config)
-    rate = engine.flops_per_second()
-    parameters = sum(p.numel() for block in model.blocks for p in block.parameters())
-    head = model.n_vocab * model.d_model
-    layers, length, width = len(subjects.layers_of(config)), config.window_length, model.d_model
-    fitting = sum(work.windows_of(config, part).n_windows for part in ("fit", "validation")) * length
-    scored = work.windows_of(config, "scored").n_windows
-    queries = work.query_positions(config).numel()
-    forward = 2 * (parameters + head)
-    bank = min(config.bank_tokens, fitting // 2)
-    local = 2 * bank * width + 40 * config.neighbours**3 + 8 * config.rank * config.neighbours * width
-    local_fits = sum(fit.startswith("local") for fit in config.classes) * (2 + config.floor) + 3 * config.sweep
-    mlps = sum(fit in ("mlp", "mlp_random") for fit in config.classes)
-    mlp = 6 * MLPMap.batch_size * config.mlp_steps * width * (2 * config.mlp_width + width)
-    variants = len(config.replaced) + len(fits.CONTROLS) * config.draws
-    seconds = {
-        "states": fitting * forward / rate,
-        "queries": 2 * scored * length * forward / rate,
-        "fit": layers * (local_fits * queries * local + mlps * mlp + 10 * fitting * width**2) / rate,
-        "replace": layers * queries * variants * (parameters + 3 * head) / rate,
-    }
-    tokens = work.BATCH * length
-    memory = {
-        "states": 4 * tokens * (width * (layers + 1) + 2 * model.n_vocab),
-        "queries": 4 * tokens * (3 * width * (model.n_layers + 1) + 2 * model.n_vocab),
-        "fit": 4 * width * (4 * fitting + 6 * queries * (len(config.classes) + variants)),
-        "replace": 4 * tokens * 3 * width * (model.n_layers + 1) + 16 * 256 * model.n_vocab,
-    }
-    return subjects.planned(config, units, seconds, memory)
-
-
-def _check(config: Config) -> None:
-    """Refuses options that contradict each other, before any work is done."""
-    unknown = [fit for fit in (*config.classes, *config.replaced) if fit not in FITS]
-    if unknown:
-        raise InputError(f"classes must be among {', '.join(FITS)}: got {unknown[0]!r}; mend --classes or --replaced")
-    empty = [name for name in ("classes", "replaced") if not getattr(config, name)]
-    if empty:
-        raise InputError(f"--{empty[0]} must name at least one class: got none; choose among {', '.join(FITS)}")
-    missing = [fit for fit in config.replaced if fit not in config.classes]
-    if missing and config.replacement != "none":
-        raise InputError(
-            f"only fitted classes can replace a block's output: {missing[0]!r} is in --replaced but not in --classes; "
-            "add it there, or leave it out here"
-        )
-    ones = ("windows", "fit_windows", "draws", "positions_per_window", "mlp_width", "neighbours", "rank", "mlp_steps")
-    require_at_least(config, dict.fromkeys(ones, 1))
+analysis = LayerUpdates()
+run, plan = analysis.run, analysis.plan

@@ -1,4 +1,4 @@
-"""What is read from a configuration: whether there is a causal stream, and what is done to the logits."""
+"""Facts that the configuration tells: a causal stream of constant width or none, and the scaling of the logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from probe.errors import InputError
 
 
 def require_causal_stream(config: Any) -> None:
-    """Refuse the variants that look ahead, or whose blocks do not add to one stream of constant width.
+    """Refuse a model that looks ahead, or whose blocks do not add to one stream of constant width.
 
     Args:
         config: The Hugging Face configuration.
@@ -40,15 +40,15 @@ def require_causal_stream(config: Any) -> None:
 
 
 def logits_from_head(logits: Tensor, config: Any) -> Tensor:
-    """Apply what a model does to the head's output: a factor, a divisor, a soft cap (cap · tanh(logits / cap)).
+    """Apply a model's factor, divisor and soft cap (cap · tanh(logits / cap)) to the head's output.
 
     Args:
         logits: The head's output.
-        config: The Hugging Face configuration, whose fields `logit_scale` (Cohere), `logits_scaling` (Granite) and
-            `final_logit_softcapping` (Gemma) say which of them apply.
+        config: The Hugging Face configuration; its fields `logit_scale` (Cohere), `logits_scaling` (Granite) and
+            `final_logit_softcapping` (Gemma) hold those that apply.
 
     Returns:
-        The logits as the module itself gives them.
+        The logits that the module itself returns.
     """
     factor = getattr(config, "logit_scale", None)
     if factor is not None:

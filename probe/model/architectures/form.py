@@ -1,4 +1,4 @@
-"""Norms and activation of a standard block: what its Jacobian is composed of, besides its matrices."""
+"""Norms and activation of a standard block: with its matrices, all that its Jacobian is composed of."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Form:
-    """The norms and the activation of a block, as paths inside it.
+    """Paths of the norms and of the activation inside a standard block.
 
-    The block is attention and an MLP, each with a norm before it, behind it, or both, and each added to the stream;
-    its matrices are the layout's projections `q k v o gate up down` (without `gate` the MLP is not gated).
+    A standard block is attention and an MLP, each with a norm before it, after it, or both, and each added to the
+    stream. Its matrices are the layout's projections `q k v o gate up down` (an MLP without `gate` is not gated).
 
     Attributes:
         activation: The MLP's activation.
         attention_norm: The norm before attention.
-        attention_out_norm: The norm behind attention.
+        attention_out_norm: The norm after attention.
         mlp_norm: The norm before the MLP.
-        mlp_out_norm: The norm behind the MLP.
-        query_norm: The norm of the queries, of each head or of all together, where a model has it.
+        mlp_out_norm: The norm after the MLP.
+        query_norm: The norm of the queries, of each head or of all together, in models that have it.
         key_norm: The norm of the keys.
-        gain_offset: What the norms add to their weight to get the gain.
-        query_scale: Attribute that the projected queries are multiplied by before attention.
+        gain_offset: Number that the norms add to their weight to get the gain.
+        query_scale: Path of the attribute that multiplies the projected queries before attention.
     """
 
     activation: str
@@ -45,14 +45,14 @@ class Form:
 
 
 def form_of(form: Form, block: nn.Module) -> Form:
-    """The form of a block: that of its architecture, without norms of queries and keys that this model leaves out.
+    """Restrict an architecture's form to a block: norms of queries and keys that this model lacks are left out.
 
     Args:
-        form: That of the architecture.
+        form: The architecture's form.
         block: The block, or a working copy.
 
     Returns:
-        The form.
+        The block's form.
     """
     paths = dict(block.named_modules())
     query, key = (path if path in paths else None for path in (form.query_norm, form.key_norm))
@@ -60,7 +60,7 @@ def form_of(form: Form, block: nn.Module) -> Form:
 
 
 def accounts_for(form: Form, block: nn.Module, matrices: Iterable[str]) -> bool:
-    """Whether a form and the matrices are all that a block computes with: no parameter is anywhere else.
+    """Check that a block computes with nothing but its form and its matrices: no other module has a parameter.
 
     Args:
         form: The block's form.
@@ -68,7 +68,7 @@ def accounts_for(form: Form, block: nn.Module, matrices: Iterable[str]) -> bool:
         matrices: Paths of the modules that hold its projections.
 
     Returns:
-        False where some module of the block has a derivative that the form knows nothing of.
+        False if some other module of the block has parameters, so that the form would miss its derivative.
     """
     known = {form.activation, form.query_norm, form.key_norm, *form.stream_norms, *matrices}
     return all(name.rpartition(".")[0] in known for name, _ in block.named_parameters())

@@ -1,4 +1,4 @@
-"""GPT-2 and what came of it: LayerNorm and an MLP that is not gated."""
+"""GPT-2 and its relatives: LayerNorm and an MLP that is not gated. Each row is spelled out."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from probe.model.architectures.form import Form
-from probe.model.architectures.layout import SEPARATE, Layout, Place, joint, separate
+from probe.model.architectures.layout import SEPARATE_QKV, Layout, SitePath, joint_qkv, separate
 
 ROWS: Mapping[str, Layout] = MappingProxyType({
     "gpt2": Layout(
         blocks="transformer.h",
         embedding="transformer.wte",
         final_norm="transformer.ln_f",
-        places={
-            "hook_attn_out": Place("attn"),
-            "hook_resid_mid": Place("ln_2", "input"),
-            "hook_mlp_out": Place("mlp"),
+        sites={
+            "hook_attn_out": SitePath("attn"),
+            "hook_resid_mid": SitePath("ln_2", "input"),
+            "hook_mlp_out": SitePath("mlp"),
         },
-        projections={**joint("attn.c_attn"), **separate(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj")},
+        projections={**joint_qkv("attn.c_attn"), **separate(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj")},
         form=Form("mlp.act", attention_norm="ln_1", mlp_norm="ln_2"),
     ),
     "gpt_neox": Layout(
@@ -26,13 +26,13 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
         embedding="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",
         parallel="use_parallel_residual",
-        places={
-            "hook_attn_out": Place("attention"),
-            "hook_resid_mid": Place("post_attention_layernorm", "input"),
-            "hook_mlp_out": Place("mlp"),
+        sites={
+            "hook_attn_out": SitePath("attention"),
+            "hook_resid_mid": SitePath("post_attention_layernorm", "input"),
+            "hook_mlp_out": SitePath("mlp"),
         },
         projections={
-            **joint("attention.query_key_value", by_head=True),
+            **joint_qkv("attention.query_key_value", by_head=True),
             **separate(o="attention.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
         },
         form=Form("mlp.act", attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
@@ -41,12 +41,12 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
         blocks="model.decoder.layers",
         embedding="model.decoder.embed_tokens",
         final_norm="model.decoder.final_layer_norm",
-        places={
-            "hook_attn_out": Place("self_attn"),
-            "hook_resid_mid": Place("final_layer_norm", "input", flat=True),
-            "hook_mlp_out": Place("fc2", flat=True),
+        sites={
+            "hook_attn_out": SitePath("self_attn"),
+            "hook_resid_mid": SitePath("final_layer_norm", "input", flat=True),
+            "hook_mlp_out": SitePath("fc2", flat=True),
         },
-        projections={**SEPARATE, **separate(o="self_attn.out_proj", up="fc1", down="fc2")},
+        projections={**SEPARATE_QKV, **separate(o="self_attn.out_proj", up="fc1", down="fc2")},
         form=Form(
             "activation_fn",
             attention_norm="self_attn_layer_norm",
@@ -59,9 +59,9 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
         embedding="model.embed_tokens",
         final_norm="model.final_layernorm",
         parallel=True,
-        places={"hook_attn_out": Place("self_attn"), "hook_mlp_out": Place("mlp")},
-        projections={**SEPARATE, **separate(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2")},
-        # In Phi's parallel block attention and MLP share their norm.
+        sites={"hook_attn_out": SitePath("self_attn"), "hook_mlp_out": SitePath("mlp")},
+        projections={**SEPARATE_QKV, **separate(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2")},
+        # Attention and MLP of the parallel block share their norm.
         form=Form(
             "mlp.activation_fn",
             attention_norm="input_layernorm",

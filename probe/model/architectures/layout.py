@@ -1,12 +1,12 @@
-"""Where the parts of each architecture are: one row of data an architecture, nothing else.
+"""The row of an architecture: the paths of its parts inside the Hugging Face module, which is not changed.
 
-A `Layout` names, by their paths inside the untouched Hugging Face module, the blocks, the final norm and the head, the
-places inside a block that carry the sites of TransformerLens (`hook_resid_mid`, `hook_attn_out` ...), and the matrices
-that carry its projections (`q k v o gate up down`, of state-space blocks `in x dt out`).
+A `Layout` names the list of blocks, the embedding, the final norm and the head; the sites inside a block by their
+TransformerLens names (`hook_resid_mid`, `hook_attn_out` ...); and its projections (`q k v o gate up down`, of
+state-space blocks `in x dt out`).
 
-`hook_attn_out`, `hook_mlp_out` and `hook_mixer_out` are what is *added* to the residual stream: behind a norm that
-follows the sub-layer (Gemma 3, OLMo 3) they are that norm's output. So `pre + attn = mid` and `mid + mlp = post`; in a
-parallel block, which has no `mid`, `pre + attn + mlp = post`; in a state-space block `pre + mixer = post`.
+`hook_attn_out`, `hook_mlp_out` and `hook_mixer_out` are what is *added* to the residual stream: if a norm follows the
+sub-layer (Gemma 3, OLMo 3), they are that norm's output. So `pre + attn = mid` and `mid + mlp = post`; in a parallel
+block, which has no `mid`, `pre + attn + mlp = post`; in a state-space block `pre + mixer = post`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from probe.model.hooks import Side
 
 
 @dataclass(frozen=True)
-class Place:
-    """A tensor inside a block: the input or the output of one of its sub-modules.
+class SitePath:
+    """A site inside a block: the input or the output of one of its sub-modules.
 
     Attributes:
         module: Path of the sub-module inside the block.
-        side: Whether its first input or its (first) output is meant.
-        flat: The tensor is (windows · positions, width) there and has to be folded back.
+        side: "input" for its first input, "output" for its (first) output.
+        flat: True if the tensor's shape is (windows · positions, width), so that it has to be folded back.
     """
 
     module: str
@@ -45,7 +45,7 @@ class Matrix(Protocol):
         """Path inside the block."""
 
     def weight(self, block: nn.Module, heads: int) -> Tensor:
-        """Give the matrix as (out, in)."""
+        """Return the matrix as (out, in)."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Projection:
 
     Attributes:
         module: Path of the linear sub-module inside the block.
-        part: Which of the `parts` of a joint matrix, counted from 0.
-        parts: Into how many equal parts the rows are cut (1: the matrix is one projection).
+        part: Index of the part, of the `parts` of a joint matrix.
+        parts: Number of equal parts that the rows are cut into (1: the matrix is one projection).
         by_head: The rows are ordered head, part, entry (GPT-NeoX) instead of part, head, entry.
     """
 
@@ -65,19 +65,19 @@ class Projection:
     by_head: bool = False
 
     def weight(self, block: nn.Module, heads: int) -> Tensor:
-        """Give the matrix as (out, in), so that it acts as `x @ weight.T`.
+        """Return the matrix as (out, in), so that it acts as `x @ weight.T`.
 
         Args:
             block: The block that holds it.
             heads: The number of attention heads, which orders the rows of a joint matrix.
 
         Returns:
-            A view of the parameter wherever one exists, otherwise a copy.
+            A view of the parameter if possible, otherwise a copy.
         """
         linear = block.get_submodule(self.module)
         matrix = linear.weight
         assert isinstance(matrix, Tensor)
-        # GPT-2's Conv1D keeps (in, out); a TransformerLens wrapper says so by the module that it wraps.
+        # GPT-2's Conv1D holds (in, out); a wrapper of TransformerLens is known by the module that it wraps.
         if type(getattr(linear, "original_component", linear)).__name__ == "Conv1D":
             matrix = matrix.T
         if self.parts == 1:
@@ -95,21 +95,21 @@ class Layout:
     Attributes:
         blocks: Path of the list of blocks.
         embedding: Path of the token embedding.
-        final_norm: Path of the norm behind the last block; it may hold None.
+        final_norm: Path of the norm after the last block; the attribute may be None.
         head: Path of the unembedding.
-        places: The sites inside a block, by their TransformerLens name.
-        projections: The matrices of a block.
-        parallel: Attention and MLP read the same state; a string names the configuration's field that says so.
-        recurrent: A block carries a state along the positions instead of attention.
-        head_dtype_first: The final states are cast to the head's dtype before it and its logits to float32 (Mamba).
-        form: Norms and activation of a standard block, of which its Jacobian is composed; None where it is not known.
+        sites: The sites inside a block, by their TransformerLens name, in the order of the forward pass.
+        projections: The matrices of a block, by name.
+        parallel: True if attention and MLP read the same state; or the name of the configuration's field that says so.
+        recurrent: True if a block carries a state along the positions instead of attention.
+        head_dtype_first: True if the final states are cast to the head's dtype and its logits to float32 (Mamba).
+        form: Norms and activation of a standard block, for its Jacobian and its gains; None if the block is another.
     """
 
     blocks: str
     embedding: str
     final_norm: str
     head: str = "lm_head"
-    places: Mapping[str, Place] = field(default_factory=dict)
+    sites: Mapping[str, SitePath] = field(default_factory=dict)
     projections: Mapping[str, Matrix] = field(default_factory=dict)
     parallel: bool | str = False
     recurrent: bool = False
@@ -119,7 +119,26 @@ class Layout:
     @property
     def added(self) -> tuple[str, ...]:
         """The names of the sites that a block adds to the stream."""
-        return tuple(name for name in self.places if name.endswith("_out"))
+        return tuple(name for name in self.sites if name.endswith("_out"))
+
+    def norm_of(self, projection: str) -> tuple[str, float] | None:
+        """Find the norm between the stream and a projection.
+
+        Args:
+            projection: A name of `projections`.
+
+        Returns:
+            The norm's path inside the block, and the number that it adds to its weight; None if there is none, or none
+            that the row names.
+        """
+        if self.recurrent:
+            return ("norm", 0.0) if projection == "in" else None
+        if self.form is None:
+            return None
+        paths = dict.fromkeys("qkv", self.form.attention_norm) | dict.fromkeys(("gate", "up"), self.form.mlp_norm)
+        paths |= {"o": self.form.attention_out_norm, "down": self.form.mlp_out_norm}
+        path = paths.get(projection)
+        return None if path is None else (path, self.form.gain_offset)
 
     def restricted_to(self, blocks: Sequence[nn.Module]) -> Layout:
         """Leave out the sites and the matrices that some block does not have.
@@ -128,7 +147,7 @@ class Layout:
             blocks: All blocks.
 
         Returns:
-            The layout with what is left.
+            The layout with the rest.
         """
 
         def everywhere(path: str) -> bool:
@@ -136,8 +155,8 @@ class Layout:
 
         return replace(
             self,
-            places={name: place for name, place in self.places.items() if everywhere(place.module)},
-            projections={name: part for name, part in self.projections.items() if everywhere(part.module)},
+            sites={name: site for name, site in self.sites.items() if everywhere(site.module)},
+            projections={name: matrix for name, matrix in self.projections.items() if everywhere(matrix.module)},
         )
 
 
@@ -149,24 +168,11 @@ def _has(module: nn.Module, path: str) -> bool:
     return True
 
 
-def joint(path: str, *, by_head: bool = False) -> dict[str, Projection]:
-    """Queries, keys and values that one matrix holds.
-
-    Args:
-        path: The module of that matrix.
-        by_head: Its rows go head by head, each with its queries, keys and values.
-
-    Returns:
-        The projections by name.
-    """
-    return {name: Projection(path, part, 3, by_head) for part, name in enumerate("qkv")}
-
-
 def separate(**paths: str) -> dict[str, Projection]:
-    """Projections that have a matrix each.
+    """List projections that have a matrix each.
 
     Args:
-        **paths: The module of each, by the projection's name; `in_` stands for `in`, which Python keeps for itself.
+        **paths: The module of each, by the projection's name; write `in_` for `in`, a word that Python reserves.
 
     Returns:
         The projections by name.
@@ -174,5 +180,18 @@ def separate(**paths: str) -> dict[str, Projection]:
     return {name.rstrip("_"): Projection(path) for name, path in paths.items()}
 
 
-SEPARATE = separate(q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj")
-"""Queries, keys and values as most families name them."""
+def joint_qkv(path: str, *, by_head: bool = False) -> dict[str, Projection]:
+    """List the projections of queries, keys and values that share one matrix.
+
+    Args:
+        path: The module of that matrix.
+        by_head: Its rows go head by head, each with its queries, keys and values.
+
+    Returns:
+        The projections `q k v` by name.
+    """
+    return {name: Projection(path, part, 3, by_head) for part, name in enumerate("qkv")}
+
+
+SEPARATE_QKV = separate(q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj")
+"""Queries, keys and values under the paths that most families use."""

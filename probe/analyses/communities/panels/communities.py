@@ -1,4 +1,4 @@
-"""Panels of communities of units: their graphs, and the coupling of a unit's place among them and its gain.
+"""Panels of communities of nodes: their graphs, and the coupling of a node's place among them and its gain.
 
 The Dataset is that of the communities analysis as its `summarised` returns it: with the coupling `rho` of every view.
 """
@@ -54,14 +54,14 @@ CONTROLS = {
     "basis": "random orthogonal bases",
     "no_outliers": "without outlier coordinates",
 }
-SMALLEST, LARGEST = 12.0, 90.0  # points²: area of a unit's marker
+SMALLEST, LARGEST = 12.0, 90.0  # points²: area of a node's marker
 
 
-def community_colors(labels: Int[np.ndarray, " unit"]) -> list[str]:
-    """A colour for each unit: one for each of the largest communities, grey for the rest.
+def community_colors(labels: Int[np.ndarray, " node"]) -> list[str]:
+    """Choose a colour for each node: one for each of the largest communities, grey for the rest.
 
     Args:
-        labels: Communities by falling size; −1 for units without one.
+        labels: Communities by falling size; −1 for nodes without one.
 
     Returns:
         Colours, told apart with every common colour vision.
@@ -69,8 +69,8 @@ def community_colors(labels: Int[np.ndarray, " unit"]) -> list[str]:
     return [COLORS[label] if 0 <= label < len(COLORS) else REST for label in labels.tolist()]
 
 
-def unit_gain(data: xr.Dataset, layer: int, view: str = "model") -> Float[np.ndarray, " unit"]:
-    """Root-mean-square gain of each unit over the tokens at which the view was measured.
+def node_gain(data: xr.Dataset, layer: int, view: str = "model") -> Float[np.ndarray, " node"]:
+    """Average the gain of each node, in root mean square, over the tokens at which the view was measured.
 
     Args:
         data: The Dataset.
@@ -80,12 +80,12 @@ def unit_gain(data: xr.Dataset, layer: int, view: str = "model") -> Float[np.nda
     Returns:
         ‖K e_i‖.
     """
-    square = data["square_gain"].sel(view=view, layer=layer).transpose("unit", "query").values.astype(np.float64)
+    square = data["square_gain"].sel(view=view, layer=layer).transpose("node", "query").values.astype(np.float64)
     return np.asarray(np.sqrt(np.nanmean(square, axis=1)))
 
 
-def gain_scale(gain: Float[np.ndarray, " unit"]) -> Float[np.ndarray, " unit"]:
-    """Gains on a scale from 0 to 1 that a few outliers do not stretch: their logarithm, between its 2 % points.
+def gain_scale(gain: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
+    """Scale gains from 0 to 1 so that a few outliers do not stretch it: their logarithm, between its 2 % points.
 
     Args:
         gain: Positive.
@@ -99,14 +99,14 @@ def gain_scale(gain: Float[np.ndarray, " unit"]) -> Float[np.ndarray, " unit"]:
 
 
 def drawn_links(data: xr.Dataset, layer: int) -> tuple[Int[np.ndarray, "link 2"], Float[np.ndarray, " link"]]:
-    """The links that are drawn of a layer, without the padding.
+    """Read the links that are drawn of a layer, without the padding.
 
     Args:
         data: The Dataset with `link` and `link_weight`.
         layer: One of `drawn`.
 
     Returns:
-        Pairs of units, and the weights of their links.
+        Pairs of nodes, and the weights of their links.
     """
     ends = data["link"].sel(drawn=layer).transpose("link_index", "end").values
     kept = (ends >= 0).all(axis=1)
@@ -114,10 +114,10 @@ def drawn_links(data: xr.Dataset, layer: int) -> tuple[Int[np.ndarray, "link 2"]
 
 
 def community_graph(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes:
-    """The graph of a layer's units: coloured by community, as large as their gain.
+    """Draw the graph of a layer's nodes: coloured by community, as large as their gain.
 
     Args:
-        data: The communities analysis's Dataset with `place` (drawn, unit, axis), `link` (drawn, link_index, end) and
+        data: The communities analysis's Dataset with `place` (drawn, node, axis), `link` (drawn, link_index, end) and
             `link_weight` (drawn, link_index).
         layer: One of `drawn`.
         ax: Where to draw.
@@ -126,15 +126,15 @@ def community_graph(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axe
         The Axes; red links are negative correlations. A drawing is no test, and has no null.
     """
     ax, _ = axes_or_new(ax)
-    place = data["place"].sel(drawn=layer).transpose("unit", "axis").values
+    place = data["place"].sel(drawn=layer).transpose("node", "axis").values
     links, weights = drawn_links(data, layer)
     labels = data["community"].sel(view="model", layer=layer).values
     for chosen, color in ((weights >= 0, GREY), (weights < 0, RED)):
         lines = LineCollection(list(place[links[chosen]]), colors=color, linewidths=0.4, alpha=0.35, zorder=1)
         lines.set_rasterized(True)
         ax.add_collection(lines)
-    size = SMALLEST + (LARGEST - SMALLEST) * gain_scale(unit_gain(data, layer))
-    size *= min(1.0, 200 / len(size)) ** 0.5  # many units: smaller ones
+    size = SMALLEST + (LARGEST - SMALLEST) * gain_scale(node_gain(data, layer))
+    size *= min(1.0, 200 / len(size)) ** 0.5  # many nodes: smaller ones
     order = np.argsort(-size)
     colors = np.array(community_colors(labels))
     x, y = place[order].T
@@ -146,10 +146,10 @@ def community_graph(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axe
 
 
 def place_against_gain(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes:
-    """Participation coefficient of each unit against its gain, with the coupling and what permuted places reach.
+    """Draw the participation coefficient of each node against its gain, with the coupling and its null.
 
     Args:
-        data: The communities analysis's Dataset with `participation` (view, layer, unit), `permuted_rho` (view, layer,
+        data: The communities analysis's Dataset with `participation` (view, layer, node), `permuted_rho` (view, layer,
             permutation) and `rho` (view, layer).
         layer: The block.
         ax: Where to draw.
@@ -160,7 +160,7 @@ def place_against_gain(data: xr.Dataset, layer: int, ax: Axes | None = None) -> 
     ax, _ = axes_or_new(ax)
     own = data.sel(view="model", layer=layer)
     colors = community_colors(own["community"].values)
-    gain = unit_gain(data, layer)
+    gain = node_gain(data, layer)
     ax.scatter(own["participation"], gain, s=7, lw=0, c=colors, alpha=0.8, rasterized=True)
     null = middle_of(np.nan_to_num(own["permuted_rho"].values))
     rho, low, high = (signed(float(value)) for value in (own["rho"], null.low, null.high))
@@ -173,7 +173,7 @@ def place_against_gain(data: xr.Dataset, layer: int, ax: Axes | None = None) -> 
 
 
 def rho_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """The coupling by layer, with its interval, its controls and the band of permuted places.
+    """Draw the coupling by layer, with its interval, its controls and the band of permuted places.
 
     Args:
         data: The communities analysis's Dataset with `rho` (view, layer), `permuted_rho` (view, layer, permutation),
@@ -209,7 +209,7 @@ def rho_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def operator_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """The kind of operator that each block is: antisymmetric and rotation fraction of K by layer.
+    """Draw the kind of operator that each block is: antisymmetric and rotation fraction of K by layer.
 
     Args:
         data: The communities analysis's Dataset with `antisymmetric_fraction` and `rotation_fraction` (layer, query).
@@ -230,7 +230,7 @@ def operator_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def pooled_controls(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """The pooled coupling of the model and of every control, with intervals.
+    """Draw the pooled coupling of the model and of every control, with intervals.
 
     Args:
         table: A row a control with `view`, `√A`, `√A, low` and `√A, high`; the row `PERMUTED` is the null line.
@@ -258,7 +258,7 @@ def pooled_controls(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def signed(value: float) -> str:
-    """A correlation with two digits and its sign.
+    """Write a correlation with two digits and its sign.
 
     Args:
         value: The correlation.
@@ -269,5 +269,5 @@ def signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def _count(labels: Int[np.ndarray, " unit"]) -> int:
+def _count(labels: Int[np.ndarray, " node"]) -> int:
     return len(np.unique(labels[labels >= 0]))

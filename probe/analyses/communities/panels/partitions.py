@@ -1,4 +1,4 @@
-"""Panels of partitions of units: how good and how stable they are, how they agree, what blocks do to communities."""
+"""Panels of partitions of nodes: how good and how stable they are, how they agree, what blocks do to communities."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
+from probe.analyses.communities.config import NODE_NAMES
 from probe.analyses.communities.panels.communities import COLORS, OWN, REST
 from probe.inference import Interval, fisher_mean
 from probe.plots.pages import axes_or_new, color_bar
@@ -29,7 +30,7 @@ SCALE = 8.0  # standard deviations at which the colours of z-scores end
 
 
 def layer_agreement(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """AMI of the communities of every two layers.
+    """Draw the AMI of the communities of every two layers.
 
     Args:
         data: The communities analysis's Dataset with `layer_ami` (layer, other_layer).
@@ -51,7 +52,7 @@ def layer_agreement(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def agreement_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """How well a layer's communities agree: between seeds, between halves of the text, with those of |K| + |K|ᵀ.
+    """Draw how well a layer's communities agree: between seeds, between halves of the text, with those of |K| + |K|ᵀ.
 
     Args:
         data: The communities analysis's Dataset with the keys of `AGREEMENTS`, (layer,) or of null graphs (layer,
@@ -75,7 +76,7 @@ def agreement_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def quality_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Quality of the communities by layer, beside that of null graphs.
+    """Draw the quality of the communities by layer, beside that of null graphs.
 
     Args:
         data: The communities analysis's Dataset with `run_quality` (layer,), `null_quality` (layer, null_draw) and
@@ -92,7 +93,7 @@ def quality_by_depth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def resolution_profile(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """How much more stable communities are than those of null graphs, by layer and resolution.
+    """Draw how much more stable communities are than those of null graphs, by layer and resolution.
 
     Args:
         data: The communities analysis's Dataset with `profile_stability`, `profile_null_stability` and
@@ -118,7 +119,7 @@ def resolution_profile(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def choice_map(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """The coupling under every other choice, crossed out where sign or significance differ from the default's.
+    """Draw the coupling under every other choice, crossed out where sign or significance differ from the default's.
 
     Args:
         data: The communities analysis's Dataset with `grid_rho` (ablated, half, edges, neighbours, method, factor) and
@@ -154,20 +155,20 @@ def choice_map(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def pooled_choices(data: xr.Dataset) -> xr.DataArray:
-    """Mean coupling over the ablated layers, on Fisher's scale, under every other choice.
+    """Average the coupling over the ablated layers, on Fisher's scale, under every other choice.
 
     Args:
         data: The Dataset with `grid_rho`.
 
     Returns:
-        (half, edges, neighbours, method, factor); a layer in which one community holds all units counts as 0.
+        (half, edges, neighbours, method, factor); a layer in which one community holds all nodes counts as 0.
     """
     rho = data["grid_rho"].fillna(0.0).transpose("ablated", ...)
     return rho[0].copy(data=fisher_mean(rho.values, axis=0)).drop_vars("ablated")
 
 
 def amplification_map(data: xr.Dataset, measure: str, matrix: Literal["J", "K"] = "K", ax: Axes | None = None) -> Axes:
-    """What a block does to its largest communities, in standard deviations of random sets of as many units.
+    """Draw what a block does to its largest communities, in standard deviations of random sets of as many nodes.
 
     Args:
         data: The communities analysis's Dataset with `community_z` (matrix, amplification, layer, largest).
@@ -191,10 +192,10 @@ def amplification_map(data: xr.Dataset, measure: str, matrix: Literal["J", "K"] 
 
 
 def community_flow(data: xr.Dataset, layers: Sequence[int], ax: Axes | None = None) -> Axes:
-    """How units pass between the communities of some layers: a bar a community, a band for the units that two share.
+    """Draw how nodes pass between the communities of some layers: a bar a community, a band for those that two share.
 
     Args:
-        data: The communities analysis's Dataset with `community` (view, layer, unit).
+        data: The communities analysis's Dataset with `community` (view, layer, node).
         layers: Which blocks, ascending.
         ax: Where to draw.
 
@@ -202,7 +203,7 @@ def community_flow(data: xr.Dataset, layers: Sequence[int], ax: Axes | None = No
         The Axes: the largest communities from below in the colours of the other figures, the rest in grey on top.
     """
     ax, _ = axes_or_new(ax)
-    found = data["community"].sel(view="model", layer=list(layers)).transpose("layer", "unit").values
+    found = data["community"].sel(view="model", layer=list(layers)).transpose("layer", "node").values
     labels = np.where((found < 0) | (found > len(COLORS)), len(COLORS), found)  # the last of `palette`: the rest
     palette, half = [*COLORS, REST], 0.07
     sizes = np.stack([np.bincount(one, minlength=len(palette)) for one in labels])
@@ -224,7 +225,7 @@ def community_flow(data: xr.Dataset, layers: Sequence[int], ax: Axes | None = No
     ax.set_xlim(-0.15, len(layers) - 0.85)
     ax.set_ylim(0, float((bottom[:, -1] + sizes[:, -1]).max()))
     ax.set_xticks(np.arange(len(layers)), [str(layer) for layer in layers])
-    ax.set(xlabel="block", ylabel="units")
+    ax.set(xlabel="block", ylabel=f"{NODE_NAMES[data.attrs['nodes']]}s")
     ax.set_yticks([])
     return ax
 
@@ -235,7 +236,7 @@ def _null(data: xr.Dataset, name: str) -> Interval:
 
 
 def _with_resamples(ax: Axes, data: xr.Dataset, name: str, resampled: str, style: Style) -> None:
-    """What was found by layer, in a band for 95 % of the resamples, where there are any."""
+    """The values by layer, in a band for 95 % of the resamples, where there are any."""
     draws = data[f"resampled_{resampled}"].transpose("resample", "layer").values
     if len(draws):
         curve(ax, data["layer"], replace(middle_of(draws), estimate=data[name].values), style)

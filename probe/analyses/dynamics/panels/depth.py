@@ -1,7 +1,4 @@
-"""Panels of the product of Jacobians over depth: the bottleneck and its nulls, Lyapunov exponents, subspaces.
-
-The dynamics analysis's Dataset holds a product's scores over (variant, depth, query).
-"""
+"""Panels of the product of Jacobians over depth: the bottleneck and its nulls, Lyapunov exponents, subspaces."""
 
 from __future__ import annotations
 
@@ -48,11 +45,11 @@ DEPTH = "blocks multiplied"
 
 
 def bottleneck(data: xr.Dataset, nulls: Sequence[str] = (), *, variants: bool = True, ax: Axes | None = None) -> Axes:
-    """Participation ratio of J_l ⋯ J_1 over d, by depth.
+    """Draw the participation ratio of J_l ⋯ J_1 over d, by depth.
 
     Args:
         data: The dynamics analysis's Dataset with `product_participation_ratio` and, for nulls,
-            `null_participation_ratio` (null, draw, depth, query).
+            `null_participation_ratio`.
         nulls: Keys of `NULL_STYLES`, drawn where they were measured.
         variants: Draw the token alone and the controls beside the model.
         ax: Where to draw.
@@ -65,11 +62,10 @@ def bottleneck(data: xr.Dataset, nulls: Sequence[str] = (), *, variants: bool = 
 
 
 def effective_rank_of_product(data: xr.Dataset, nulls: Sequence[str] = (), ax: Axes | None = None) -> Axes:
-    """Effective rank of J_l ⋯ J_1 over d, by depth.
+    """Draw the effective rank of J_l ⋯ J_1 over d, by depth.
 
     Args:
-        data: The dynamics analysis's Dataset with `product_effective_rank` and, for nulls, `null_effective_rank`
-            (null, depth, query).
+        data: The dynamics analysis's Dataset with `product_effective_rank` and, for nulls, `null_effective_rank`.
         nulls: Keys of `NULL_STYLES`, drawn where they were measured.
         ax: Where to draw.
 
@@ -81,10 +77,10 @@ def effective_rank_of_product(data: xr.Dataset, nulls: Sequence[str] = (), ax: A
 
 
 def lyapunov(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Finite-depth Lyapunov exponents ln σ_i / l by depth, for some i.
+    """Draw finite-depth Lyapunov exponents ln σ_i / l by depth, for some i.
 
     Args:
-        data: The dynamics analysis's Dataset with `lyapunov_exponent` (depth, exponent, query).
+        data: The dynamics analysis's Dataset with `lyapunov_exponent`.
         ax: Where to draw.
 
     Returns:
@@ -103,10 +99,10 @@ def lyapunov(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def subspace_overlap(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Overlap of the product's top right singular subspace with that one block before, by depth.
+    """Draw the overlap of the product's top right singular subspace with that one block before, by depth.
 
     Args:
-        data: The dynamics analysis's Dataset with `product_overlap` (depth, k, query), missing at the first depth.
+        data: The dynamics analysis's Dataset with `product_overlap`, missing at the first depth.
         ax: Where to draw.
 
     Returns:
@@ -124,10 +120,10 @@ def subspace_overlap(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def mean_products(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Participation ratio over d: product of averages, average of products, and the median of single products.
+    """Draw participation ratios over d: product of averages, average of products, and the median of single products.
 
     Args:
-        data: The dynamics analysis's Dataset with `product_of_averages` and `average_of_products` (bound, depth).
+        data: The dynamics analysis's Dataset with `product_of_averages` and `average_of_products`.
         ax: Where to draw.
 
     Returns:
@@ -146,7 +142,7 @@ def mean_products(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def singular_growth(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Root-mean-square growth ‖J_l ⋯ J_1‖_F / √d by depth.
+    """Draw the root-mean-square growth ‖J_l ⋯ J_1‖_F / √d by depth.
 
     Args:
         data: The dynamics analysis's Dataset with `product_log_norm`.

@@ -1,4 +1,4 @@
-"""Panels of how far the product of Jacobians predicts the real network."""
+"""Panels of the linear prediction: how well the product of Jacobians tells what the network does."""
 
 from __future__ import annotations
 
@@ -41,13 +41,12 @@ HORIZON_STYLES = {
 
 
 def perturbation(data: xr.Dataset, measure: str = "error", horizon: str = "1", ax: Axes | None = None) -> Axes:
-    """Error (or cosine) of the linear prediction against the size of the step, for each direction.
+    """Draw error or cosine of the linear prediction against the size of the step, for each direction.
 
     Args:
-        data: The dynamics analysis's Dataset with `perturb_error` and `perturb_cosine` (direction, horizon, epsilon,
-            start, query).
+        data: The dynamics analysis's Dataset with `perturb_error` and `perturb_cosine`.
         measure: "error" or "cosine".
-        horizon: How many blocks on.
+        horizon: Number of blocks to the comparison, or "all".
         ax: Where to draw.
 
     Returns:
@@ -70,10 +69,10 @@ def perturbation(data: xr.Dataset, measure: str = "error", horizon: str = "1", a
 
 
 def linear_range(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """ε at which the error passes 10 %, by the block before which the step is made, for each horizon.
+    """Draw the ε at which the error passes 10 %, by the block before which the step is made, for each horizon.
 
     Args:
-        data: The dynamics analysis's Dataset with `epsilon_at_tenth` (direction, horizon, start, query).
+        data: The dynamics analysis's Dataset with `epsilon_at_tenth`.
         ax: Where to draw.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Panels of what each block's Jacobian is: scores by depth, eigenvalues, pseudospectra, coupling of the blocks."""
+"""Panels of each block's Jacobian: scores by depth, eigenvalues, pseudospectra, coupling of the blocks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SIZES = frozenset(name for name in LABELS if name.endswith(("norm", "radius", "r
 
 
 def random_matrix(score: str, d: int) -> float | None:
-    """What a large random matrix has, the null: a d × d matrix with independent entries of one normal distribution.
+    """Know a score of the null, a large random matrix: d × d independent entries of one normal distribution.
 
     Args:
         score: A key of `LABELS`.
@@ -72,11 +72,11 @@ def random_matrix(score: str, d: int) -> float | None:
 
 
 def bounded(ends: xr.DataArray, n_windows: int) -> Interval:
-    """What the Dataset holds of a mean over windows: its jackknife interval.
+    """Read the jackknife interval of a mean over windows.
 
     Args:
         ends: (bound, ...): estimate, low, high.
-        n_windows: Over how many windows the mean is.
+        n_windows: Number of windows in the mean.
 
     Returns:
         Estimate and bounds of shape (...).
@@ -106,10 +106,10 @@ def by_variant(
 
 
 def score_by_depth(data: xr.Dataset, score: str, matrix: str = "K", ax: Axes | None = None) -> Axes:
-    """A score by layer: the model's median with its interval, and every control.
+    """Draw a score by layer: the model's median with its interval, and every control.
 
     Args:
-        data: The dynamics analysis's Dataset; its scores are (variant, matrix, layer, query).
+        data: The dynamics analysis's Dataset.
         score: A key of `LABELS`.
         matrix: "K" (the update's Jacobian) or "J" (the state's).
         ax: Where to draw.
@@ -127,10 +127,10 @@ def score_by_depth(data: xr.Dataset, score: str, matrix: str = "K", ax: Axes | N
 
 
 def mean_score_by_depth(data: xr.Dataset, score: str, matrix: str = "K", ax: Axes | None = None) -> Axes:
-    """A score of the mean matrix beside the median of the scores of its terms.
+    """Draw a score of the mean matrix beside the median of the scores of its terms.
 
     Args:
-        data: The dynamics analysis's Dataset with `mean_SCORE` (bound, layer, matrix).
+        data: The dynamics analysis's Dataset with `mean_SCORE`.
         score: A key of `LABELS`.
         matrix: "K" or "J".
         ax: Where to draw.
@@ -147,10 +147,10 @@ def mean_score_by_depth(data: xr.Dataset, score: str, matrix: str = "K", ax: Axe
 
 
 def eigenvalue_cloud(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes:
-    """Eigenvalues of one block's K in the complex plane, at a few positions.
+    """Draw the eigenvalues of one block's K in the complex plane, at a few positions.
 
     Args:
-        data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary` (layer, cloud, index).
+        data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary`.
         layer: The block.
         ax: Where to draw.
 
@@ -169,12 +169,10 @@ def eigenvalue_cloud(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Ax
 
 
 def pseudospectrum(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes:
-    """Level lines of σ_min(zI − K) around the eigenvalues of one block's K.
+    """Draw level lines of σ_min(zI − K) around the eigenvalues of one block's K.
 
     Args:
-        data: The dynamics analysis's Dataset with `pseudospectrum_sigma_min` (chosen, imaginary, real), the grid
-            `pseudospectrum_real` and `pseudospectrum_imaginary`, and the eigenvalues `pseudospectrum_spectrum`
-            (chosen, index, part).
+        data: The dynamics analysis's Dataset with `pseudospectrum_*`: σ_min, the grid, and the eigenvalues.
         layer: The block, one of `chosen`.
         ax: Where to draw.
 
@@ -201,10 +199,10 @@ def pseudospectrum(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes
 
 
 def coupling(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """How far each block's K is from diagonal in another block's leading singular vectors.
+    """Draw the distance of each block's K from diagonal in another block's leading singular vectors.
 
     Args:
-        data: The dynamics analysis's Dataset with `coupling` (block, other_block, query).
+        data: The dynamics analysis's Dataset with `coupling`.
         ax: Where to draw.
 
     Returns:
@@ -224,10 +222,10 @@ def coupling(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def eigenvector_condition(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Condition number of K's eigenvectors by layer, a thin line a window and their median.
+    """Draw the condition number of K's eigenvectors by layer, a thin line a window and their median.
 
     Args:
-        data: The dynamics analysis's Dataset with `eigenvector_condition` (layer, eigenvector_window).
+        data: The dynamics analysis's Dataset with `eigenvector_condition`.
         ax: Where to draw.
 
     Returns:
@@ -237,10 +235,10 @@ def eigenvector_condition(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def polar_rotation(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Mean rotation angle of J's orthogonal polar factor by layer, a thin line a window and their median.
+    """Draw the mean rotation angle of J's orthogonal polar factor by layer, a thin line a window and their median.
 
     Args:
-        data: The dynamics analysis's Dataset with `polar_rotation` (layer, eigenvector_window), in radians.
+        data: The dynamics analysis's Dataset with `polar_rotation`, in radians.
         ax: Where to draw.
 
     Returns:

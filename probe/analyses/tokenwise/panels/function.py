@@ -1,6 +1,6 @@
 """Panels of what the residual does to the output.
 
-Effects on the output have the dimensions (fit, layer, query), `relative_error` (fit, target, layer, query) and
+Effects on the output have the dimensions (map, layer, query), `relative_error` (map, target, layer, query) and
 `kl_control` (control, draw, layer, query).
 """
 
@@ -36,12 +36,12 @@ from probe.plots.style import (
 
 
 def error_against_kl(data: xr.Dataset, layer: int, fit: str | None = None, ax: Axes | None = None) -> Axes:
-    """Every token's relative error against what replacing its update does to the output (Figure 2b), both log.
+    """Plot every token's relative error against what replacing its update does to the output (Figure 2b), both log.
 
     Args:
         data: The analysis's Dataset with `relative_error` and `kl`.
         layer: The block.
-        fit: The class; default the deciding one.
+        fit: The map; the deciding one by default.
         ax: Where to draw.
 
     Returns:
@@ -64,7 +64,7 @@ def error_against_kl(data: xr.Dataset, layer: int, fit: str | None = None, ax: A
 def rho_by_layer(
     data: xr.Dataset, fits: Sequence[str] | None = None, threshold: float = 0.7, ax: Axes | None = None
 ) -> Axes:
-    """Spearman's ρ of relative error and KL over tokens, by layer and class.
+    """Plot Spearman's ρ of relative error and KL over tokens, by layer and map.
 
     Args:
         data: The analysis's Dataset with `relative_error` and `kl`.
@@ -83,7 +83,7 @@ def rho_by_layer(
 
 
 def rho_controls(data: xr.Dataset, threshold: float = 0.7, ax: Axes | None = None) -> Axes:
-    """ρ of the deciding class beside the ρ that replaced residuals of equal norm give, and its partial ρ.
+    """Plot ρ of the deciding map beside the ρ that replaced residuals of equal norm give, and its partial ρ.
 
     A control's ρ is the mean over draws of ρ(‖r‖/‖u‖, KL(r′)). The partial ρ holds log‖u‖, log‖h‖, output entropy,
     position and token frequency fixed.
@@ -117,7 +117,7 @@ def rho_controls(data: xr.Dataset, threshold: float = 0.7, ax: Axes | None = Non
 
 
 def kl_ratio(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """KL(r) over KL(r′) by layer for replaced residuals of equal norm: does the residual matter beyond its size?
+    """Plot KL(r) over KL(r′) by layer for replaced residuals of equal norm: does the residual matter beyond its size?
 
     Per token, log KL(r) minus the mean over draws of log KL(r′); medians are shown as a ratio on a log scale.
 
@@ -129,7 +129,7 @@ def kl_ratio(data: xr.Dataset, ax: Axes | None = None) -> Axes:
         The Axes; dotted, the null: 1, no more than its size.
     """
     ax, own = axes_or_new(ax)
-    kl = _log(data["kl"].sel(fit=deciding_fit(data)))
+    kl = _log(data["kl"].sel(map=deciding_fit(data)))
     for control, style in CONTROL_STYLES.items():
         if control in data["control"].values:
             ratio = kl - _log(data["kl_control"].sel(control=control)).mean(dim="draw")
@@ -140,7 +140,7 @@ def kl_ratio(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def kl_by_layer(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
-    """Median KL of the output when one position's update is replaced by its tokenwise part, by layer and class.
+    """Plot the median KL of the output when one position's update is replaced by a map's, by layer and map.
 
     Args:
         data: The analysis's Dataset with `kl`.
@@ -152,17 +152,17 @@ def kl_by_layer(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes | 
     """
 
     def median(name: str) -> Interval:
-        return median_over_documents(data, data["kl"].sel(fit=name).clip(min=KL_FLOOR))
+        return median_over_documents(data, data["kl"].sel(map=name).clip(min=KL_FLOOR))
 
     return _by_class(data, "kl", median, fits, ax, "KL (nats), one position", log=True)
 
 
 def replacement_modes(data: xr.Dataset, fit: str | None = None, ax: Axes | None = None) -> Axes:
-    """KL when one position is replaced, read there and summed over later positions, and when all are.
+    """Plot KL when one position is replaced, read there and summed over later positions, and when all are.
 
     Args:
         data: The analysis's Dataset with `kl`, and `kl_all` or `kl_later`.
-        fit: The class; default the deciding one.
+        fit: The map; the deciding one by default.
         ax: Where to draw.
 
     Returns:
@@ -176,13 +176,13 @@ def replacement_modes(data: xr.Dataset, fit: str | None = None, ax: Axes | None 
     }
     for name, style in modes.items():
         if (fit or deciding_fit(data)) in fits_present(data, name):
-            values = data[name].sel(fit=fit or deciding_fit(data)).clip(min=KL_FLOOR)
+            values = data[name].sel(map=fit or deciding_fit(data)).clip(min=KL_FLOOR)
             curve(ax, data["layer"], median_over_documents(data, values), style, spread=values)
     return finish(ax, "KL (nats)", log=True, legend=own)
 
 
 def top1_agreement(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
-    """Share of tokens whose most likely next token survives the replacement, by layer and class.
+    """Plot the share of tokens whose most likely next token survives the replacement, by layer and map.
 
     Args:
         data: The analysis's Dataset with `top1`.
@@ -194,7 +194,7 @@ def top1_agreement(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes
     """
 
     def share(name: str) -> Interval:
-        agrees = np.asarray(data["top1"].sel(fit=name).transpose("layer", "query").values, dtype=np.float64)
+        agrees = np.asarray(data["top1"].sel(map=name).transpose("layer", "query").values, dtype=np.float64)
         return over_documents(data, partial(_mean_of_rows, agrees))
 
     return _by_class(data, "top1", share, fits, ax, "top-1 agreement (share)")
@@ -217,8 +217,8 @@ def _by_class(
 
 def _error_and_kl(data: xr.Dataset, fit: str) -> tuple[Floats, Floats]:
     """Relative error of the update and one-position KL of a class, each (layer, query)."""
-    error = data["relative_error"].sel(fit=fit, target="update").transpose("layer", "query")
-    kl = data["kl"].sel(fit=fit).transpose("layer", "query")
+    error = data["relative_error"].sel(map=fit, target="update").transpose("layer", "query")
+    kl = data["kl"].sel(map=fit).transpose("layer", "query")
     return np.asarray(error.values, dtype=np.float64), np.asarray(kl.values, dtype=np.float64)
 
 

@@ -1,6 +1,6 @@
 """Panels of what the maps catch and what the residual looks like.
 
-Unless a panel says otherwise its variables have the dimensions (fit, target, layer, query).
+Unless a panel says otherwise its variables have the dimensions (map, target, layer, query).
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from probe.plots.style import (
 def relative_error(
     data: xr.Dataset, fits: Sequence[str] | None = None, target: str = "update", ax: Axes | None = None
 ) -> Axes:
-    """Relative error by layer and class: median ‖r‖/‖u‖, log scale.
+    """Plot the relative error by layer and map: median ‖r‖/‖u‖, log scale.
 
     Args:
-        data: The analysis's Dataset with `relative_error` and, for the floor, `floor` (fit, layer, query).
+        data: The analysis's Dataset with `relative_error` and, for the floor, `floor` (map, layer, query).
         fits: Classes; default all that are there.
         target: "update" (over ‖u‖) or "state" (over ‖h_{l+1}‖).
         ax: Where to draw.
@@ -57,14 +57,14 @@ def relative_error(
     """
     ax, own = axes_or_new(ax)
     error = data["relative_error"].sel(target=target)
-    class_curves(ax, data, "relative_error", lambda name: median_over_documents(data, error.sel(fit=name)), fits)
+    class_curves(ax, data, "relative_error", lambda name: median_over_documents(data, error.sel(map=name)), fits)
     ax.set_yscale("log")
     if target == "update":
         null_line(ax, 1.0, "no update")
     limits = ax.get_ylim()  # the classes decide them: in the first blocks the floor lies decades below
     decides = deciding_fit(data)
     if decides in fits_present(data, "floor", fits) and target == "update":
-        floor = data["floor"].sel(fit=decides).median("query")
+        floor = data["floor"].sel(map=decides).median("query")
         ax.plot(data["layer"], floor, color=BLACK, lw=1, ls="-.", label="floor: local, one-token input")
     finish(ax, f"relative error ‖r‖ / {'‖u‖' if target == 'update' else '‖h′‖'}", log=True, legend=own)
     ax.set_ylim(limits)
@@ -72,10 +72,10 @@ def relative_error(
 
 
 def explained_variance(data: xr.Dataset, fits: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
-    """Share of the update's variance that each class explains on held-out tokens, by layer.
+    """Plot the share of the update's variance that each map explains on held-out tokens, by layer.
 
     Args:
-        data: The analysis's Dataset with `explained_variance` (fit, layer).
+        data: The analysis's Dataset with `explained_variance` (map, layer).
         fits: Classes; default all that are there.
         ax: Where to draw.
 
@@ -84,7 +84,7 @@ def explained_variance(data: xr.Dataset, fits: Sequence[str] | None = None, ax: 
     """
     ax, own = axes_or_new(ax)
     for name in fits_present(data, "explained_variance", fits):
-        line(ax, data["layer"], data["explained_variance"].sel(fit=name), FIT_STYLES[name])
+        line(ax, data["layer"], data["explained_variance"].sel(map=name), FIT_STYLES[name])
     ax.set_ylim(bottom=max(-0.5, ax.get_ylim()[0]), top=1)
     ax.axhline(0, color=GREY, lw=0.5)
     return finish(ax, "explained variance", legend=own)
@@ -93,15 +93,15 @@ def explained_variance(data: xr.Dataset, fits: Sequence[str] | None = None, ax: 
 def alignment(
     data: xr.Dataset, fit: str | None = None, target: str = "update", angle: bool = False, ax: Axes | None = None
 ) -> Axes:
-    """Cosines or angles of update, tokenwise part and residual by layer (Figure 3 of arXiv 2604.02459).
+    """Plot cosines or angles of update, tokenwise part and residual by layer (Figure 3 of arXiv 2604.02459).
 
     The dashed curves follow from the error e alone: cos(u, û) ≥ sqrt(1 − e²) for any residual, and cos(u, r) = e,
     cos(û, r) = 0 for one at right angles to û.
 
     Args:
         data: The analysis's Dataset with `relative_error`, `cos_update_fit`, `cos_update_residual`,
-            `cos_fit_residual` and, for the null, `cos_permuted` (fit, layer, query).
-        fit: The class; default the deciding one.
+            `cos_fit_residual` and, for the null, `cos_permuted` (map, layer, query).
+        fit: The map; the deciding one by default.
         target: "update" or "state".
         angle: Degrees instead of cosines.
         ax: Where to draw.
@@ -110,7 +110,7 @@ def alignment(
         The Axes; dotted, the null: û fitted to targets permuted within windows.
     """
     ax, own = axes_or_new(ax)
-    place = {"fit": fit or deciding_fit(data), "target": target}
+    place = {"map": fit or deciding_fit(data), "target": target}
     shown: Callable[[xr.DataArray], xr.DataArray] = _degrees if angle else _same
     for name, style in PAIR_STYLES.items():
         values = shown(data[name].sel(place))
@@ -121,8 +121,8 @@ def alignment(
         fixed = shown(cosine).median("query")
         label = f"{style.label}, fixed by the error"
         ax.plot(data["layer"], fixed, color=dark(style.color), lw=1.2, ls=(0, (4, 3)), zorder=3, label=label)
-    if target == "update" and place["fit"] in fits_present(data, "cos_permuted"):
-        permuted = shown(data["cos_permuted"].sel(fit=place["fit"])).median("query")
+    if target == "update" and place["map"] in fits_present(data, "cos_permuted"):
+        permuted = shown(data["cos_permuted"].sel(map=place["map"])).median("query")
         ax.plot(data["layer"], permuted, color=GREY, ls=DOTTED, label="(u, û), targets permuted")
     ax.set_ylim((0, 120) if angle else (-0.3, 1.03))
     return finish(ax, "angle (degrees)" if angle else "cosine", legend=own)
@@ -131,15 +131,15 @@ def alignment(
 def projection(
     data: xr.Dataset, k: int = 4, fit: str | None = None, centring: str = "no_outliers", ax: Axes | None = None
 ) -> Axes:
-    """Share of each vector in the k dominant tokenwise directions, by layer (Figure 4 of arXiv 2604.02459).
+    """Plot the share of each vector in the k dominant tokenwise directions, by layer (Figure 4 of arXiv 2604.02459).
 
     ‖V_kᵀx‖²/‖x‖² for x = u, û, r and r′ (another token's update), V_k from û on training tokens.
 
     Args:
-        data: The analysis's Dataset with `share` (fit, centring, vector, k, layer, query) and `share_of_update`
+        data: The analysis's Dataset with `share` (map, centring, vector, k, layer, query) and `share_of_update`
             (centring, k, layer, query); k/d needs the attribute `d_model`.
         k: Dimensions of the subspace.
-        fit: The class; default the deciding one.
+        fit: The map; the deciding one by default.
         centring: "centred", "uncentred" or "no_outliers".
         ax: Where to draw.
 
@@ -147,7 +147,7 @@ def projection(
         The Axes; dotted, the null: k/d, a random subspace; dashed, the share of u in the k top directions of u itself.
     """
     ax, own = axes_or_new(ax)
-    share = data["share"].sel(fit=fit or deciding_fit(data), centring=centring, k=k)
+    share = data["share"].sel(map=fit or deciding_fit(data), centring=centring, k=k)
     for name, style in VECTOR_STYLES.items():
         if name in share["vector"].values:
             curve(ax, data["layer"], median_over_documents(data, share.sel(vector=name)), style)
@@ -161,7 +161,7 @@ def projection(
 
 
 def sweep(data: xr.Dataset, over: Literal["rank", "neighbours"] = "rank", ax: Axes | None = None) -> Axes:
-    """Relative error of the local class over its rank r, a line for each k, or the reverse (Figure 5 of the paper).
+    """Plot the local map's relative error over its rank r, a line for each k, or the reverse (Figure 5).
 
     Solid: held-out tokens, median over tokens, mean over layers. Dashed: the same fits on their own neighbours.
 
@@ -192,7 +192,7 @@ def sweep(data: xr.Dataset, over: Literal["rank", "neighbours"] = "rank", ax: Ax
 
 
 def instability(data: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """How far the local fits of two disjoint token banks lie apart, over the number of neighbours.
+    """Plot the distance of the local maps of two disjoint token banks, over the number of neighbours.
 
     ‖T_A(q) − T_B(q)‖ / ‖u‖: median over tokens, mean over layers; the pale band holds the middle half of all tokens.
 
@@ -213,12 +213,12 @@ def instability(data: xr.Dataset, ax: Axes | None = None) -> Axes:
 def residual_overlap(
     data: xr.Dataset, measure: Literal["cosine", "share"] = "cosine", fit: str | None = None, ax: Axes | None = None
 ) -> Axes:
-    """What the residual is: its overlap with the block's attention write and with that write's off-position part.
+    """Plot the residual's overlap with the block's attention write and with that write's off-position part.
 
     Args:
-        data: The analysis's Dataset with `residual_attention_*` and `residual_offposition_*`, (fit, layer, query).
+        data: The analysis's Dataset with `residual_attention_*` and `residual_offposition_*`, (map, layer, query).
         measure: "cosine", or "share": of ‖r‖² along the direction.
-        fit: The class; default the deciding one.
+        fit: The map; the deciding one by default.
         ax: Where to draw.
 
     Returns:
@@ -229,7 +229,7 @@ def residual_overlap(
     for part, style in {"attention": Style("attention write", BLUE), "offposition": off_position}.items():
         name = f"residual_{part}_{measure}"
         if name in data:
-            values = data[name].sel(fit=fit or deciding_fit(data))
+            values = data[name].sel(map=fit or deciding_fit(data))
             curve(ax, data["layer"], median_over_documents(data, values), style, spread=values)
     ax.axhline(0, color=GREY, lw=0.5)
     return finish(ax, "cosine with r" if measure == "cosine" else "share of ‖r‖²", legend=own)

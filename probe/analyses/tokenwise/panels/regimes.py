@@ -34,7 +34,7 @@ CUTS = {
 
 
 def regime_table(data: xr.Dataset, cut: str = "regime", fits: Sequence[str] | None = None) -> pd.DataFrame:
-    """Every measure in the low, middle and high third, by class, with 95 % intervals over documents.
+    """Tabulate every measure in the low, middle and high third, by map, with 95 % intervals over documents.
 
     Medians are over all (layer, token) pairs of the third; ρ is Spearman's within each layer, then tanh of the mean of
     atanh over layers.
@@ -60,7 +60,7 @@ def regime_table(data: xr.Dataset, cut: str = "regime", fits: Sequence[str] | No
 
 
 def regimes(table: pd.DataFrame, measure: str, ax: Axes | None = None) -> Axes:
-    """One measure of a regime table: low, middle, high across, a marker for each class, bars for the intervals.
+    """Plot one measure of a regime table: low, middle, high across, a marker for each map, bars for the intervals.
 
     Args:
         table: What `regime_table` returned.
@@ -96,18 +96,18 @@ Statistic: TypeAlias = Callable[[Rows, Members], float]
 
 def _statistics(data: xr.Dataset, fit: str) -> dict[str, Statistic]:
     """For each measure that the Dataset can give: (resampled rows, members (layer, row) of the third) -> a number."""
-    place = {"fit": fit, "target": "update"}
+    place = {"map": fit, "target": "update"}
     error = _array(data["relative_error"].sel(place))
     found: dict[str, Statistic] = {"relative_error": _median(error)}
     if fit in fits_present(data, "kl"):
-        kl = _array(data["kl"].sel(fit=fit).clip(min=KL_FLOOR))
+        kl = _array(data["kl"].sel(map=fit).clip(min=KL_FLOOR))
         found["kl"] = _median(kl)
         if fit != "zero":  # its error is 1 everywhere: no rank
             found["rho"] = _fisher_rho(error, kl)
     if "cos_update_fit" in data:
         found["cosine"] = _median(_array(data["cos_update_fit"].sel(place)))
     if fit in fits_present(data, "share") and 4 in data["k"].values:
-        found["share"] = _median(_array(data["share"].sel(fit=fit, centring="no_outliers", vector="residual", k=4)))
+        found["share"] = _median(_array(data["share"].sel(map=fit, centring="no_outliers", vector="residual", k=4)))
     return found
 
 

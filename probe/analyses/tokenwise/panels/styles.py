@@ -60,11 +60,11 @@ CENTRINGS = {
 
 
 def fits_present(data: xr.Dataset, variable: str, names: Sequence[str] | None = None) -> list[str]:
-    """The classes of maps for which a variable holds values, in the order in which figures name them.
+    """List the maps for which a variable holds values, in the order in which figures name them.
 
     Args:
         data: The analysis's Dataset.
-        variable: One of its variables over `fit`; none are present if it is absent.
+        variable: One of its variables over `map`; none are present if it is absent.
         names: Only these; default all.
 
     Returns:
@@ -73,13 +73,13 @@ def fits_present(data: xr.Dataset, variable: str, names: Sequence[str] | None = 
     if variable not in data:
         return []
     array = data[variable]
-    finite = np.isfinite(array.transpose("fit", ...).values.astype(np.float64))
-    valued = {str(name) for name, values in zip(array["fit"].values, finite, strict=True) if values.any()}
+    finite = np.isfinite(array.transpose("map", ...).values.astype(np.float64))
+    valued = {str(name) for name, values in zip(array["map"].values, finite, strict=True) if values.any()}
     return [name for name in FIT_STYLES if name in valued and (names is None or name in names)]
 
 
 def deciding_fit(data: xr.Dataset) -> str:
-    """The class on which claims and controls are read.
+    """Name the map on which claims and controls are read.
 
     Args:
         data: The analysis's Dataset.
@@ -102,7 +102,7 @@ def class_curves(
     Args:
         ax: Where to draw.
         data: The analysis's Dataset.
-        variable: One of its variables over `fit`.
+        variable: One of its variables over `map`.
         interval: Name of a class to its estimate and bounds, of shape (layer,).
         fits: Classes; default all that are there.
     """

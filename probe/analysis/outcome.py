@@ -1,0 +1,9 @@
+"""The words of lower floors in which an analysis says what it found: claims, their evidence, figures."""
+
+from __future__ import annotations
+
+from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, decide, line
+from probe.inference import bootstrap
+from probe.report import Figure
+
+__all__ = ["Claim", "Condition", "Criterion", "Evidence", "Figure", "Sentence", "bootstrap", "decide", "line"]

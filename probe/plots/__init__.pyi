@@ -1,0 +1,15 @@
+from .pages import axes_or_new as axes_or_new
+from .pages import color_bar as color_bar
+from .pages import legend_below as legend_below
+from .pages import new_figure as new_figure
+from .pages import outer_labels as outer_labels
+from .pages import page_style as page_style
+from .pages import panel_rows as panel_rows
+from .pages import shared_legend as shared_legend
+from .pages import titled as titled
+from .style import Style as Style
+from .style import band as band
+from .style import curve as curve
+from .style import finish as finish
+from .style import median_over_documents as median_over_documents
+from .style import null_line as null_line

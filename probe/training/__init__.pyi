@@ -1,0 +1,15 @@
+from .data import Bytes as Bytes
+from .data import NextByte as NextByte
+from .data import Regression as Regression
+from .loop import Schedule as Schedule
+from .loop import Stack as Stack
+from .loop import snapshot_steps as snapshot_steps
+from .loop import train as train
+from .mlp import Shape as Shape
+from .mlp import ToyMLP as ToyMLP
+from .optimisers import Optimiser as Optimiser
+from .transformer import Arm as Arm
+from .transformer import Size as Size
+from .transformer import SmallTransformer as SmallTransformer
+from .transformer import next_byte_loss as next_byte_loss
+from .watch import Watch as Watch
