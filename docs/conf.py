@@ -25,7 +25,7 @@ language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "_generated", "examples", "ledger"]
-suppress_warnings = ["ref.python"]  # short names in signatures meet: a plan of a run, and one of a training
+suppress_warnings = ["ref.python"]  # short names in signatures meet: the continuity of weights, and that of a training
 default_role = "code"
 
 nb_execution_mode = "force"  # a cache would be keyed by the page alone, and not see that the library has changed

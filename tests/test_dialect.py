@@ -21,13 +21,13 @@ VERBS = frozenset(
     Divide Do Download Draw Embed Encode Ensure Enter Estimate Evaluate Extract Factor Fill Filter Find Finish Fit
     Flatten Fold Follow Format Free Gather Generate Get Give Group Hash Hide Hold Hook Initialise Insert Intervene
     Invert Iterate Join Judge Keep Know Label Lay Leave Let Limit Link List Load Locate Lock Look Make Map Mark Mask
-    Match Measure Merge Move Multiply Name Normalise Offer Open Orthogonalise Parse Patch Permute Pick Place Plan Plot
-    Pool Predict Prepare Print Project Propagate Prove Put Randomise Rank Reach Read Rebuild Record Reduce Refuse
-    Release Remove Rename Render Reorder Repeat Replace Replay Report Require Resample Reset Resolve Restrict Return
-    Rewire Rotate Round Run Sample Save Say Scale Score Search Seed Select Send Separate Set Shorten Show Shuffle
-    Simulate Skip Solve Sort Split Spread Square Stack Standardise Start State Step Stop Store Stream Subtract Sum
-    Summarise Switch Symmetrise Tabulate Take Tell Test Time Tokenise Track Train Translate Transpose Treat Try Turn Undo
-    Unembed Use Verify View Wait Walk Warn Watch Weigh Work Wrap Write Yield
+    Match Measure Merge Move Multiply Name Normalise Offer Open Orthogonalise Parse Patch Permute Pick Place Plan
+    Plot Pool Predict Prepare Print Project Propagate Prove Put Randomise Rank Reach Read Rebuild Record Reduce
+    Refuse Release Remove Rename Render Reorder Repeat Replace Replay Report Require Resample Reset Resolve Restrict
+    Return Rewire Rotate Round Run Sample Save Say Scale Score Search Seed Select Send Separate Set Shorten Show
+    Shuffle Simulate Skip Solve Sort Split Spread Square Stack Standardise Start State Step Stop Store Stream
+    Subtract Sum Summarise Switch Symmetrise Tabulate Take Tell Test Time Tokenise Track Train Translate Transpose
+    Treat Try Turn Undo Unembed Use Verify View Wait Walk Warn Watch Weigh Work Wrap Write Yield
     """.split()  # noqa: SIM905
 )
 """What a function's docstring may begin with; add a verb where you need one."""

@@ -7,9 +7,9 @@ J_l(t) = ∂h_{l+1}(t)/∂h_l(t), d × d, and
 - the spectrum of the whole-sequence Jacobian is the union of the same-position spectra. (Its singular values are not:
   they depend on the blocks between positions, `cross_jacobian`.)
 
-The table shows the method that `method="auto"` takes (`method_of`), and how many times faster it was for each position
-than `torch.func.jacrev` on the block's call with the whole sequence (random weights, d = 256, T = 128, 8 positions, CPU
-time of one thread; `benchmarks/test_jacobian.py` measures it again):
+The table shows the method that `method="auto"` takes (`method_of`), and how many times faster a position is than with
+`torch.func.jacrev` on the block's call with the whole sequence. Random weights, d = 256, T = 128, 8 positions, CPU time
+of one thread; `benchmarks/test_jacobian.py` measures it again:
 
 ================================================  ========  =========
 architecture                                      method    times

@@ -209,10 +209,10 @@ def _between_norms(
     rows: slice,
     matrix: Float[Tensor, "n d d"],
     before: str | None,
-    behind: str | None,
+    after: str | None,
     detached: bool,
 ) -> Float[Tensor, "n d d"]:
-    outer = _norm(standard, primal, behind, rows, detached)
+    outer = _norm(standard, primal, after, rows, detached)
     inner = _norm(standard, primal, before, rows, detached)
     if outer is not None:
         matrix = outer.times(matrix)

@@ -10,7 +10,6 @@ import difflib
 import json
 import re
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -103,7 +102,6 @@ class Source:
     sha256: str | None = None
 
 
-@cache
 def _transformer_lens_aliases() -> dict[str, str]:
     """Hub id by alias, from the data file of TransformerLens; importing the package would take seconds."""
     spec = find_spec("transformer_lens")
@@ -142,8 +140,8 @@ def resolve(name: str, revision: str | None = None) -> Source:
         source = _packaged(name)
     elif name.startswith(BUNDLED):
         source = _shipped(name)
-    elif name in hub_aliases():
-        source = Source(name, "hub", hub_aliases()[name], revision)
+    elif identity := hub_aliases().get(name):
+        source = Source(name, "hub", identity, revision)
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"a model directory must hold config.json, and {name} does not; {_what_works()}")

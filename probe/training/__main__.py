@@ -25,7 +25,7 @@ def main() -> int:
         sys.stderr.write(f"error: {_as_typed(str(error))}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the last checkpoint is kept, and the same command goes on from it\n")
+        sys.stderr.write("interrupted: the last checkpoint is kept, and the same command resumes from it\n")
         return 130
     return 0
 

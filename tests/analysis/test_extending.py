@@ -14,7 +14,7 @@ import xarray as xr
 import probe
 from tests.plant.tiny import tiny_module, tiny_tokenizer
 
-PACKAGE = Path(__file__).parent.parent / "docs" / "extending"
+PACKAGE = Path(__file__).resolve().parents[2] / "docs" / "extending"
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_other_families_replay_at_positions_or_as_whole_sequences(family):
     model, tokens = load_model(module), _tokens()
     context = replay.record(model, tokens, POSITIONS)
     assert (context.past is not None) == at_positions
-    states = torch.stack([_pushed(context.state(1), seed) for seed in (1, 2)], dim=1)  # (window, alternative, chosen, d)
+    states = torch.stack([_pushed(context.state(1), seed) for seed in (1, 2)], dim=1)  # (W, alternative, chosen, d)
     with torch.no_grad():
         found = context.run_on(1, states)
     for alternative in range(2):

@@ -237,7 +237,7 @@ class TestRuns:
             name: line for line in capsys.readouterr().out.splitlines() for name in (first, twin) if f" {name} " in line
         }
         assert "not chosen" in rows[first]
-        assert "0 of 21" in rows[twin]  # four blocks: model, gains, trimmed and two controls; the coordinates
+        assert "0 of 26" in rows[twin]  # five variants of four blocks and a comparison each; the coordinates
         assert not (tmp_path / "out").exists()
         assert study.main([str(path), "--out", str(done), "--dry-run"]) == 0
         assert capsys.readouterr().out.count(" done ") == 2

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from probe import graphs, spectra
 from probe.analyses.communities.partitions import algorithm_of, load_graph, resolution_of
-from probe.analyses.communities.work import CommunitySubject, Half, measured_as
+from probe.analyses.communities.work import CommunitySubject, Half
 from probe.analysis import Task
 from probe.jacobian import JacobianOptions, mlp_neuron_gain, recorded_jacobian
 from probe.runs import Piece, Run
@@ -93,7 +93,7 @@ def square_gains(
 
 def load_square_gains(run: Run, view: str, layer: int) -> Float[np.ndarray, "token node"]:
     """Read the squared gains of a view's nodes on the scored half, at the tokens where they were measured."""
-    if measured_as(view) == view != "model":
+    if view.startswith("init-"):
         return run.piece("controls", ["squares"], view=view, layer=layer).numpy("squares")
     name = f"squares.{'model' if view == 'no_outliers' else view}"
     return run.piece("jacobians", [name], layer=layer).numpy(name)
@@ -145,7 +145,7 @@ def _jacobians(
     subject: CommunitySubject, layer: int
 ) -> Iterator[tuple[Float[Tensor, "chosen d d"], list[float | None]]]:
     """J of the scored positions, a window at a time, and what a dynamics run knows of K's rotation fraction there."""
-    kept, windows = subject.kept, subject.scored_windows()
+    kept, windows = subject.dynamics, subject.scored_windows()
     options = JacobianOptions(context=subject.config.context)
     for window, positions in enumerate(subject.scored_positions().tolist()):
         places = [kept.find(windows.tokens[window], position) if kept else None for position in positions]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probe import graphs
 from probe.analyses.communities.config import Config
-from probe.analyses.communities.work import HALVES, CommunitySubject, norm_gains_of, states_of
+from probe.analyses.communities.work import HALVES, CommunitySubject, Half, norm_gains_of, states_of
 from probe.analysis import Task
 from probe.graphs import Algorithm, Graph, layout
 from probe.inference import resampled_rows
@@ -19,6 +19,8 @@ from probe.runs import Piece, Run
 OUTLIER = 20.0  # times the median standard deviation
 FAST = 2  # iterations of Leiden where hundreds of runs are made; the null has the same
 NULL_SEEDS = 3
+LINKS = 1200  # drawn: the strongest ones
+TOKENS = 3  # named for each node
 TOPOLOGY = (
     *("degree", "strength", "within_module_z", "participation", "participation_positive", "participation_negative"),
     *("external_share", "eigenvector_centrality", "core", "betweenness", "core_distance"),
@@ -139,10 +141,6 @@ def resample_documents(subject: CommunitySubject, task: Task, run: Run) -> dict[
     }
 
 
-LINKS = 1200  # drawn: the strongest ones
-TOKENS = 3  # named for each node
-
-
 def draw_graph(subject: CommunitySubject, task: Task, run: Run) -> dict[str, Tensor]:
     """Draw the graph of a layer: places, strongest links, and the tokens at which each node peaks.
 
@@ -205,7 +203,7 @@ def resolution_of(run: Run, layer: int) -> float:
     return float(run.piece("graphs", ["resolution"], layer=layer)["resolution"])
 
 
-def _documents(run: Run, half: str) -> Int[np.ndarray, " token"]:
+def _documents(run: Run, half: Half) -> Int[np.ndarray, " token"]:
     """The document of each token from which the graphs of a half are made."""
     return run.piece("states", ["token_document"], view="model", half=half).numpy("token_document")
 

@@ -81,7 +81,7 @@ class CommunitySubject(Subject[Config]):
         return self.keep(("basis", view), frame)
 
     @cached_property
-    def kept(self) -> Kept | None:
+    def dynamics(self) -> Kept | None:
         """The dynamics run whose matrices are used where they fit, if one is named."""
         if self.config.dynamics is None:
             return None
