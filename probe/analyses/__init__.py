@@ -76,7 +76,7 @@ def config_of(name: str) -> type[Any]:
         Its configuration, a dataclass.
 
     Raises:
-        InputError: As `load` does.
+        InputError: If there is none of this name, or its package cannot be imported.
     """
     kind: type[Any] = _built_in(name).Config if name in _ANALYSES else load(name).config
     return kind

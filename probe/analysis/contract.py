@@ -316,8 +316,10 @@ class Analysis(ABC, Generic[C]):
         return Plan(plans)
 
     def _timed(self, stage: Stage, subject: Any, rehearsal: Any) -> StagePlan:
-        """Do a task from the middle of a stage, as its neighbours would be done."""
-        task, count = stage.tasks[len(stage.tasks) // 2], len(stage.tasks)
+        """Do a task from the middle of a stage, one of the largest."""
+        whole = max(task.size for task in stage.tasks)
+        largest, count = [task for task in stage.tasks if task.size == whole], len(stage.tasks)
+        task = largest[len(largest) // 2]
         if stage.seconds is not None:
             with machine.peak_memory() as peak:
                 seconds = stage.seconds(subject, task)

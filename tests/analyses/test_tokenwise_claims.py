@@ -342,7 +342,7 @@ class TestInconclusive:
 
     def test_absent_label_and_absent_values(self):
         without = dataset().sel(map=["zero", "local", "linear"])
-        assert "cos_update_fit (fit mean" in judged(without, "alignment").reason
+        assert "cos_update_fit (map mean" in judged(without, "alignment").reason
         assert judged(without, "alignment_next_state").verdict == "mechanical"
         data = dataset()
         at(data, "kl", map="local")[:] = np.nan
