@@ -22,6 +22,7 @@ from probe.analysis import (
     Variable,
     bootstrap,
     decide,
+    enough_units,
     line,
 )
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     import torch
     import xarray as xr
 
-    from probe.runs import Run
+    from probe.analysis import Run
+
 
 GROWTH = Sentence("norms.growth", "States grow from block to block, more than with fresh weights.", "ours")
 
@@ -81,7 +83,9 @@ class Norms(Analysis[Options]):
         own, fresh = data["log_norm"].isel(depth=[0, -1]).differentiate("depth")[:, 0].values  # nats a block, by window
         parts = (own, fresh, own - fresh)
         found = bootstrap(lambda rows: [values[rows].mean() for values in parts], data["document"].values)
-        evidence = Evidence([Criterion("growth", found[0], 0.0)], [Criterion("beyond fresh weights", found[2], 0.0)])
+        enough = enough_units(found[0].n_units, 12, "documents")  # fewer decide nothing
+        beyond = Criterion("beyond fresh weights", found[2], 0.0)
+        evidence = Evidence([Criterion("growth", found[0], 0.0)], [beyond], preconditions=[enough])
         null = line("fresh weights", found[1])
         return [decide(GROWTH, evidence, statistic="nats a block", unit="documents", null=null)]
 

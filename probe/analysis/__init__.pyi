@@ -14,7 +14,10 @@ from .outcome import Figure as Figure
 from .outcome import Sentence as Sentence
 from .outcome import bootstrap as bootstrap
 from .outcome import decide as decide
+from .outcome import enough_units as enough_units
 from .outcome import line as line
+from .pieces import Piece as Piece
+from .pieces import Run as Run
 from .subject import Subject as Subject
 from .vocabulary import Plan as Plan
 from .vocabulary import Schema as Schema

@@ -260,13 +260,14 @@ class Analysis(ABC, Generic[C]):
             if not quiet:
                 outline = Plan([StagePlan(stage.name, len(stage.tasks)) for stage in stages])
                 command.print_plan(outline, command.title(self.name, config), sys.stderr)
+            schema = self.schema.sized(self.coordinates(subject))
             for stage in stages:
                 engine.work(
                     stage.measure,
                     stage.tasks,
                     subject,
                     opened,
-                    self.schema,
+                    schema,
                     description=stage.description,
                     quiet=quiet,
                 )

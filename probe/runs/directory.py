@@ -134,12 +134,19 @@ class Run:
         Raises:
             InputError: If no finished task has these labels, or its file is damaged.
         """
-        found = [file for file in self.files(stage) if file.has(**labels)]
-        if not found:
-            told = ", ".join(f"{name} {label}" for name, label in labels.items())
+        files = self.files(stage)
+        found = [file for file in files if file.has(**labels)]
+        if not found and files:
+            wanted = ", ".join(f"{name} {label}" for name, label in labels.items())
+            held = "; ".join(sorted({file.path.stem for file in files})[:8])
             raise InputError(
-                f"a stage must be finished before it is read, but {self.directory} holds nothing of {stage}"
-                f"{f' at {told}' if told else ''}: run the same command again"
+                f"a piece is read by labels that some task of its stage has, but {stage} has none at {wanted}: "
+                f"its tasks are {held}{' ...' if len(files) > 8 else ''}"
+            )
+        if not found:
+            raise InputError(
+                f"a stage must be finished before it is read, but {self.directory} holds nothing of {stage}: "
+                "run the same command again"
             )
         pieces = [
             file.read(names, **{axis: label for axis, label in labels.items() if axis in file.labels}) for file in found

@@ -75,8 +75,12 @@ def do(measure: Measure, task: Task, subject: Any, run: Run, schema: Schema) -> 
         schema: The variables that it returns.
     """
     start = time.perf_counter()
-    found = measure(subject, task, run)
-    run.save(task, found, schema, time.perf_counter() - start)
+    try:
+        found = measure(subject, task, run)
+        run.save(task, found, schema, time.perf_counter() - start)
+    except Exception as error:
+        error.add_note(f"in task {task.key} of stage {task.stage}")
+        raise
 
 
 def require_findable(measure: Measure) -> None:

@@ -1,0 +1,11 @@
+from .directory import Run as Run
+from .directory import changes as changes
+from .directory import open_run as open_run
+from .files import write_file as write_file
+from .pieces import Piece as Piece
+from .tasks import Label as Label
+from .tasks import Plan as Plan
+from .tasks import Schema as Schema
+from .tasks import StagePlan as StagePlan
+from .tasks import Task as Task
+from .tasks import Variable as Variable
