@@ -144,9 +144,8 @@ def encode(piece: Piece, seconds: float | None) -> bytes:
     for name, array in piece.items():
         tensor = array.resolve_conj().contiguous()
         storage = tensor.untyped_storage()
-        odd = tensor.ndim > 0 and tensor.stride(-1) != 1  # torch calls this contiguous where the axis has one place
-        if odd or storage.data_ptr() in storages:  # safetensors refuses such strides, and two names for one storage
-            tensor = tensor.clone(memory_format=torch.contiguous_format)
+        if storage.data_ptr() in storages:  # safetensors refuses two names for one storage
+            tensor = tensor.clone()
         storages.add(storage.data_ptr())
         tensors[name] = tensor
     header = {"labels": {axis: _plain(labels) for axis, labels in piece.labels.items()}, "axes": dict(piece.axes)}

@@ -153,7 +153,7 @@ class TestTasks:
         assert provenance["threads"] == torch.get_num_threads()
 
     def test_a_missing_or_damaged_file_is_an_input_error(self, run: Run) -> None:
-        with pytest.raises(InputError, match="holds nothing of s at k 1: run the same command again"):
+        with pytest.raises(InputError, match="holds nothing of s: run the same command again"):
             run.piece("s", k=1)
         save(run, 1)
         path = run.directory / "units" / "s" / "k-00001.safetensors"
