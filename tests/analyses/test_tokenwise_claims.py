@@ -12,6 +12,7 @@ import xarray as xr
 
 from probe.analyses.tokenwise.claims import ROWS, Table, claims, universal
 from probe.analyses.tokenwise.config import Config, Thresholds
+from probe.analyses.tokenwise.schema import SCHEMA
 from probe.claims import Claim
 from tests.plant.judging import at, by_name, claim_named
 
@@ -54,34 +55,34 @@ def dataset(documents: int = DOCUMENTS) -> xr.Dataset:
         log_error,
         log_error + 0.01 * noise(*cell, seed=3),
     ])
-    data["relative_error"] = (("map", "target", "layer", "query"), np.exp(np.stack([errors, errors - 2], axis=1)))
+    data["relative_error"] = SCHEMA.entry("relative_error", np.exp(np.stack([errors, errors - 2], axis=1)))
     cosine = {"zero": 0.0, "mean": 0.3, "linear": 0.9, "local": 0.96, "mlp": 0.96, "mlp_random": 0.96}
     cosines = np.stack([cosine[fit] + 0.01 * noise(2, *cell, seed=i) for i, fit in enumerate(FITS)])
-    data["cos_update_fit"] = (("map", "target", "layer", "query"), cosines)
-    data["cos_permuted"] = (("map", "layer", "query"), 0.2 + 0.05 * noise(len(FITS), *cell, seed=4))
+    data["cos_update_fit"] = SCHEMA.entry("cos_update_fit", cosines)
+    data["cos_permuted"] = SCHEMA.entry("cos_permuted", 0.2 + 0.05 * noise(len(FITS), *cell, seed=4))
     share = {"update": 0.5, "fit": 0.6, "residual": 0.1, "other": 0.5}
     shares = np.stack([
         mean + 0.05 * noise(3, *cell, seed=5 + i) for i, mean in enumerate(share.values())
     ])  # (v, k, ...)
     everywhere = np.broadcast_to(shares, (len(FITS), 3, *shares.shape))
-    data["share"] = (("map", "centring", "vector", "k", "layer", "query"), everywhere.copy())
+    data["share"] = SCHEMA.entry("share", everywhere.copy())
     kl = 2 * log_error + 0.2 * noise(*cell, seed=12)
-    data["kl"] = (("map", "layer", "query"), np.exp(np.broadcast_to(kl, (len(FITS), *cell)).copy()))
+    data["kl"] = SCHEMA.entry("kl", np.exp(np.broadcast_to(kl, (len(FITS), *cell)).copy()))
     control = log_error - 2.2 + 0.8 * noise(3, DRAWS, *cell, seed=13)
-    data["kl_control"] = (("control", "draw", "layer", "query"), np.exp(control))
-    data["update_norm"] = (("layer", "query"), np.exp(noise(*cell, seed=14)))
-    data["state_norm"] = (("layer", "query"), np.exp(noise(*cell, seed=15)))
-    data["entropy"] = ("query", noise(n, seed=16) ** 2)
-    data["frequency"] = ("query", np.round(noise(n, seed=17), 1))
+    data["kl_control"] = SCHEMA.entry("kl_control", np.exp(control))
+    data["update_norm"] = SCHEMA.entry("update_norm", np.exp(noise(*cell, seed=14)))
+    data["state_norm"] = SCHEMA.entry("state_norm", np.exp(noise(*cell, seed=15)))
+    data["entropy"] = SCHEMA.entry("entropy", noise(n, seed=16) ** 2)
+    data["frequency"] = SCHEMA.entry("frequency", np.round(noise(n, seed=17), 1))
     regime = np.broadcast_to(third, cell).astype("int8")
-    data["regime"] = (("layer", "query"), regime.copy())
-    data["explained_variance"] = (("map", "layer"), np.full((len(FITS), LAYERS), 0.6))
-    data["mlp_flat"] = (("map", "layer"), np.ones((len(FITS), LAYERS), dtype=bool))
+    data["regime"] = SCHEMA.entry("regime", regime.copy())
+    data["explained_variance"] = SCHEMA.entry("explained_variance", np.full((len(FITS), LAYERS), 0.6))
+    data["mlp_flat"] = SCHEMA.entry("mlp_flat", np.ones((len(FITS), LAYERS), dtype=bool))
     sweep = np.stack([[noise(*cell, seed=18) * 0.1 + fall for fall in (0.0, -0.2)] for _ in range(2)])
-    data["sweep_error"] = (("neighbours", "rank", "layer", "query"), np.exp(sweep))
-    data["sweep_error_in_sample"] = (("neighbours", "rank", "layer"), np.exp(np.median(sweep, axis=-1) * 2))
+    data["sweep_error"] = SCHEMA.entry("sweep_error", np.exp(sweep))
+    data["sweep_error_in_sample"] = SCHEMA.entry("sweep_error_in_sample", np.exp(np.median(sweep, axis=-1) * 2))
     unsteady = np.stack([0.1 * noise(*cell, seed=19), 0.1 * noise(*cell, seed=20) - 0.5])
-    data["instability"] = (("neighbours", "layer", "query"), np.exp(unsteady))
+    data["instability"] = SCHEMA.entry("instability", np.exp(unsteady))
     return data
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from probe.analyses.tokenwise.schema import SCHEMA
+
 FITS = (
     *("zero", "mean", "diagonal", "linear", "low_rank", "local", "local_diagonal", "local_orthogonal"),
     *("mlp", "mlp_random", "alone", "mlp_alone"),
@@ -51,10 +53,9 @@ def dataset(
     kl = np.exp(sharpness + slope * np.log(error) + 0.2 * generator.standard_normal(error.shape))
     kl[[fit not in REPLACED for fit in fits]] = np.nan
     variables = _fitted(generator, fits, error, norm) | _replaced(generator, kl) | _tokens(generator, queries)
-    variables["mlp_flat"] = (
-        ("map", "layer"),
-        np.asarray([[not (fit.startswith("mlp") and layer == 1) for layer in depth] for fit in fits]),
-    )
+    variables["mlp_flat"] = np.asarray([
+        [not (fit.startswith("mlp") and layer == 1) for layer in depth] for fit in fits
+    ])
     variables |= _shares(generator, fits, error)
     variables |= _controls(generator, fits, error, kl, sharpness, draws, control_slope, control_gap)
     variables |= _regimes(generator, fits, error)
@@ -62,7 +63,7 @@ def dataset(
     words = np.asarray(WORDS if tokens is None else tokens, dtype=object)
     heads = np.asarray([f"Article {i}" for i in range(documents)] if titles is None else titles, dtype=object)
     return xr.Dataset(
-        {name: value for name, value in variables.items() if name not in drop},
+        {name: SCHEMA.entry(name, values) for name, values in variables.items() if name not in drop},
         coords={
             "layer": depth,
             "map": list(fits),
@@ -104,7 +105,7 @@ def dataset(
     )
 
 
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+Variables = dict[str, np.ndarray]
 
 
 def _errors(generator: np.random.Generator, fits: Sequence[str], document: np.ndarray, wave: np.ndarray) -> np.ndarray:
@@ -119,35 +120,33 @@ def _errors(generator: np.random.Generator, fits: Sequence[str], document: np.nd
 
 
 def _fitted(generator: np.random.Generator, fits: Sequence[str], error: np.ndarray, norm: np.ndarray) -> Variables:
-    dims = ("map", "target", "layer", "query")
     both = np.stack([error, error / 4], axis=1)
     return {
-        "relative_error": (dims, both),
-        "cos_update_fit": (dims, np.sqrt(np.clip(1 - (0.85 * both) ** 2, 0, None))),
-        "cos_update_residual": (dims, np.clip(both, None, 1)),
-        "cos_fit_residual": (dims, np.clip(0.05 * generator.standard_normal(both.shape), -1, 1)),
-        "explained_variance": (("map", "layer"), 1 - (error**2).mean(-1)),
-        "update_norm": (("layer", "query"), norm),
-        "state_norm": (("layer", "query"), 4 * norm),
+        "relative_error": both,
+        "cos_update_fit": np.sqrt(np.clip(1 - (0.85 * both) ** 2, 0, None)),
+        "cos_update_residual": np.clip(both, None, 1),
+        "cos_fit_residual": np.clip(0.05 * generator.standard_normal(both.shape), -1, 1),
+        "explained_variance": 1 - (error**2).mean(-1),
+        "update_norm": norm,
+        "state_norm": 4 * norm,
     }
 
 
 def _replaced(generator: np.random.Generator, kl: np.ndarray) -> Variables:
-    dims = ("map", "layer", "query")
     return {
-        "kl": (dims, kl),
-        "loss_change": (dims, kl * generator.normal(0.5, 1, kl.shape)),
-        "logit_distance": (dims, np.sqrt(kl) * 40),
-        "logit_cosine": (dims, 1 - np.clip(kl, 0, 1)),
-        "top1": (dims, np.where(np.isnan(kl), np.nan, generator.random(kl.shape) > np.clip(kl, 0, 1))),
+        "kl": kl,
+        "loss_change": kl * generator.normal(0.5, 1, kl.shape),
+        "logit_distance": np.sqrt(kl) * 40,
+        "logit_cosine": 1 - np.clip(kl, 0, 1),
+        "top1": np.where(np.isnan(kl), np.nan, generator.random(kl.shape) > np.clip(kl, 0, 1)),
     }
 
 
 def _tokens(generator: np.random.Generator, queries: int) -> Variables:
     return {
-        "entropy": (("query",), generator.gamma(4, 0.8, queries)),
-        "frequency": (("query",), np.log1p(generator.integers(1, 1000, queries))),
-        "loss": (("query",), generator.gamma(3, 1, queries)),
+        "entropy": generator.gamma(4, 0.8, queries),
+        "frequency": np.log1p(generator.integers(1, 1000, queries)),
+        "loss": generator.gamma(3, 1, queries),
     }
 
 
@@ -160,9 +159,8 @@ def _shares(generator: np.random.Generator, fits: Sequence[str], error: np.ndarr
     noise = 0.3 * generator.standard_normal(base.shape)
     logit = np.log(np.clip(base, 1e-3, 0.99) / (1 - np.clip(base, 1e-3, 0.99)))
     share = 1 / (1 + np.exp(-(logit + noise)))
-    dims = ("map", "centring", "vector", "k", "layer", "query")
     own = np.clip(share[0, :, 0] * 1.05, 0, 1)
-    return {"share": (dims, share), "share_of_update": (("centring", "k", "layer", "query"), own)}
+    return {"share": share, "share_of_update": own}
 
 
 def _controls(
@@ -180,19 +178,18 @@ def _controls(
     factor = np.asarray([1.0, 0.5, 0.6])[:, None, None, None] * gap
     control = np.exp(sharpness + slope * np.log(error[deciding]) + noise - factor)
     subsample = np.where(np.arange(kl.shape[-1]) % 4 == 0, 1.0, np.nan)
-    dims = ("map", "layer", "query")
     cosine = np.clip(0.45 + 0.15 * generator.standard_normal(error.shape), -1, 1)
     return {
-        "kl_control": (("control", "draw", "layer", "query"), control),
-        "kl_all": (dims, kl * np.exp(0.8 + 0.4 * generator.standard_normal(kl.shape))),
-        "kl_later": (dims, kl * subsample * 0.3),
-        "cos_permuted": (dims, np.clip(0.2 + 0.1 * generator.standard_normal(error.shape), -1, 1)),
-        "relative_error_permuted": (dims, 1.0 + 0.05 * np.abs(generator.standard_normal(error.shape))),
-        "residual_attention_cosine": (dims, cosine),
-        "residual_attention_share": (dims, cosine**2),
-        "residual_offposition_cosine": (dims, np.clip(cosine + 0.1, -1, 1)),
-        "residual_offposition_share": (dims, np.clip(cosine + 0.1, 0, 1) ** 2),
-        "floor": (dims, 0.5 * error),
+        "kl_control": control,
+        "kl_all": kl * np.exp(0.8 + 0.4 * generator.standard_normal(kl.shape)),
+        "kl_later": kl * subsample * 0.3,
+        "cos_permuted": np.clip(0.2 + 0.1 * generator.standard_normal(error.shape), -1, 1),
+        "relative_error_permuted": 1.0 + 0.05 * np.abs(generator.standard_normal(error.shape)),
+        "residual_attention_cosine": cosine,
+        "residual_attention_share": cosine**2,
+        "residual_offposition_cosine": np.clip(cosine + 0.1, -1, 1),
+        "residual_offposition_share": np.clip(cosine + 0.1, 0, 1) ** 2,
+        "floor": 0.5 * error,
     }
 
 
@@ -206,10 +203,10 @@ def _regimes(generator: np.random.Generator, fits: Sequence[str], error: np.ndar
         ).sum(-1)
 
     return {
-        "error_independent": (("layer", "query"), independent),
-        "regime": (("layer", "query"), terciles(independent)),
-        "regime_own": (("layer", "query"), terciles(error[deciding])),
-        "regime_layer": (("layer",), terciles(error[deciding].mean(-1))),
+        "error_independent": independent,
+        "regime": terciles(independent),
+        "regime_own": terciles(error[deciding]),
+        "regime_layer": terciles(error[deciding].mean(-1)),
     }
 
 
@@ -222,7 +219,7 @@ def _sweeps(generator: np.random.Generator, error: np.ndarray) -> Variables:
     in_sample = (0.3 + 0.6 / np.sqrt(rank) - 0.25 * np.minimum(rank, k) / k)[..., 0] * np.ones(n)
     instability = 1.5 / np.sqrt(k[:, 0]) * np.exp(0.2 * generator.standard_normal((4, n, queries)))
     return {
-        "sweep_error": (("neighbours", "rank", "layer", "query"), held_out),
-        "sweep_error_in_sample": (("neighbours", "rank", "layer"), in_sample),
-        "instability": (("neighbours", "layer", "query"), instability),
+        "sweep_error": held_out,
+        "sweep_error_in_sample": in_sample,
+        "instability": instability,
     }

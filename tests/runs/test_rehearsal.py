@@ -46,7 +46,7 @@ def test_a_batch_of_it_is_found_under_its_own_label(rehearsal: Rehearsal) -> Non
 
 def test_what_no_task_would_leave_is_not_there(rehearsal: Rehearsal) -> None:
     for labels in ({"start": 5}, {"layer": 1}):
-        with pytest.raises(InputError, match="states has none at (start 5|layer 1): its tasks are start-00004"):
+        with pytest.raises(InputError, match=r"states has none at (start 5|layer 1): its tasks are start-00004"):
             rehearsal.piece("states", **labels)
     with pytest.raises(InputError, match="holds nothing of errors"):
         rehearsal.piece("errors")
