@@ -106,7 +106,8 @@ def _axes(name: str, array: Tensor, labels: Mapping[str, Labels], schema: Schema
     if name not in schema:
         raise ValueError(f"a task must return variables that its schema declares, got {name!r}: declare it")
     axes = _inside(schema[name].dims, labels)
-    known = {axis: len(_many(labels[axis])) if axis in labels else schema.lengths.get(axis) for axis in axes}
+    lengths = schema.lengths if schema[name].kept else {}  # what the Dataset does not hold may be of fewer places
+    known = {axis: len(_many(labels[axis])) if axis in labels else lengths.get(axis) for axis in axes}
     if array.ndim != len(axes) or any(known[axis] not in (None, size) for axis, size in zip(axes, array.shape)):  # noqa: B905
         expected = ", ".join(axis if size is None else f"{axis}: {size}" for axis, size in known.items())
         raise ValueError(

@@ -347,7 +347,7 @@ class TestInconclusive:
         assert judged(without, "alignment_next_state").verdict == "mechanical"
         data = dataset()
         at(data, "kl", map="local")[:] = np.nan
-        assert "no value of kl (fit local)" in judged(data, "residual_matters").reason
+        assert "no value of kl (map local)" in judged(data, "residual_matters").reason
 
 
 class TestMissingValues:

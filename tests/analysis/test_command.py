@@ -229,9 +229,7 @@ def test_several_models_and_revisions_make_one_run_each_and_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compared: list[tuple[list[Any], Path]] = []
-    monkeypatch.setattr(
-        "probe.report.comparison.write_comparison", lambda results, path, across: compared.append((results, path))
-    )
+    monkeypatch.setattr("probe.report.write_comparison", lambda results, path, across: compared.append((results, path)))
     models = ["--model", "org/a, b", "--revision", "step1,step2"]
     assert toy.main([*SAMPLE, *models, "--out", str(tmp_path)]) == 0
     names = ["org-a-step1", "org-a-step2", "b-step1", "b-step2"]

@@ -68,7 +68,9 @@ def _planted(angle: float, seeds: int, blocks: int, gap: float) -> xr.Dataset:
     for name in (*(f"init-{seed}" for seed in range(seeds)), "shuffled-0"):
         variants[name] = variant(generator, none, blocks=blocks, gap=1.01)
     entries = {
-        name: SCHEMA.entry(name, np.stack([v[name] for v in variants.values()]) if name in COMPARED else own[name])
+        name: SCHEMA.entry(
+            name, np.stack([v.numpy(name) for v in variants.values()]) if name in COMPARED else own.numpy(name)
+        )
         for name in own
     }
     data = xr.Dataset(entries, coords=dict(own.labels) | {"variant": list(variants)})
