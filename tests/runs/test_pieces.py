@@ -242,6 +242,23 @@ def test_arrays_of_one_stage_may_have_their_own_axes(tmp_path: Path) -> None:
     assert data["total"].item() == 0.1
 
 
+def test_ranges_with_a_hole_between_them_are_labels_one_by_one(tmp_path: Path) -> None:
+    run, schema = Run(tmp_path), Schema({"a": Variable("query")})
+    for start in (0, 4):
+        run.save(Task("s", {"start": start}), Piece({"a": [start, -start]}, {"query": range(start, start + 2)}), schema)
+    piece = run.piece("s")
+    assert (piece.labels["query"], piece["a"].tolist()) == ([0, 1, 4, 5], [0, 0, 4, -4])
+    np.testing.assert_array_equal(run.combine(schema, {"query": range(6)})["a"], [0, 0, np.nan, np.nan, 4, -4])
+
+
+def test_pieces_of_several_number_formats_get_one_that_holds_all(tmp_path: Path) -> None:
+    run, schema = Run(tmp_path), Schema({"a": Variable("layer")})
+    for layer, value in enumerate((np.float32(1), 0.1, np.float32(3))):
+        run.save(Task("s", {"layer": layer}), {"a": value}, schema)
+    assert run.piece("s")["a"].tolist() == [1, 0.1, 3]
+    assert run.piece("s", layer=0)["a"].dtype == torch.float32
+
+
 def test_an_axis_that_the_coordinates_leave_out_gets_the_labels_of_the_pieces(tmp_path: Path) -> None:
     run, schema = Run(tmp_path), Schema({"a": Variable("layer draw")})
     for layer in (5, 3):
