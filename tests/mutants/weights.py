@@ -29,11 +29,11 @@ WEIGHTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (
             f"{READ} -k twin",
             [
-                ("reset()", "pass"),
                 ("part.apply(initialise)", "[initialise(module) for module in part.modules()]"),
                 ("generator_of(self.seed, block_path, name).initial_seed()", "self.seed"),
             ],
         ),
+        (f"{READ} -k leaves_no_value", [("reset()", "pass")]),
     ],
     "probe/weights/checkpoint.py": [
         (

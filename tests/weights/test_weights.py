@@ -283,16 +283,30 @@ def test_a_fresh_twin_is_drawn_like_a_fresh_model(architecture: str) -> None:
         assert shape.abs().mean() < 0.2, name
 
 
+class Unheard(nn.Module):
+    """A module of which the model's class knows nothing: only its own reset gives it values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(50))
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.weight, 3, 4)
+
+
 def test_initialising_leaves_no_value_to_chance() -> None:
     """Memory that is not written would hold what was there before."""
-    block = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Conv1d(2, 2, 3))).to("meta")
+    parts = (nn.Linear(3, 4), nn.LayerNorm(4), nn.Conv1d(2, 2, 3), Unheard())
+    block = nn.Sequential(nn.Sequential(*parts)).to("meta")
     skeleton = tiny_module("llama")
     values = []
     for _ in range(2):
         torch.full((10_000,), float("nan"))  # likely to be handed out again
         Initialiser(3).fill(block, "0.1", "layers.7", skeleton)
-        values.append([value.clone() for value in block.state_dict().values()])
-    assert all(torch.equal(*pair) and pair[0].isfinite().all() for pair in zip(*values, strict=True))
+        values.append({name: value.clone() for name, value in block.state_dict().items()})
+    first, second = values
+    assert all(torch.equal(first[name], second[name]) and first[name].isfinite().all() for name in first)
+    assert ((first["0.3.weight"] >= 3) & (first["0.3.weight"] <= 4)).all()
 
 
 def test_a_shuffled_twin_keeps_the_entries_and_moves_them() -> None:
