@@ -344,7 +344,7 @@ def record(
     if any(call.cache_name is None for call in calls):
         raise InputError(
             f"a replay needs blocks that take a cache by a known name ({', '.join(CACHE_ARGUMENTS)}), and those of "
-            f"{model.name} do not under transformers {transformers.__version__}: install transformers 5.23"
+            f"{model.name} do not under transformers {transformers.__version__}: install transformers 5.24"
         )
     return at_positions()
 
