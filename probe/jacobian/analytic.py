@@ -31,7 +31,7 @@ from probe.jacobian.detached import detached_ratio
 from probe.jacobian.norms import NormDerivative, norm_derivative
 from probe.jacobian.parts import PartName
 from probe.model import HuggingFaceModel
-from probe.model.architectures import STANDARD, Form, form_of
+from probe.model.architectures import Form, form_of
 from probe.replay import AttentionPrimal, Context
 
 
@@ -70,8 +70,8 @@ class StandardBlock:
         """Gather the matrices of block `layer`.
 
         Args:
-            model: The model, of an architecture in `STANDARD`.
-            layer: Index of the block.
+            model: The model.
+            layer: Index of the block, whose layout has a form.
             copy: Its working copy.
             dtype: The dtype of the arithmetic.
 
@@ -79,12 +79,14 @@ class StandardBlock:
             The block.
         """
         matrices = {name: matrix.detach().to(dtype) for name, matrix in model.projections(layer).items()}
-        form, heads = form_of(STANDARD[model.architecture], copy), int(model.config.num_attention_heads)
+        laid_out = model.at(layer)
+        assert laid_out.form is not None
+        form, heads = form_of(laid_out.form, copy), int(model.config.num_attention_heads)
         if form.query_scale is not None:
             matrices["q"] = matrices["q"] * attrgetter(form.query_scale)(copy)
         d_head = matrices["q"].shape[0] // heads
         query, key, value = (matrices[name].unflatten(0, (-1, d_head)) for name in "qkv")
-        paths = {name: projection.module for name, projection in model.layout.projections.items()}
+        paths = {name: projection.module for name, projection in laid_out.projections.items()}
         return cls(
             copy,
             form,
@@ -96,7 +98,7 @@ class StandardBlock:
             matrices["up"],
             matrices["down"],
             paths,
-            model.parallel,
+            bool(laid_out.parallel),
         )
 
 

@@ -25,7 +25,6 @@ from probe.jacobian.options import (
 )
 from probe.jacobian.parts import PartName, part_of_block
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import STANDARD
 
 Positions = Sequence[int] | Int[Tensor, "*window chosen"]
 
@@ -267,8 +266,8 @@ def mlp_neuron_gain(
     model = recorded.model
     if not isinstance(model, HuggingFaceModel) or method_of(model) != "analytic":
         raise InputError(
-            f"gains of MLP neurons need standard blocks ({', '.join(STANDARD)}), and {model.name} is "
-            f"{model.architecture}: use the coordinates of the residual stream instead"
+            f"gains of MLP neurons need standard blocks (attention, then an MLP), and those of "
+            f"{model.name} ({model.architecture}) are not: use the coordinates of the residual stream instead"
         )
     copy = replay.working_copy(model.blocks[layer], dtype, replay.LINEARISED)
     standard = analytic.StandardBlock.of(model, layer, copy, dtype)
@@ -287,11 +286,12 @@ def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
         One vector a norm; none for blocks whose norms are unknown, or come after the sub-layers.
     """
     block: Any = model.blocks[layer]
-    if model.recurrent and hasattr(block, "norm"):
-        return [gain_of(block.norm, block.norm.weight, 0.0)]
-    form = STANDARD.get(model.architecture)
-    if form is None:
+    if not isinstance(model, HuggingFaceModel):
         return []
+    form = model.at(layer).form
+    if form is None:
+        recurrent = model.at(layer).recurrent and hasattr(block, "norm")
+        return [gain_of(block.norm, block.norm.weight, 0.0)] if recurrent else []
     norms = [block.get_submodule(path) for path in dict.fromkeys((form.attention_norm, form.mlp_norm)) if path]
     return [gain_of(norm, norm.weight, form.gain_offset) for norm in norms]
 
@@ -311,7 +311,12 @@ def working_copy_of(recorded: replay.Context, layer: int, options: JacobianOptio
     model, detached = recorded.model, options.context == "detached"
     attention = replay.DETACHED if detached else attention
     copy = replay.working_copy(model.blocks[layer], options.dtype, None if model.recurrent else attention)
-    return detach(copy, STANDARD[model.architecture], gated="gate" in model.projections(layer)) if detached else copy
+    if not detached:
+        return copy
+    assert isinstance(model, HuggingFaceModel)
+    form = model.at(layer).form
+    assert form is not None
+    return detach(copy, form, gated="gate" in model.at(layer).projections)
 
 
 def _by_rows(recorded: replay.Context, layer: int, options: JacobianOptions, method: MethodName) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from probe.errors import InputError
 from probe.jacobian.parts import PartName, require_part
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import STANDARD, accounts_for, form_of
+from probe.model.architectures import accounts_for, form_of
 from probe.replay import Context
 
 logger = logging.getLogger("probe.jacobian")
@@ -79,8 +79,8 @@ class JacobianOptions:
             )
         if (self.method == "analytic" or self.context == "detached") and not is_standard(model):
             raise InputError(
-                f'method="analytic" and context="detached" need a standard block of {", ".join(STANDARD)}, and '
-                f'{model.name} is {model.architecture}: use method="auto" and another context'
+                'method="analytic" and context="detached" need standard blocks (attention, then an MLP), and those of '
+                f'{model.name} ({model.architecture}) are not: use method="auto" and another context'
             )
         if self.symmetrised_ov and (self.method not in ("auto", "analytic") or not is_standard(model)):
             raise InputError(
@@ -144,7 +144,7 @@ def heads_of(model: LanguageModel) -> int:
 
 
 def is_standard(model: LanguageModel) -> bool:
-    """Tell whether a model's block has a Jacobian composed of its matrices: a row of `STANDARD`, unchanged modules.
+    """Tell whether every block has a Jacobian composed of its matrices: a layout with a form, unchanged modules.
 
     Args:
         model: The model.
@@ -153,10 +153,14 @@ def is_standard(model: LanguageModel) -> bool:
         False also for blocks whose modules were replaced, as a TransformerBridge does, or that have a module which the
         row does not name.
     """
-    if not (isinstance(model, HuggingFaceModel) and model.architecture in STANDARD and _runs_transformers(model)):
+    if not (isinstance(model, HuggingFaceModel) and _runs_transformers(model)):
         return False
-    matrices = [projection.module for projection in model.layout.projections.values()]
-    return all(accounts_for(form_of(STANDARD[model.architecture], block), block, matrices) for block in model.blocks)
+    for layer, block in enumerate(model.blocks):
+        kind = model.at(layer)
+        matrices = [projection.module for projection in kind.projections.values()]
+        if kind.form is None or not accounts_for(form_of(kind.form, block), block, matrices):
+            return False
+    return True
 
 
 def _runs_transformers(model: LanguageModel) -> bool:
@@ -167,7 +171,7 @@ def _runs_transformers(model: LanguageModel) -> bool:
 def method_of(model: LanguageModel) -> MethodName:
     """Choose the method that `method="auto"` takes for a model.
 
-    "analytic" where the block is standard (`probe.model.architectures.STANDARD`); "frozen" for other blocks of
+    "analytic" where the blocks are standard (their layout has a form); "frozen" for other blocks of
     transformers, state-space blocks among them (it falls back to "jacrev" where the attention turns out not to be
     exchangeable); "jacrev" for all other code.
 

@@ -13,7 +13,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model.architectures import ARCHITECTURES, Layout, Matrix, Projection, SitePath, require_causal_stream
+from probe.model.architectures import (
+    ARCHITECTURES,
+    BlockLayout,
+    Layout,
+    Matrix,
+    Projection,
+    SitePath,
+    require_causal_stream,
+)
 
 
 def is_bridge(model: object) -> bool:
@@ -108,10 +116,14 @@ def layout(module: nn.Module) -> Layout:
         embedding=embedding.name,
         final_norm=norm.name,
         head=head.name,
-        parallel=parallel,
-        recurrent="attn" not in inner,
-        sites=_sites(block),
-        projections=_projections(inner),
+        kinds=(
+            BlockLayout(
+                sites=_sites(block),
+                projections=_projections(inner),
+                parallel=parallel,
+                recurrent="attn" not in inner,
+            ),
+        ),
     )
 
 

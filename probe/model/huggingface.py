@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probe import display
 from probe.errors import InputError
-from probe.model.architectures import Layout, SitePath, logits_from_head
+from probe.model.architectures import BlockLayout, Layout, SitePath, logits_from_head
 from probe.model.hooks import Side, Site, evaluating
 
 # Defaults of a pass: without a cache, with named outputs.
@@ -60,10 +60,36 @@ class LaidOut:
         """Width of the residual stream."""
         return int(self.config.hidden_size)
 
+    @cached_property
+    def _kinds(self) -> tuple[BlockLayout, ...]:
+        return tuple(self._settled(self.layout.of(block)) for block in self.blocks)
+
+    def _settled(self, kind: BlockLayout) -> BlockLayout:
+        """A kind of block with what the configuration decides."""
+        parallel = bool(getattr(self.config, kind.parallel)) if isinstance(kind.parallel, str) else kind.parallel
+        sites = {name: site for name, site in kind.sites.items() if not (parallel and name == "hook_resid_mid")}
+        return replace(kind, parallel=parallel, sites=sites)
+
+    def at(self, layer: int) -> BlockLayout:
+        """Return the layout of a block.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            Its sites, matrices and form: those that this block has.
+        """
+        return self._kinds[layer]
+
+    @property
+    def parallel(self) -> bool:
+        """True if attention and MLP of a block read the same state."""
+        return bool(self.at(0).parallel)
+
     @property
     def recurrent(self) -> bool:
-        """True if blocks carry a state along the positions instead of attention."""
-        return self.layout.recurrent
+        """True if no block has attention: all carry a state along the positions instead."""
+        return all(kind.recurrent for kind in self._kinds)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,12 +161,6 @@ class HuggingFaceModel(LaidOut):
         """The dtype of the weights."""
         return next(self.module.parameters()).dtype
 
-    @property
-    def parallel(self) -> bool:
-        """True if attention and MLP of a block read the same state."""
-        parallel = self.layout.parallel
-        return bool(getattr(self.config, parallel)) if isinstance(parallel, str) else parallel
-
     @cached_property
     def weight_hash(self) -> str:
         """Sha256 over names, dtypes, shapes and bytes of the state dict in sorted order; reads every weight once."""
@@ -152,21 +172,17 @@ class HuggingFaceModel(LaidOut):
 
     # Sites and weights
 
-    @cached_property
-    def _block_sites(self) -> dict[str, SitePath]:
-        sites = {
+    def _sites_of(self, layer: int) -> dict[str, SitePath]:
+        return {
             "hook_resid_pre": SitePath("", "input"),
-            **self.layout.sites,
+            **self.at(layer).sites,
             "hook_resid_post": SitePath("", "output"),
         }
-        if self.parallel:
-            sites.pop("hook_resid_mid", None)
-        return sites
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
         """The names of all sites, in the order of the forward pass."""
-        inside = tuple(f"blocks.{layer}.{name}" for layer in range(self.n_layers) for name in self._block_sites)
+        inside = tuple(f"blocks.{layer}.{name}" for layer in range(self.n_layers) for name in self._sites_of(layer))
         return inside if self._final_norm is None else (*inside, "ln_final.hook_in", "ln_final.hook_out")
 
     def site(self, name: str) -> Site:
@@ -182,7 +198,7 @@ class HuggingFaceModel(LaidOut):
             InputError: If this architecture has no such site.
         """
         if name not in self.sites:
-            inside = ", ".join(self._block_sites)
+            inside = ", ".join(dict.fromkeys(name for layer in range(self.n_layers) for name in self._sites_of(layer)))
             raise InputError(
                 f"a site must be one of this {self.architecture}'s, blocks.L.NAME with L below {self.n_layers} and "
                 f"NAME of {inside}, or ln_final.hook_in, ln_final.hook_out; got {name!r}"
@@ -191,7 +207,8 @@ class HuggingFaceModel(LaidOut):
         if inner is None:
             side: Side = "input" if name.endswith("hook_in") else "output"
             return Site(name, cast("nn.Module", self._final_norm), side)
-        layer, path = int(inner[1]), self._block_sites[inner[2]]
+        layer = int(inner[1])
+        path = self._sites_of(layer)[inner[2]]
         block = self.blocks[layer]
         return Site(name, block.get_submodule(path.module), path.side, layer, block if path.flat else None)
 
@@ -207,7 +224,7 @@ class HuggingFaceModel(LaidOut):
         """
         heads = getattr(self.config, "num_attention_heads", 1)
         block = self.blocks[layer]
-        return {name: projection.weight(block, heads) for name, projection in self.layout.projections.items()}
+        return {name: projection.weight(block, heads) for name, projection in self.at(layer).projections.items()}
 
     # Text
 

@@ -103,7 +103,6 @@ def _built(name: str, module: nn.Module, tokenizer: Any, description: str, revis
 def _checked(model: HuggingFaceModel) -> HuggingFaceModel:
     """Run a few tokens through a model whose layout is an adapter's, and keep the part of the layout that holds."""
     tokens = torch.arange(8).remainder(model.n_vocab)[None]
-    model = replace(model, layout=model.layout.restricted_to(model.blocks))
     seen: dict[str, Tensor] = {}
     with torch.no_grad():
         # Copies, because some blocks later add to an output in place.
@@ -120,10 +119,11 @@ def _checked(model: HuggingFaceModel) -> HuggingFaceModel:
         )
     tolerance = torch.finfo(model.dtype).eps ** 0.5
     for layer, end in enumerate(ends):
-        added = [seen[f"blocks.{layer}.{name}"] for name in model.layout.added]
+        added = [seen[f"blocks.{layer}.{name}"] for name in model.at(layer).added]
         rest = end - sum(added, seen[f"blocks.{layer}.hook_resid_pre"])
         if added and rest.norm() > tolerance * end.norm():
-            return replace(model, layout=replace(model.layout, sites={}))
+            bare = tuple(replace(kind, sites={}) for kind in model.layout.kinds)
+            return replace(model, layout=replace(model.layout, kinds=bare))
     return model
 
 

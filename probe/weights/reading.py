@@ -121,7 +121,8 @@ class ModuleWeights(LaidOut):
     @cached_property
     def stored(self) -> tuple[str, ...]:
         """Names of the projections that every block has."""
-        return tuple(self.layout.restricted_to(self.blocks).projections)
+        first, *others = (self.at(layer).projections for layer in range(self.n_layers))
+        return tuple(name for name in first if all(name in other for other in others))
 
     def matrix(self, layer: int, name: str) -> Matrix:
         """Read one projection.
@@ -137,7 +138,7 @@ class ModuleWeights(LaidOut):
             InputError: If the model has no such block or projection.
         """
         require_projection(self, layer, name)
-        projection = self.layout.projections[name]
+        projection = self.at(layer).projections[name]
         block = self._filled(layer, projection.module)
         weight = projection.weight(block, self.heads.query if self.heads else 1).detach()
         if self.permuted is not None:
@@ -157,7 +158,7 @@ class ModuleWeights(LaidOut):
         Returns:
             γ, with the architecture's offset (Gemma: 1); None where no such norm is known, or it has no gain.
         """
-        found = self.layout.norm_of(name)
+        found = self.at(layer).norm_of(name)
         if found is None:
             return None
         path, offset = found

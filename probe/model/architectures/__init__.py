@@ -13,11 +13,11 @@ from types import MappingProxyType
 from probe.model.architectures import gpt, llama, state_space
 from probe.model.architectures.checks import logits_from_head, require_causal_stream
 from probe.model.architectures.form import Form, accounts_for, form_of
-from probe.model.architectures.layout import Layout, Matrix, Projection, SitePath
+from probe.model.architectures.layout import BlockLayout, Layout, Matrix, Projection, SitePath
 
 __all__ = [
     "ARCHITECTURES",
-    "STANDARD",
+    "BlockLayout",
     "Form",
     "Layout",
     "Matrix",
@@ -31,8 +31,3 @@ __all__ = [
 
 ARCHITECTURES: Mapping[str, Layout] = MappingProxyType({**gpt.ROWS, **llama.ROWS, **state_space.ROWS})
 """The rows of the tested architectures, by the `model_type` of their configuration."""
-
-STANDARD: Mapping[str, Form] = MappingProxyType({
-    name: row.form for name, row in ARCHITECTURES.items() if row.form is not None
-})
-"""The forms of those with a standard block: the analytic Jacobian is composed by them."""

@@ -6,68 +6,84 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from probe.model.architectures.form import Form
-from probe.model.architectures.layout import SEPARATE_QKV, Layout, SitePath, joint_qkv, separate
+from probe.model.architectures.layout import SEPARATE_QKV, BlockLayout, Layout, SitePath, joint_qkv, separate
 
 ROWS: Mapping[str, Layout] = MappingProxyType({
     "gpt2": Layout(
         blocks="transformer.h",
         embedding="transformer.wte",
         final_norm="transformer.ln_f",
-        sites={
-            "hook_attn_out": SitePath("attn"),
-            "hook_resid_mid": SitePath("ln_2", "input"),
-            "hook_mlp_out": SitePath("mlp"),
-        },
-        projections={**joint_qkv("attn.c_attn"), **separate(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj")},
-        form=Form("mlp.act", attention_norm="ln_1", mlp_norm="ln_2"),
+        kinds=(
+            BlockLayout(
+                sites={
+                    "hook_attn_out": SitePath("attn"),
+                    "hook_resid_mid": SitePath("ln_2", "input"),
+                    "hook_mlp_out": SitePath("mlp"),
+                },
+                projections={**joint_qkv("attn.c_attn"), **separate(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj")},
+                form=Form("mlp.act", attention_norm="ln_1", mlp_norm="ln_2"),
+            ),
+        ),
     ),
     "gpt_neox": Layout(
         blocks="gpt_neox.layers",
         embedding="gpt_neox.embed_in",
         final_norm="gpt_neox.final_layer_norm",
-        parallel="use_parallel_residual",
-        sites={
-            "hook_attn_out": SitePath("attention"),
-            "hook_resid_mid": SitePath("post_attention_layernorm", "input"),
-            "hook_mlp_out": SitePath("mlp"),
-        },
-        projections={
-            **joint_qkv("attention.query_key_value", by_head=True),
-            **separate(o="attention.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
-        },
-        form=Form("mlp.act", attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+        kinds=(
+            BlockLayout(
+                parallel="use_parallel_residual",
+                sites={
+                    "hook_attn_out": SitePath("attention"),
+                    "hook_resid_mid": SitePath("post_attention_layernorm", "input"),
+                    "hook_mlp_out": SitePath("mlp"),
+                },
+                projections={
+                    **joint_qkv("attention.query_key_value", by_head=True),
+                    **separate(o="attention.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
+                },
+                form=Form("mlp.act", attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+            ),
+        ),
     ),
     "opt": Layout(
         blocks="model.decoder.layers",
         embedding="model.decoder.embed_tokens",
         final_norm="model.decoder.final_layer_norm",
-        sites={
-            "hook_attn_out": SitePath("self_attn"),
-            "hook_resid_mid": SitePath("final_layer_norm", "input", flat=True),
-            "hook_mlp_out": SitePath("fc2", flat=True),
-        },
-        projections={**SEPARATE_QKV, **separate(o="self_attn.out_proj", up="fc1", down="fc2")},
-        form=Form(
-            "activation_fn",
-            attention_norm="self_attn_layer_norm",
-            mlp_norm="final_layer_norm",
-            query_scale="self_attn.scaling",
+        kinds=(
+            BlockLayout(
+                sites={
+                    "hook_attn_out": SitePath("self_attn"),
+                    "hook_resid_mid": SitePath("final_layer_norm", "input", flat=True),
+                    "hook_mlp_out": SitePath("fc2", flat=True),
+                },
+                projections={**SEPARATE_QKV, **separate(o="self_attn.out_proj", up="fc1", down="fc2")},
+                form=Form(
+                    "activation_fn",
+                    attention_norm="self_attn_layer_norm",
+                    mlp_norm="final_layer_norm",
+                    query_scale="self_attn.scaling",
+                ),
+            ),
         ),
     ),
     "phi": Layout(
         blocks="model.layers",
         embedding="model.embed_tokens",
         final_norm="model.final_layernorm",
-        parallel=True,
-        sites={"hook_attn_out": SitePath("self_attn"), "hook_mlp_out": SitePath("mlp")},
-        projections={**SEPARATE_QKV, **separate(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2")},
-        # Attention and MLP of the parallel block share their norm.
-        form=Form(
-            "mlp.activation_fn",
-            attention_norm="input_layernorm",
-            mlp_norm="input_layernorm",
-            query_norm="self_attn.q_layernorm",
-            key_norm="self_attn.k_layernorm",
+        kinds=(
+            BlockLayout(
+                parallel=True,
+                sites={"hook_attn_out": SitePath("self_attn"), "hook_mlp_out": SitePath("mlp")},
+                projections={**SEPARATE_QKV, **separate(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2")},
+                # Attention and MLP of the parallel block share their norm.
+                form=Form(
+                    "mlp.activation_fn",
+                    attention_norm="input_layernorm",
+                    mlp_norm="input_layernorm",
+                    query_norm="self_attn.q_layernorm",
+                    key_norm="self_attn.k_layernorm",
+                ),
+            ),
         ),
     ),
 })

@@ -11,7 +11,7 @@ block, which has no `mid`, `pre + attn + mlp = post`; in a state-space block `pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -29,11 +29,14 @@ class SitePath:
         module: Path of the sub-module inside the block.
         side: "input" for its first input, "output" for its (first) output.
         flat: True if the tensor's shape is (windows · positions, width), so that it has to be folded back.
+        factor: What the block multiplies the tensor by before it adds it: a number, or the path of the block's
+            attribute (Granite).
     """
 
     module: str
     side: Side = "output"
     flat: bool = False
+    factor: float | str = 1.0
 
 
 @runtime_checkable
@@ -89,36 +92,28 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The parts of one architecture, as paths.
+class BlockLayout:
+    """The parts of one kind of block, as paths inside it.
 
     Attributes:
-        blocks: Path of the list of blocks.
-        embedding: Path of the token embedding.
-        final_norm: Path of the norm after the last block; the attribute may be None.
-        head: Path of the unembedding.
-        sites: The sites inside a block, by their TransformerLens name, in the order of the forward pass.
-        projections: The matrices of a block, by name.
+        sites: The sites inside the block, by their TransformerLens name, in the order of the forward pass.
+        projections: Its matrices, by name.
         parallel: True if attention and MLP read the same state; or the name of the configuration's field that says so.
-        recurrent: True if a block carries a state along the positions instead of attention.
-        head_dtype_first: True if the final states are cast to the head's dtype and its logits to float32 (Mamba).
+        recurrent: True if the block carries a state along the positions instead of attention.
+        scale: Factor of the sum that leaves the block: a number, or the path of the block's attribute (Gemma 4).
         form: Norms and activation of a standard block, for its Jacobian and its gains; None if the block is another.
     """
 
-    blocks: str
-    embedding: str
-    final_norm: str
-    head: str = "lm_head"
     sites: Mapping[str, SitePath] = field(default_factory=dict)
     projections: Mapping[str, Matrix] = field(default_factory=dict)
     parallel: bool | str = False
     recurrent: bool = False
-    head_dtype_first: bool = False
+    scale: float | str = 1.0
     form: Form | None = None
 
     @property
     def added(self) -> tuple[str, ...]:
-        """The names of the sites that a block adds to the stream."""
+        """The names of the sites that the block adds to the stream."""
         return tuple(name for name in self.sites if name.endswith("_out"))
 
     def norm_of(self, projection: str) -> tuple[str, float] | None:
@@ -131,33 +126,71 @@ class Layout:
             The norm's path inside the block, and the number that it adds to its weight; None if there is none, or none
             that the row names.
         """
-        if self.recurrent:
-            return ("norm", 0.0) if projection == "in" else None
         if self.form is None:
-            return None
+            return ("norm", 0.0) if self.recurrent and projection == "in" else None
         paths = dict.fromkeys("qkv", self.form.attention_norm) | dict.fromkeys(("gate", "up"), self.form.mlp_norm)
         paths |= {"o": self.form.attention_out_norm, "down": self.form.mlp_out_norm}
         path = paths.get(projection)
         return None if path is None else (path, self.form.gain_offset)
 
-    def restricted_to(self, blocks: Sequence[nn.Module]) -> Layout:
-        """Leave out the sites and the matrices that some block does not have.
+    def fits(self, block: nn.Module) -> bool:
+        """Tell whether a block has every module that the sites name.
 
         Args:
-            blocks: All blocks.
+            block: The block.
+
+        Returns:
+            False if a module is missing.
+        """
+        return all(_has(block, site.module) for site in self.sites.values())
+
+    def restricted_to(self, block: nn.Module) -> BlockLayout:
+        """Leave out the sites and the matrices that a block does not have.
+
+        Args:
+            block: The block.
 
         Returns:
             The layout with the rest.
         """
-
-        def everywhere(path: str) -> bool:
-            return all(_has(block, path) for block in blocks)
-
         return replace(
             self,
-            sites={name: site for name, site in self.sites.items() if everywhere(site.module)},
-            projections={name: matrix for name, matrix in self.projections.items() if everywhere(matrix.module)},
+            sites={name: site for name, site in self.sites.items() if _has(block, site.module)},
+            projections={name: matrix for name, matrix in self.projections.items() if _has(block, matrix.module)},
         )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parts of one architecture, as paths.
+
+    Attributes:
+        blocks: Path of the list of blocks.
+        embedding: Path of the token embedding.
+        final_norm: Path of the norm after the last block; the attribute may be None.
+        head: Path of the unembedding.
+        kinds: The kinds of its blocks: a block is of the first that fits it.
+        head_dtype_first: True if the final states are cast to the head's dtype and its logits to float32 (Mamba).
+    """
+
+    blocks: str
+    embedding: str
+    final_norm: str
+    head: str = "lm_head"
+    kinds: tuple[BlockLayout, ...] = (BlockLayout(),)
+    head_dtype_first: bool = False
+
+    def of(self, block: nn.Module) -> BlockLayout:
+        """Lay out a block.
+
+        Args:
+            block: One of the blocks; it may have no values (on the meta device).
+
+        Returns:
+            The first kind that fits it, or else the first, without what the block does not have.
+        """
+        kind = next((kind for kind in self.kinds if kind.fits(block)), self.kinds[0])
+        return kind.restricted_to(block)
 
 
 def _has(module: nn.Module, path: str) -> bool:

@@ -7,13 +7,10 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from probe.model.architectures.form import Form
-from probe.model.architectures.layout import SEPARATE_QKV, Layout, SitePath, separate
+from probe.model.architectures.layout import SEPARATE_QKV, BlockLayout, Layout, SitePath, separate
 
 _FORM = Form("mlp.act_fn", attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
-_LLAMA = Layout(
-    blocks="model.layers",
-    embedding="model.embed_tokens",
-    final_norm="model.norm",
+_BLOCK = BlockLayout(
     sites={
         "hook_attn_out": SitePath("self_attn"),
         "hook_resid_mid": SitePath("post_attention_layernorm", "input"),
@@ -26,42 +23,52 @@ _LLAMA = Layout(
     form=_FORM,
 )
 
+
+def _llama(*kinds: BlockLayout) -> Layout:
+    """A model with Llama's paths around blocks of the given kinds."""
+    return Layout(blocks="model.layers", embedding="model.embed_tokens", final_norm="model.norm", kinds=kinds)
+
+
 ROWS: Mapping[str, Layout] = MappingProxyType({
-    "llama": _LLAMA,
-    "qwen3": replace(_LLAMA, form=replace(_FORM, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")),
+    "llama": _llama(_BLOCK),
+    "qwen3": _llama(replace(_BLOCK, form=replace(_FORM, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"))),
     # A norm before and after each sub-layer: what is added is the output of the norm after it.
-    "gemma3_text": replace(
-        _LLAMA,
-        sites={
-            "hook_attn_out": SitePath("post_attention_layernorm"),
-            "hook_resid_mid": SitePath("pre_feedforward_layernorm", "input"),
-            "hook_mlp_out": SitePath("post_feedforward_layernorm"),
-        },
-        form=Form(
-            "mlp.act_fn",
-            attention_norm="input_layernorm",
-            attention_out_norm="post_attention_layernorm",
-            mlp_norm="pre_feedforward_layernorm",
-            mlp_out_norm="post_feedforward_layernorm",
-            query_norm="self_attn.q_norm",
-            key_norm="self_attn.k_norm",
-            gain_offset=1.0,
-        ),
+    "gemma3_text": _llama(
+        replace(
+            _BLOCK,
+            sites={
+                "hook_attn_out": SitePath("post_attention_layernorm"),
+                "hook_resid_mid": SitePath("pre_feedforward_layernorm", "input"),
+                "hook_mlp_out": SitePath("post_feedforward_layernorm"),
+            },
+            form=Form(
+                "mlp.act_fn",
+                attention_norm="input_layernorm",
+                attention_out_norm="post_attention_layernorm",
+                mlp_norm="pre_feedforward_layernorm",
+                mlp_out_norm="post_feedforward_layernorm",
+                query_norm="self_attn.q_norm",
+                key_norm="self_attn.k_norm",
+                gain_offset=1.0,
+            ),
+        )
     ),
     # Norms after the sub-layers only: the input of the MLP is the stream itself.
-    "olmo3": replace(
-        _LLAMA,
-        sites={
-            "hook_attn_out": SitePath("post_attention_layernorm"),
-            "hook_resid_mid": SitePath("mlp", "input"),
-            "hook_mlp_out": SitePath("post_feedforward_layernorm"),
-        },
-        form=Form(
-            "mlp.act_fn",
-            attention_out_norm="post_attention_layernorm",
-            mlp_out_norm="post_feedforward_layernorm",
-            query_norm="self_attn.q_norm",
-            key_norm="self_attn.k_norm",
-        ),
+    "olmo3": _llama(
+        replace(
+            _BLOCK,
+            sites={
+                "hook_attn_out": SitePath("post_attention_layernorm"),
+                "hook_resid_mid": SitePath("mlp", "input"),
+                "hook_mlp_out": SitePath("post_feedforward_layernorm"),
+            },
+            form=Form(
+                "mlp.act_fn",
+                attention_out_norm="post_attention_layernorm",
+                mlp_out_norm="post_feedforward_layernorm",
+                query_norm="self_attn.q_norm",
+                key_norm="self_attn.k_norm",
+            ),
+        )
     ),
 })
