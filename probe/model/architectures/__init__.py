@@ -13,7 +13,7 @@ from types import MappingProxyType
 from probe.model.architectures import gpt, llama, state_space
 from probe.model.architectures.checks import logits_from_head, require_causal_stream
 from probe.model.architectures.form import Form, accounts_for, form_of
-from probe.model.architectures.layout import BlockLayout, Layout, Matrix, Projection, SitePath
+from probe.model.architectures.layout import BlockLayout, Layout, Matrix, Projection, SitePath, number_of
 
 __all__ = [
     "ARCHITECTURES",
@@ -26,6 +26,7 @@ __all__ = [
     "accounts_for",
     "form_of",
     "logits_from_head",
+    "number_of",
     "require_causal_stream",
 ]
 

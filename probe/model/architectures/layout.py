@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -169,7 +170,8 @@ class Layout:
         embedding: Path of the token embedding.
         final_norm: Path of the norm after the last block; the attribute may be None.
         head: Path of the unembedding.
-        kinds: The kinds of its blocks: a block is of the first that fits it.
+        kinds: The kinds of its blocks: a block is of the first that fits it, unless `order` says otherwise.
+        order: For each block the index of its kind; None: by what fits.
         head_dtype_first: True if the final states are cast to the head's dtype and its logits to float32 (Mamba).
     """
 
@@ -179,6 +181,19 @@ class Layout:
     head: str = "lm_head"
     kinds: tuple[BlockLayout, ...] = (BlockLayout(),)
     head_dtype_first: bool = False
+    order: tuple[int, ...] | None = None
+
+    def at(self, layer: int, block: nn.Module) -> BlockLayout:
+        """Lay out the block at a depth.
+
+        Args:
+            layer: Its index.
+            block: The block; it may have no values (on the meta device).
+
+        Returns:
+            Its kind, without what the block does not have.
+        """
+        return self.of(block) if self.order is None else self.kinds[self.order[layer]].restricted_to(block)
 
     def of(self, block: nn.Module) -> BlockLayout:
         """Lay out a block.
@@ -228,3 +243,16 @@ def joint_qkv(path: str, *, by_head: bool = False) -> dict[str, Projection]:
 
 SEPARATE_QKV = separate(q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj")
 """Queries, keys and values under the paths that most families use."""
+
+
+def number_of(block: nn.Module, value: float | str) -> float:
+    """Read a factor of a layout: a number, or the path of an attribute of the block that holds it.
+
+    Args:
+        block: The block.
+        value: The number or the path.
+
+    Returns:
+        The number.
+    """
+    return float(attrgetter(value)(block)) if isinstance(value, str) else value
