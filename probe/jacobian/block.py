@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +12,6 @@ from probe import replay
 from probe.errors import InputError
 from probe.jacobian import analytic, rows
 from probe.jacobian.detached import detach
-from probe.jacobian.norms import gain_of
 from probe.jacobian.options import (
     MEMORY,
     ContextName,
@@ -24,7 +22,9 @@ from probe.jacobian.options import (
     method_of,
 )
 from probe.jacobian.parts import PartName, part_of_block
+from probe.jacobian.primal import primal_point
 from probe.model import HuggingFaceModel, LanguageModel
+from probe.model.architectures import gain_of
 
 Positions = Sequence[int] | Int[Tensor, "*window chosen"]
 
@@ -269,9 +269,8 @@ def mlp_neuron_gain(
             f"gains of MLP neurons need standard blocks (attention, then an MLP), and those of "
             f"{model.name} ({model.architecture}) are not: use the coordinates of the residual stream instead"
         )
-    copy = replay.working_copy(model.blocks[layer], dtype, replay.LINEARISED)
-    standard = analytic.StandardBlock.of(model, layer, copy, dtype)
-    gains = analytic.neuron_terms(standard, analytic.primal_point(recorded, layer, standard))
+    standard = analytic.StandardBlock.of(model, layer, dtype)
+    gains = analytic.neuron_terms(standard, primal_point(recorded, layer, standard.cuts, detached=False))
     return gains.reshape(*recorded.positions.shape, -1)
 
 
@@ -285,15 +284,12 @@ def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
     Returns:
         One vector a norm; none for blocks whose norms are unknown, or come after the sub-layers.
     """
-    block: Any = model.blocks[layer]
     if not isinstance(model, HuggingFaceModel):
         return []
-    form = model.at(layer).form
-    if form is None:
-        recurrent = model.at(layer).recurrent and hasattr(block, "norm")
-        return [gain_of(block.norm, block.norm.weight, 0.0)] if recurrent else []
-    norms = [block.get_submodule(path) for path in dict.fromkeys((form.attention_norm, form.mlp_norm)) if path]
-    return [gain_of(norm, norm.weight, form.gain_offset) for norm in norms]
+    block, laid_out = model.blocks[layer], model.at(layer)
+    paths = dict.fromkeys(laid_out.norm_of(name) for name in ("q", "up", "in"))
+    gains = [gain_of(block.get_submodule(path), model.d_model) for path in paths if path is not None]
+    return [gain for gain in gains if gain is not None]
 
 
 def working_copy_of(recorded: replay.Context, layer: int, options: JacobianOptions, attention: str | None) -> nn.Module:
@@ -316,7 +312,7 @@ def working_copy_of(recorded: replay.Context, layer: int, options: JacobianOptio
     assert isinstance(model, HuggingFaceModel)
     form = model.at(layer).form
     assert form is not None
-    return detach(copy, form, gated="gate" in model.at(layer).projections)
+    return detach(copy, form, model.at(layer).projections, heads_of(model))
 
 
 def _by_rows(recorded: replay.Context, layer: int, options: JacobianOptions, method: MethodName) -> Tensor:
@@ -337,15 +333,15 @@ def _by_rows(recorded: replay.Context, layer: int, options: JacobianOptions, met
 def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) -> Tensor:
     model = recorded.model
     assert isinstance(model, HuggingFaceModel)
-    copy = replay.working_copy(model.blocks[layer], options.dtype, replay.LINEARISED)
-    standard = analytic.StandardBlock.of(model, layer, copy, options.dtype)
+    detached = options.context == "detached"
+    standard = analytic.StandardBlock.of(model, layer, options.dtype, detached=detached)
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
-    bytes_a_matrix = itemsize * (standard.up.numel() + 3 * standard.output.numel() + 4 * d * d)
+    bytes_a_matrix = itemsize * (standard.matrices["up"].numel() + 2 * standard.matrices["o"].numel() + 4 * d * d)
     # A batch larger than the caches is slower on a CPU; a GPU wants many matrices at once.
     size = options.chunk or (max(1, options.memory // (2 * bytes_a_matrix)) if jacobian.is_cuda else 1)
     for windows, chosen, piece in _pieces(recorded, options.memory // (2 * _primal_bytes(recorded, itemsize))):
-        primal = analytic.primal_point(piece, layer, standard)
+        primal = primal_point(piece, layer, standard.cuts, detached=detached)
         target = jacobian[windows, chosen]
         for start in range(0, piece.positions.numel(), size):
             updates = analytic.update_jacobian(
@@ -353,7 +349,6 @@ def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) ->
                 primal,
                 slice(start, start + size),
                 options.part,
-                detached=options.context == "detached",
                 symmetrised_ov=options.symmetrised_ov,
             )
             for index, matrix in enumerate(updates, start):

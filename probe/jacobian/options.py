@@ -12,7 +12,6 @@ from torch import nn
 from probe.errors import InputError
 from probe.jacobian.parts import PartName, require_part
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import accounts_for, form_of
 from probe.replay import Context
 
 logger = logging.getLogger("probe.jacobian")
@@ -155,12 +154,7 @@ def is_standard(model: LanguageModel) -> bool:
     """
     if not (isinstance(model, HuggingFaceModel) and _runs_transformers(model)):
         return False
-    for layer, block in enumerate(model.blocks):
-        kind = model.at(layer)
-        matrices = [projection.module for projection in kind.projections.values()]
-        if kind.form is None or not accounts_for(form_of(kind.form, block), block, matrices):
-            return False
-    return True
+    return all(model.at(layer).form is not None for layer in range(model.n_layers))
 
 
 def _runs_transformers(model: LanguageModel) -> bool:
