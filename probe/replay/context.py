@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,12 +15,14 @@ from probe.errors import InputError
 from probe.model import LanguageModel, first_tensor
 from probe.replay import axes as of_axes
 from probe.replay import carried
-from probe.replay.attention import DETACHED, AttentionPrimal, Recorder, Replayed, around
+from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal, Recorder, Replayed, around
 from probe.replay.calls import Path, Reached, ending_after, entering, rebuilt, recorded_calls, tensors_of
 from probe.replay.copies import reading, working_copy
 from probe.replay.profile import profile_of
 from probe.replay.recorded import Recorded, require_same, same
 from probe.stream import watch
+
+logger = logging.getLogger("probe.replay")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,27 @@ class Context(Recorded):
     """The recorded context of chosen positions in blocks of a model, for a batch of windows."""
 
     # Linear in the attention
+
+    def linear(self, layer: int) -> bool:
+        """Tell whether block `layer` gives by linearised attention what it gave; it is tried once a model.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            True if `linearised` runs it.
+        """
+        found = self.profile.linear
+        if layer not in found:
+            states = self.state(layer)
+            try:
+                with torch.no_grad():
+                    self.linearised(layer, states, working_copy(self.model.blocks[layer], states.dtype, LINEARISED))
+                found[layer] = True
+            except InputError as error:
+                logger.info("%s", error)
+                found[layer] = False
+        return found[layer]
 
     def linearised(
         self,

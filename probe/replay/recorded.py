@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,8 @@ from probe.replay.past import PastKeys, is_container, keys_of, unbounded
 from probe.replay.profile import Profile, profile_of
 
 logger = logging.getLogger("probe.replay")
+
+Part = TypeVar("Part", bound="Recorded")
 
 WAYS = ("keys", "carried", "sequences")
 """Ways of running a block at chosen positions, the cheapest first: over recorded keys, over the block's own cache as it
@@ -76,7 +78,7 @@ class Recorded:
     def _chosen(self, states: Tensor) -> Tensor:
         return states.gather(1, self.positions[..., None].expand(-1, -1, states.shape[-1]))
 
-    def select(self, windows: slice, chosen: slice) -> Self:
+    def select(self: Part, windows: slice, chosen: slice) -> Part:
         """Select the part of the context of some windows and some of their chosen positions."""
         rows = torch.arange(len(self.tokens), device=self.tokens.device)[windows]
         calls = {layer: replace(call, arguments=self._of_windows(layer, rows)) for layer, call in self.calls.items()}
