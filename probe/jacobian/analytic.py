@@ -63,14 +63,14 @@ class StandardBlock:
         return self.cuts.form
 
     @classmethod
-    def of(cls, model: HuggingFaceModel, layer: int, dtype: torch.dtype, *, detached: bool = False) -> StandardBlock:
+    def of(cls, model: HuggingFaceModel, layer: int, dtype: torch.dtype, attention: str | None) -> StandardBlock:
         """Gather the matrices of block `layer`.
 
         Args:
             model: The model.
             layer: Index of the block, whose layout has a form.
             dtype: The dtype of the arithmetic.
-            detached: Hold the attention probabilities fixed.
+            attention: Name of the attention function of the working copy; None: the model's own.
 
         Returns:
             The block.
@@ -84,7 +84,7 @@ class StandardBlock:
         for name, matrix in laid_out.projections.items():
             assert isinstance(matrix, Projection)
             projections[name] = matrix
-        copy = replay.working_copy(block, dtype, replay.DETACHED if detached else replay.LINEARISED)
+        copy = replay.working_copy(block, dtype, attention)
         heads = int(model.config.num_attention_heads)
         matrices = {name: matrix.detach().to(dtype) for name, matrix in model.projections(layer).items()}
         d_value = matrices["o"].shape[1] // heads
@@ -187,9 +187,7 @@ def _mixed(
     return mixed
 
 
-def _attention(
-    standard: StandardBlock, primal: Primal, rows: slice, *, symmetrised_ov: bool
-) -> Float[Tensor, "n d d"]:
+def _attention(standard: StandardBlock, primal: Primal, rows: slice, *, symmetrised_ov: bool) -> Float[Tensor, "n d d"]:
     form, output = standard.form, standard.matrices["o"]
     inner = primal.norm(form.attention_inner_norm, rows)
 

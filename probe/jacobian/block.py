@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,10 +22,12 @@ from probe.jacobian.options import (
     heads_of,
     method_of,
 )
-from probe.jacobian.parts import PartName, part_of_block
+from probe.jacobian.parts import PartName, part_of_block, run_of
 from probe.jacobian.primal import primal_point
 from probe.model import HuggingFaceModel, LanguageModel
 from probe.model.architectures import gain_of
+
+logger = logging.getLogger("probe.jacobian")
 
 Positions = Sequence[int] | Int[Tensor, "*window chosen"]
 
@@ -154,7 +157,7 @@ def jacobians_by_layer(
     where = positions_of(tokens, positions)
     size = len(tokens) if batch_size is None else batch_size
     for start in range(0, len(tokens), size):
-        recorded = replay.record(model, tokens[start : start + size], where[start : start + size])
+        recorded = replay.record(model, tokens[start : start + size], where[start : start + size], layers=chosen)
         if options.context == "alone":
             recorded = recorded.alone()
         for layer in chosen:
@@ -226,16 +229,22 @@ def recorded_jacobian(
     """
     options = options or JacobianOptions()
     method = options.resolved(recorded.model)
-    if method == "frozen" and options.method == "auto":
+    cheaper_first: tuple[MethodName, ...] = ("analytic", "frozen", "jacrev")
+    methods = cheaper_first[cheaper_first.index(method) :] if options.method == "auto" else (method,)
+    for method in methods:
         try:
-            jacobian = _by_rows(recorded, layer, options, "frozen")
-        except InputError:  # whether an unknown architecture's attention can be exchanged shows only when it runs
-            method = "jacrev"
-            jacobian = _by_rows(recorded, layer, options, method)
-    elif method == "analytic":
-        jacobian = _composed(recorded, layer, options)
-    else:
-        jacobian = _by_rows(recorded, layer, options, method)
+            jacobian = _by_method(recorded, layer, options, method)
+            break
+        except Exception as error:  # whether a block runs so shows only when it runs
+            logger.info("no Jacobian of block %d of %s by %s: %s", layer, recorded.model.name, method, error)
+            if method != methods[-1] and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+                continue
+            if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
+                raise
+            raise InputError(
+                f"a Jacobian needs blocks that run again with gradients, and block {layer} of {recorded.model.name} "
+                f"does not by {method} ({type(error).__name__}): use a model of another family"
+            ) from error
     if (method == "analytic") != (options.of == "update"):
         jacobian.diagonal(dim1=-2, dim2=-1).add_(1.0 if options.of == "state" else -1.0)
     return jacobian
@@ -269,8 +278,9 @@ def mlp_neuron_gain(
             f"gains of MLP neurons need standard blocks (attention, then an MLP), and those of "
             f"{model.name} ({model.architecture}) are not: use the coordinates of the residual stream instead"
         )
-    standard = analytic.StandardBlock.of(model, layer, dtype)
-    gains = analytic.neuron_terms(standard, primal_point(recorded, layer, standard.cuts, detached=False))
+    attention = attention_of(recorded, layer, JacobianOptions(dtype=dtype))
+    standard = analytic.StandardBlock.of(model, layer, dtype, attention)
+    gains = analytic.neuron_terms(standard, primal_point(recorded, layer, standard.cuts, attention))
     return gains.reshape(*recorded.positions.shape, -1)
 
 
@@ -306,7 +316,7 @@ def working_copy_of(recorded: replay.Context, layer: int, options: JacobianOptio
     """
     model, detached = recorded.model, options.context == "detached"
     attention = replay.DETACHED if detached else attention
-    copy = replay.working_copy(model.blocks[layer], options.dtype, None if model.recurrent else attention)
+    copy = replay.working_copy(model.blocks[layer], options.dtype, attention)
     if not detached:
         return copy
     assert isinstance(model, HuggingFaceModel)
@@ -315,33 +325,69 @@ def working_copy_of(recorded: replay.Context, layer: int, options: JacobianOptio
     return detach(copy, form, model.at(layer).projections, heads_of(model))
 
 
-def _by_rows(recorded: replay.Context, layer: int, options: JacobianOptions, method: MethodName) -> Tensor:
-    attention = replay.LINEARISED if method == "frozen" else None
+def attention_of(recorded: replay.Context, layer: int, options: JacobianOptions) -> str | None:
+    """Choose the attention function of a working copy that runs at the chosen positions.
+
+    Args:
+        recorded: The context.
+        layer: Index of the block.
+        options: The options.
+
+    Returns:
+        Its name; None for the block's own, where it cannot be exchanged.
+    """
+    if options.context == "detached":
+        return replay.DETACHED
+    return replay.LINEARISED if recorded.linear(layer) else None
+
+
+def _by_method(recorded: replay.Context, layer: int, options: JacobianOptions, method: MethodName) -> Tensor:
+    if method == "analytic":
+        return _composed(recorded, layer, options)
+    if method == "frozen":
+        return _frozen(recorded, layer, options)
+    copy = working_copy_of(recorded, layer, options, None)
+    part = part_of_block(recorded.model, layer, copy, options.part)
+    return rows.reference(recorded, layer, part, options.dtype, options.rows_at_once(recorded, copy))
+
+
+def _frozen(recorded: replay.Context, layer: int, options: JacobianOptions) -> Tensor:
+    attention = attention_of(recorded, layer, options)
+    if attention is None and not recorded.at_positions(layer):
+        raise _not_alone(recorded, layer)
     copy = working_copy_of(recorded, layer, options, attention)
     part = part_of_block(recorded.model, layer, copy, options.part)
-    if method == "jacrev":
-        return rows.reference(recorded, layer, part, options.dtype, options.rows_at_once(recorded, copy))
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
     bytes_a_position = max(_primal_bytes(recorded, itemsize), min(d, 32) * options.bytes_a_row(recorded, copy))
     for windows, chosen, piece in _pieces(recorded, options.memory // bytes_a_position):
         chunk = options.rows_at_once(recorded, copy, positions=piece.positions.numel())
-        jacobian[windows, chosen] = rows.frozen(piece, layer, part, options.dtype, chunk)
+        run = run_of(piece, layer, copy, attention)
+        jacobian[windows, chosen] = rows.frozen(piece, layer, part, run, options.dtype, chunk)
     return jacobian
+
+
+def _not_alone(recorded: replay.Context, layer: int) -> InputError:
+    return InputError(
+        f"a frozen context needs blocks that run at single positions, and block {layer} of {recorded.model.name} "
+        'does not: use method="jacrev"'
+    )
 
 
 def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) -> Tensor:
     model = recorded.model
     assert isinstance(model, HuggingFaceModel)
-    detached = options.context == "detached"
-    standard = analytic.StandardBlock.of(model, layer, options.dtype, detached=detached)
+    attention = attention_of(recorded, layer, options)
+    if attention is None and not recorded.at_positions(layer):
+        raise _not_alone(recorded, layer)
+    standard = analytic.StandardBlock.of(model, layer, options.dtype, attention)
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
     bytes_a_matrix = itemsize * (standard.matrices["up"].numel() + 2 * standard.matrices["o"].numel() + 4 * d * d)
     # A batch larger than the caches is slower on a CPU; a GPU wants many matrices at once.
     size = options.chunk or (max(1, options.memory // (2 * bytes_a_matrix)) if jacobian.is_cuda else 1)
     for windows, chosen, piece in _pieces(recorded, options.memory // (2 * _primal_bytes(recorded, itemsize))):
-        primal = primal_point(piece, layer, standard.cuts, detached=detached)
+        primal = primal_point(piece, layer, standard.cuts, attention)
         target = jacobian[windows, chosen]
         for start in range(0, piece.positions.numel(), size):
             updates = analytic.update_jacobian(

@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from probe import replay
 from probe.errors import InputError
 from probe.jacobian.detached import detached_ratio
 from probe.jacobian.norms import NormDerivative, norm_derivative
+from probe.jacobian.parts import run_of
 from probe.model.architectures import Form, Projection
 from probe.replay import Context
 
@@ -142,22 +145,24 @@ class Cuts:
         return hook
 
 
-def primal_point(context: Context, layer: int, cuts: Cuts, *, detached: bool) -> Primal:
+def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None) -> Primal:
     """Run the block once at the chosen positions, cut, and differentiate what lies between the cuts.
 
     Args:
         context: The recorded context.
         layer: Index of the block.
         cuts: The cuts of its working copy.
-        detached: Hold the norms' variances, the attention probabilities and the gates fixed.
+        attention: Name of the copy's attention function; None: its own. With `DETACHED`, the norms' variances and the
+            gates are held fixed like the attention probabilities.
 
     Returns:
         The primal point of its W · P positions.
     """
+    detached = attention == replay.DETACHED
     dtype = next(cuts.block.parameters()).dtype
-    with ExitStack() as stack, torch.enable_grad():
+    with ExitStack() as stack, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         cuts.install(stack)
-        context.linearised(layer, context.state(layer).to(dtype), cuts.block)
+        run_of(context, layer, cuts.block, attention)(context.state(layer).to(dtype))
     count = context.positions.numel()
     norms = {
         path: norm_derivative(cuts.block.get_submodule(path), point.reshape(count, -1), detached=detached)

@@ -20,7 +20,10 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
                     "hook_resid_mid": SitePath("ln_2", "input"),
                     "hook_mlp_out": SitePath("mlp"),
                 },
-                projections={**joint_qkv("attn.c_attn", "attn.c_proj"), **separate(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj")},
+                projections={
+                    **joint_qkv("attn.c_attn", "attn.c_proj"),
+                    **separate(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"),
+                },
                 form=Form(attention_norm="ln_1", mlp_norm="ln_2"),
             ),
         ),

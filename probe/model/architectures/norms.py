@@ -71,4 +71,3 @@ def gain_of(norm: nn.Module, width: int) -> Float[Tensor, " d"] | None:
         memo = {id(each): nn.Parameter(each.detach().to(dtype), requires_grad=False) for each in parameters}
         twin = copy.deepcopy(norm, memo)
     return law_of(twin, width, dtype, parameters[0].device).gain
-
