@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from probe import replay
 from probe.errors import InputError
+from probe.jacobian.experts import ExpertWeights
 from probe.jacobian.parts import PartName
 from probe.jacobian.primal import Cuts, Primal
 from probe.model import HuggingFaceModel
-from probe.model.architectures import Form, Projection
+from probe.model.architectures import Form, Projection, matrix_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class StandardBlock:
         attention_factor: Factor of what attention adds to the stream.
         mlp_factor: Factor of what the MLP adds.
         scale: Factor of the sum that leaves the block.
+        experts: The experts in the place of the MLP.
     """
 
     cuts: Cuts
@@ -56,6 +58,7 @@ class StandardBlock:
     attention_factor: float
     mlp_factor: float
     scale: float
+    experts: ExpertWeights | None = None
 
     @property
     def form(self) -> Form:
@@ -84,9 +87,16 @@ class StandardBlock:
         for name, matrix in laid_out.projections.items():
             assert isinstance(matrix, Projection)
             projections[name] = matrix
+        if form.experts is not None:
+            projections |= {f"shared.{name}": matrix for name, matrix in form.experts.shared.items()}
         copy = replay.working_copy(block, dtype, attention)
         heads = int(model.config.num_attention_heads)
-        matrices = {name: matrix.detach().to(dtype) for name, matrix in model.projections(layer).items()}
+        matrices = {name: each.weight(block, heads).detach().to(dtype) for name, each in projections.items()}
+        experts = None
+        if form.experts is not None:
+            experts = ExpertWeights.of(copy.get_submodule(form.experts.module))
+            if form.experts.shared_gate is not None:
+                matrices["shared_gate"] = matrix_of(copy.get_submodule(form.experts.shared_gate))
         d_value = matrices["o"].shape[1] // heads
         sizes = {"q": heads, "k": matrices["v"].shape[0] // d_value, "v": matrices["v"].shape[0] // d_value}
         for name, size in sizes.items():
@@ -105,7 +115,14 @@ class StandardBlock:
             _number(block, sites["hook_attn_out"].factor if "hook_attn_out" in sites else 1.0),
             _number(block, sites["hook_mlp_out"].factor if "hook_mlp_out" in sites else 1.0),
             _number(block, laid_out.scale),
+            experts,
         )
+
+    @property
+    def widest(self) -> int:
+        """Numbers in the largest matrix that is made for a position."""
+        inner = max((len(matrix) for name, matrix in self.matrices.items() if name.endswith("up")), default=0)
+        return self.matrices["o"].shape[0] * max(inner, self.experts.inner.shape[1] if self.experts else 0)
 
 
 def _number(block: nn.Module, value: float | str) -> float:
@@ -203,15 +220,33 @@ def _attention(standard: StandardBlock, primal: Primal, rows: slice, *, symmetri
 
 
 def _mlp(standard: StandardBlock, primal: Primal, rows: slice) -> Float[Tensor, "n d d"]:
-    form, neurons = standard.form, _read(standard, primal, rows)
-    inner = primal.norm(form.mlp_inner_norm, rows)
-    written = torch.matmul(standard.matrices["down"], neurons if inner is None else inner.times(neurons))
+    form = standard.form
+    if standard.experts is None:
+        neurons, inner = _read(standard, primal.slopes, rows), primal.norm(form.mlp_inner_norm, rows)
+        written = torch.matmul(standard.matrices["down"], neurons if inner is None else inner.times(neurons))
+    else:
+        written = _mixture(standard, primal, rows)
     return _between_norms(primal, rows, written, form.mlp_norm, form.mlp_out_norm, standard.mlp_factor)
 
 
-def _read(standard: StandardBlock, primal: Primal, rows: slice) -> Float[Tensor, "n d_ff d"]:
-    """Differentiate the MLP's neurons by the MLP's normed input."""
-    terms = [(slope[rows][..., None], standard.matrices[name]) for name, slope in primal.slopes.items()]
+def _mixture(standard: StandardBlock, primal: Primal, rows: slice) -> Float[Tensor, "n d d"]:
+    experts = primal.experts
+    assert standard.experts is not None
+    assert experts is not None
+    written = standard.experts.derivative(experts, rows)
+    if experts.shared_scale is not None:
+        shared = torch.matmul(standard.matrices["shared.down"], _read(standard, primal.shared, rows, "shared."))
+        written.addcmul_(shared, experts.shared_scale[rows][..., None])
+    if experts.shared_gate is not None:
+        written += experts.shared_gate[rows] * standard.matrices["shared_gate"]
+    return written
+
+
+def _read(
+    standard: StandardBlock, slopes: Mapping[str, Tensor], rows: slice, prefix: str = ""
+) -> Float[Tensor, "n d_ff d"]:
+    """Differentiate an MLP's neurons by its normed input."""
+    terms = [(slope[rows][..., None], standard.matrices[prefix + name]) for name, slope in slopes.items()]
     (slope, matrix), *others = terms
     neurons = torch.mul(matrix, slope)
     for slope, matrix in others:
@@ -232,7 +267,7 @@ def neuron_terms(standard: StandardBlock, primal: Primal) -> Float[Tensor, "n d_
     form, terms = standard.form, list[Tensor]()
     for position in range(len(primal.slopes["up"])):
         rows = slice(position, position + 1)
-        read, write = _read(standard, primal, rows), standard.matrices["down"][None] * standard.mlp_factor
+        read, write = _read(standard, primal.slopes, rows), standard.matrices["down"][None] * standard.mlp_factor
         within, inner = primal.norm(form.mlp_inner_norm, rows), primal.norm(form.mlp_norm, rows)
         outer = primal.norm(form.mlp_out_norm, rows)
         read = read if within is None else within.times(read)

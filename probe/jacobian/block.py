@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from probe import replay
 from probe.errors import InputError
 from probe.jacobian import analytic, rows
-from probe.jacobian.detached import detach
+from probe.jacobian.detached import detach, freeze_routing
 from probe.jacobian.options import (
     MEMORY,
     ContextName,
     JacobianOptions,
     MethodName,
     OutputName,
+    RoutingName,
     heads_of,
-    method_of,
+    is_standard,
 )
 from probe.jacobian.parts import PartName, part_of_block, run_of
 from probe.jacobian.primal import primal_point
+from probe.jacobian.proof import require_proved
 from probe.model import HuggingFaceModel, LanguageModel
 from probe.model.architectures import gain_of
 
@@ -45,6 +47,7 @@ def block_jacobian(
     chunk: int | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float32,
+    routing: RoutingName = "live",
 ) -> Float[Tensor, "window chosen d d"]:
     r"""Compute the exact Jacobian of a block at chosen positions.
 
@@ -70,6 +73,8 @@ def block_jacobian(
         dtype: `torch.float32` or `torch.float64`, of the arithmetic and of the result. Where the model has another
             dtype, a copy of the block is cast. Model code that computes in float32 (Llama's norms, for example) still
             does so in "jacrev" and "frozen".
+        routing: In a mixture of experts the choice of a position's experts is constant. "live": their weights are
+            differentiated. "frozen": the weights are held fixed too.
 
     Returns:
         J, (W, P, d, d), on the model's device.
@@ -77,7 +82,9 @@ def block_jacobian(
     Raises:
         InputError: If an option, layer or position does not exist, or the model does not support an option.
     """
-    options = JacobianOptions(context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype)
+    options = JacobianOptions(
+        context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype, routing=routing
+    )
     ((_, jacobian),) = jacobians_by_layer(model, tokens, [layer], positions, options)
     return jacobian
 
@@ -96,6 +103,7 @@ def iter_block_jacobians(
     chunk: int | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float32,
+    routing: RoutingName = "live",
 ) -> Iterator[tuple[int, Float[Tensor, "window chosen d d"]]]:
     """Yield the block Jacobians of many layers from one forward pass, one layer at a time.
 
@@ -113,6 +121,7 @@ def iter_block_jacobians(
         chunk: As in `block_jacobian`.
         memory: As in `block_jacobian`.
         dtype: As in `block_jacobian`.
+        routing: As in `block_jacobian`.
 
     Yields:
         The layer and its J, (windows of the batch, P, d, d).
@@ -120,7 +129,9 @@ def iter_block_jacobians(
     Raises:
         InputError: If `block_jacobian` would raise it, or a batch holds no window.
     """
-    options = JacobianOptions(context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype)
+    options = JacobianOptions(
+        context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype, routing=routing
+    )
     yield from jacobians_by_layer(model, tokens, layers, positions, options, batch_size)
 
 
@@ -150,10 +161,10 @@ def jacobians_by_layer(
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}: leave it out for all")
-    options.resolved(model)
     chosen = range(model.n_layers) if layers is None else layers
     for layer in chosen:
         require_layer(model, layer)
+        options.resolved(model, layer)
     where = positions_of(tokens, positions)
     size = len(tokens) if batch_size is None else batch_size
     for start in range(0, len(tokens), size):
@@ -228,12 +239,13 @@ def recorded_jacobian(
         InputError: If the model does not support an option.
     """
     options = options or JacobianOptions()
-    method = options.resolved(recorded.model)
+    method = options.resolved(recorded.model, layer)
     cheaper_first: tuple[MethodName, ...] = ("analytic", "frozen", "jacrev")
     methods = cheaper_first[cheaper_first.index(method) :] if options.method == "auto" else (method,)
     for method in methods:
         try:
             jacobian = _by_method(recorded, layer, options, method)
+            logger.info("Jacobian of block %d of %s by method %s", layer, recorded.model.name, method)
             break
         except Exception as error:  # whether a block runs so shows only when it runs
             logger.info("no Jacobian of block %d of %s by %s: %s", layer, recorded.model.name, method, error)
@@ -273,12 +285,17 @@ def mlp_neuron_gain(
         InputError: If the model's blocks are not standard (see `method_of`: "analytic").
     """
     model = recorded.model
-    if not isinstance(model, HuggingFaceModel) or method_of(model) != "analytic":
+    if (
+        not isinstance(model, HuggingFaceModel)
+        or not is_standard(model, layer)
+        or "up" not in model.at(layer).projections
+    ):
         raise InputError(
             f"gains of MLP neurons need standard blocks (attention, then an MLP), and those of "
             f"{model.name} ({model.architecture}) are not: use the coordinates of the residual stream instead"
         )
     attention = attention_of(recorded, layer, JacobianOptions(dtype=dtype))
+    require_proved(recorded, layer, attention)
     standard = analytic.StandardBlock.of(model, layer, dtype, attention)
     gains = analytic.neuron_terms(standard, primal_point(recorded, layer, standard.cuts, attention))
     return gains.reshape(*recorded.positions.shape, -1)
@@ -317,10 +334,12 @@ def working_copy_of(recorded: replay.Context, layer: int, options: JacobianOptio
     model, detached = recorded.model, options.context == "detached"
     attention = replay.DETACHED if detached else attention
     copy = replay.working_copy(model.blocks[layer], options.dtype, attention)
+    form = model.at(layer).form if isinstance(model, HuggingFaceModel) else None
+    if options.routing == "frozen" and form is not None and form.experts is not None:
+        freeze_routing(copy, form.experts)
     if not detached:
         return copy
     assert isinstance(model, HuggingFaceModel)
-    form = model.at(layer).form
     assert form is not None
     return detach(copy, form, model.at(layer).projections, heads_of(model))
 
@@ -380,14 +399,15 @@ def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) ->
     attention = attention_of(recorded, layer, options)
     if attention is None and not recorded.at_positions(layer):
         raise _not_alone(recorded, layer)
+    require_proved(recorded, layer, replay.LINEARISED if attention == replay.DETACHED else attention)
     standard = analytic.StandardBlock.of(model, layer, options.dtype, attention)
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
-    bytes_a_matrix = itemsize * (standard.matrices["up"].numel() + 2 * standard.matrices["o"].numel() + 4 * d * d)
+    bytes_a_matrix = itemsize * (standard.widest + 2 * standard.matrices["o"].numel() + 4 * d * d)
     # A batch larger than the caches is slower on a CPU; a GPU wants many matrices at once.
     size = options.chunk or (max(1, options.memory // (2 * bytes_a_matrix)) if jacobian.is_cuda else 1)
     for windows, chosen, piece in _pieces(recorded, options.memory // (2 * _primal_bytes(recorded, itemsize))):
-        primal = primal_point(piece, layer, standard.cuts, attention)
+        primal = primal_point(piece, layer, standard.cuts, attention, live=options.routing == "live")
         target = jacobian[windows, chosen]
         for start in range(0, piece.positions.numel(), size):
             updates = analytic.update_jacobian(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.jacobian.norms import DetachedNorm
-from probe.model.architectures import Form, Matrix, Projection
+from probe.model.architectures import Experts, Form, Matrix, Projection
 
 
 def detached_ratio(active: Tensor, before: Tensor) -> Tensor:
@@ -72,3 +72,21 @@ def _fixed(rows: Tensor | None) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         return torch.where(fixed, output.detach(), output)
 
     return hook
+
+
+def freeze_routing(copy: nn.Module, experts: Experts) -> nn.Module:
+    """Hold the weights of the chosen experts of a working copy fixed.
+
+    Args:
+        copy: The working copy, changed in place.
+        experts: Its experts.
+
+    Returns:
+        The copy.
+    """
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0], *(argument.detach() for argument in args[1:]))
+
+    copy.get_submodule(experts.module).register_forward_pre_hook(hook)
+    return copy

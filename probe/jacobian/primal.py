@@ -21,10 +21,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from probe import replay
 from probe.errors import InputError
 from probe.jacobian.detached import detached_ratio
+from probe.jacobian.experts import ExpertsPrimal, ExpertWeights, experts_primal
 from probe.jacobian.norms import NormDerivative, norm_derivative
 from probe.jacobian.parts import run_of
-from probe.model.architectures import Form, Projection
+from probe.model import first_tensor
+from probe.model.architectures import Experts, Form, Projection
 from probe.replay import Context
+
+READING = ("q", "k", "v", "gate", "up", "shared.gate", "shared.up")
+"""Names of the matrices that read the stream."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,16 @@ class Primal:
         across: Of queries and keys whose norm acts on all heads together, what goes from head to head: matrices V,
             (N, head · out, rank), and U, (N, rows, rank), of the term −V Uᵀ W.
         slopes: Derivatives of the input of `down` by the outputs of `gate` and `up`, elementwise.
+        shared: The same of the MLP that a mixture of experts adds to them.
+        experts: The mixture's own, where there is one.
     """
 
     norms: Mapping[str, NormDerivative]
     cores: Mapping[str, Float[Tensor, "head n out _"]]
     across: Mapping[str, tuple[Float[Tensor, "n o _"], Float[Tensor, "n _ _"]]]
     slopes: Mapping[str, Float[Tensor, "n _"]]
+    shared: Mapping[str, Float[Tensor, "n _"]] = field(default_factory=dict)
+    experts: ExpertsPrimal | None = None
 
     def norm(self, path: str | None, rows: slice) -> NormDerivative | None:
         """Select the derivative of a norm at some of the positions.
@@ -65,12 +74,13 @@ class Cuts:
     Attributes:
         block: The working copy.
         form: Its form.
-        projections: Its matrices.
+        projections: Its matrices; those of an MLP that is added to experts as "shared.up" and so on.
         heads: Number of its attention heads.
         leaves: Outputs of the matrices that read the stream, as leaves of a graph, by name.
         ends: Inputs of the matrices that write to it (of the norms before them, where there are any), with their graph:
             of "o" and "down".
         points: Inputs of the norms, by path.
+        called: What the experts were called with.
     """
 
     block: nn.Module
@@ -80,13 +90,14 @@ class Cuts:
     leaves: dict[str, Tensor] = field(default_factory=dict)
     ends: dict[str, Tensor] = field(default_factory=dict)
     points: dict[str, Tensor] = field(default_factory=dict)
+    called: tuple[Tensor, ...] = ()
 
     def install(self, stack: ExitStack) -> None:
         """Put the hooks on; the stack takes them off again."""
         form = self.form
         wide = {"q": form.query_norm, "k": form.key_norm}
         reading: dict[str, list[str]] = {}
-        for name in ("q", "k", "v", "gate", "up"):
+        for name in READING:
             if name in self.projections:
                 reading.setdefault(self.projections[name].module, []).append(name)
         for path, names in reading.items():
@@ -97,9 +108,34 @@ class Cuts:
             if path is not None:
                 self._before(stack, path, self._keep(path))
                 self._after(stack, path, self._cut([name], whole=True))
-        for name, norm in (("o", form.attention_inner_norm), ("down", form.mlp_inner_norm)):
+        for name, norm in (("o", form.attention_inner_norm), ("down", form.mlp_inner_norm), ("shared.down", None)):
             if name in self.projections:
                 self._before(stack, norm or self.projections[name].module, self._end(name, norm))
+        if form.experts is not None:
+            self._around(stack, form.experts)
+
+    def _around(self, stack: ExitStack, experts: Experts) -> None:
+        """Cut around the experts: what enters the mixture, their call, what they and the shared MLP give."""
+        mixture = experts.module.rpartition(".")[0]
+
+        def enter(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            self.leaves["entering"] = args[0].detach().requires_grad_()
+            return (self.leaves["entering"], *args[1:])
+
+        def call(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.called = args[:3]
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            self.ends["mixture"] = first_tensor(output)
+
+        self._before(stack, mixture, enter)
+        self._before(stack, experts.module, call)
+        self._after(stack, experts.module, self._cut(["experts"], whole=True))
+        if experts.shared:
+            self._after(stack, experts.shared["down"].module, self._cut(["shared"], whole=True))
+        if experts.shared_gate is not None:
+            self._after(stack, experts.shared_gate, self._cut(["shared_gate"], whole=True))
+        self._after(stack, mixture, leave)
 
     def _before(self, stack: ExitStack, path: str, hook: Any) -> None:
         stack.callback(self.block.get_submodule(path).register_forward_pre_hook(hook).remove)
@@ -145,7 +181,7 @@ class Cuts:
         return hook
 
 
-def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None) -> Primal:
+def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None, *, live: bool = True) -> Primal:
     """Run the block once at the chosen positions, cut, and differentiate what lies between the cuts.
 
     Args:
@@ -154,6 +190,7 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
         cuts: The cuts of its working copy.
         attention: Name of the copy's attention function; None: its own. With `DETACHED`, the norms' variances and the
             gates are held fixed like the attention probabilities.
+        live: Whether the weights of chosen experts are differentiated.
 
     Returns:
         The primal point of its W · P positions.
@@ -175,7 +212,15 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
         for name, path in (("q", cuts.form.query_norm), ("k", cuts.form.key_norm))
         if path is not None and name in cores
     }
-    return Primal(norms, cores, across, _slopes(cuts, count, detached=detached))
+    experts = None
+    if cuts.form.experts is not None:
+        called, leaves, ends = cuts.called, cuts.leaves, cuts.ends
+        module = cuts.block.get_submodule(cuts.form.experts.module)
+        experts = experts_primal(
+            ExpertWeights.of(module), leaves["entering"], called, leaves, ends["mixture"], live=live
+        )
+    own, shared = (_slopes(cuts, count, prefix, detached=detached) for prefix in ("", "shared."))
+    return Primal(norms, cores, across, own, shared, experts)
 
 
 def _spread(cores: dict[str, Tensor], name: str, norm: NormDerivative) -> tuple[Tensor, Tensor]:
@@ -229,11 +274,11 @@ def derivative_by_head(
     return cores
 
 
-def _slopes(cuts: Cuts, count: int, *, detached: bool) -> dict[str, Tensor]:
-    leaves = {name: leaf for name, leaf in cuts.leaves.items() if name in ("gate", "up")}
+def _slopes(cuts: Cuts, count: int, prefix: str, *, detached: bool) -> dict[str, Tensor]:
+    leaves = {name: cuts.leaves[prefix + name] for name in ("gate", "up") if prefix + name in cuts.leaves}
     if not leaves:
         return {}
-    end = cuts.ends["down"]
+    end = cuts.ends[prefix + "down"]
     if detached and "gate" not in leaves:
         return {"up": detached_ratio(end, leaves["up"].reshape(end.shape)).detach().reshape(count, -1)}
     names = [name for name in leaves if not (detached and name == "gate")]

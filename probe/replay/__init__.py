@@ -21,6 +21,7 @@ from probe.replay.calls import BlockCall
 from probe.replay.context import Context, alone, record, require_chain
 from probe.replay.copies import working_copy
 from probe.replay.past import PastKeys
+from probe.replay.profile import tiny_tokens
 
 __all__ = [
     "DETACHED",
@@ -32,5 +33,6 @@ __all__ = [
     "alone",
     "record",
     "require_chain",
+    "tiny_tokens",
     "working_copy",
 ]

@@ -89,6 +89,10 @@ class Recorded:
             self.model, self.tokens[windows], positions, states, calls, seen, self.one_token, (self, windows, chosen)
         )
 
+    def alone_standing(self: Part) -> Part:
+        """Forget of what this context is a part, so that nothing is computed for the rest of it."""
+        return replace(self, _whole=None)
+
     @property
     def profile(self) -> Profile:
         """What is known of the model's blocks."""

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from probe.model.architectures import gpt, llama, state_space
 from probe.model.architectures.checks import logits_from_head, require_causal_stream
 from probe.model.architectures.form import Experts, Form
-from probe.model.architectures.layout import BlockLayout, Cut, Layout, Matrix, Projection, SitePath
+from probe.model.architectures.layout import BlockLayout, Cut, Layout, Matrix, Projection, SitePath, matrix_of
 from probe.model.architectures.norms import NormLaw, gain_of, law_of
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "gain_of",
     "law_of",
     "logits_from_head",
+    "matrix_of",
     "require_causal_stream",
 ]
 
