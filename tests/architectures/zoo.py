@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,9 +15,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.architectures.tables import DEPTH, EXCEPTIONS, HEADS, KEPT, SLOW, SMALL
+from tests.architectures.tables import DEPTH, EXCEPTIONS, HEADS, KEPT, NUMBERS, OPTIONAL, PAIRS, SLOW, SMALL, SWITCHES
 
 SCALE = 0.2
+"""Standard deviation of the matrices: at width 32 a matrix keeps the length of a state."""
+DEEP = 4
+"""Layers of a model: enough for each kind of mixing beside each kind of MLP."""
 
 
 def types() -> tuple[str, ...]:
@@ -32,19 +36,19 @@ def settings(kind: type[PreTrainedConfig], layers: int) -> dict[str, Any]:
     if "kv_lora_rank" in found and "num_key_value_heads" in found:
         found["num_key_value_heads"] = HEADS  # latents are expanded to every head
     default = _default(kind)
+    for name, sub in (getattr(kind, "sub_configs", None) or {}).items():
+        part = type(_get(default, name)) if _get(default, name) is not None else sub
+        if part is AutoConfig and hasattr(kind.sub_configs_defaults[name], "model_type"):
+            part = CONFIG_MAPPING[kind.sub_configs_defaults[name].model_type]
+        if part is not AutoConfig:
+            found[name] = {"model_type": part.model_type, **settings(part, layers)}
     if default is None:
         return found
-    depths = {getattr(default, name) for name in fields if name in DEPTH}
+    depths = {_get(default, name) for name in fields if name in DEPTH}
     for name in fields:
         value = _get(default, name)
-        if isinstance(value, list | tuple) and len(value) in depths and len(value) > 1:
+        if name not in SMALL and isinstance(value, list | tuple) and len(value) in depths and len(value) > 1:
             found[name] = by_layer(name, value, layers)
-    for name, sub in (getattr(kind, "sub_configs", None) or {}).items():
-        part = getattr(default, name, None)
-        if part is not None or inspect.isclass(sub):
-            of = type(part) if part is not None else sub
-            if of is not AutoConfig:
-                found[name] = {"model_type": of.model_type, **settings(of, layers)}
     # what the class itself leaves unset means that the type has no such part
     absent = {name for name in found if name in SMALL and name not in KEPT and _get(default, name, 0) is None}
     return {name: value for name, value in found.items() if name not in absent}
@@ -64,7 +68,7 @@ def _default(kind: type[PreTrainedConfig]) -> PreTrainedConfig | None:
         return None
 
 
-def _get(default: PreTrainedConfig, name: str, otherwise: Any = None) -> Any:
+def _get(default: PreTrainedConfig | None, name: str, otherwise: Any = None) -> Any:
     try:
         return getattr(default, name, otherwise)
     except AttributeError:
@@ -73,7 +77,7 @@ def _get(default: PreTrainedConfig, name: str, otherwise: Any = None) -> Any:
         return otherwise
 
 
-def configuration(name: str, layers: int = 4, **changes: Any) -> PreTrainedConfig:
+def configuration(name: str, layers: int = DEEP, **changes: Any) -> PreTrainedConfig:
     """The small configuration of a type."""
     kind = CONFIG_MAPPING[name]
     chosen = settings(kind, layers)
@@ -86,8 +90,44 @@ def configuration(name: str, layers: int = 4, **changes: Any) -> PreTrainedConfi
     return kind(**chosen)
 
 
-def tiny(name: str, *, layers: int = 4, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """A tiny random model of a type, float32, in evaluation mode, its weights moved off every neutral value."""
+def variants(name: str) -> dict[str, dict[str, Any]]:
+    """Further settings of a type by the variant's name: switches turned, unset fields set, kinds of layers alone."""
+    kind = CONFIG_MAPPING[name]
+    default = _default(kind)
+    if default is None:
+        return {}
+    fields = [field.name for field in dataclasses.fields(kind)]
+    chosen = {**settings(kind, DEEP), **EXCEPTIONS.get(name, {})}
+    found: dict[str, dict[str, Any]] = {}
+    for field in fields:
+        value = chosen.get(field, _get(default, field))
+        if isinstance(value, bool) and re.fullmatch(SWITCHES, field):
+            found[field] = {field: not value}
+        elif value is None and field in OPTIONAL:
+            found[field] = {field: OPTIONAL[field]}
+    for variant, changes in NUMBERS.items():
+        if set(changes) <= set(fields) and any(chosen.get(field, _get(default, field)) != changes[field] for field in changes):
+            found[variant] = changes
+    kinds = chosen.get("layer_types", _get(default, "layer_types")) or ()
+    for one in dict.fromkeys(kinds) if len(set(kinds)) > 1 else ():
+        found[f"all_{one}"] = {"layer_types": [one] * DEEP}
+    if len(set(kinds)) == 1 and "full_attention" in kinds and "sliding_window" in fields:
+        found["sliding"] = {"layer_types": ["sliding_attention", "full_attention"] * (DEEP // 2)}
+    return {variant: {**changes, **PAIRS.get(f"{name}:{variant}", {})} for variant, changes in found.items()}
+
+
+def tiny(name: str, *, layers: int = DEEP, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A tiny random model of a type, float32, in evaluation mode, its weights moved off every neutral value.
+
+    Args:
+        name: The type, or a variant of it, as in "llama:attention_bias".
+        layers: Number of layers.
+        seed: Seed of the weights.
+        **changes: Further settings.
+    """
+    name, _, variant = name.partition(":")
+    if variant:
+        changes = {**variants(name)[variant], **changes}
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
