@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from tests.architectures import zoo
-from tests.architectures.checks import CHECKS, QUICK
+from tests.architectures.case import CHECKS, QUICK
 from tests.architectures.survey import counted, read, survey
 
 

@@ -2,187 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 import probe
-from probe import replay
-from probe.errors import InputError
-from probe.model import LanguageModel
-from tests.architectures.oracle import Oracle, at
-
-Outcome = Literal["exact", "refused", "crash", "wrong", "nothing"]
-WORST: tuple[Outcome, ...] = ("nothing", "exact", "refused", "crash", "wrong")
-
-FLOAT64 = 1e-6
-FLOAT32 = 1e-4
-
-
-@dataclass
-class Finding:
-    """What one check of one type found: its outcome, the error where there is a number, and a line."""
-
-    check: str
-    outcome: Outcome
-    error: float = 0.0
-    line: str = ""
-
-
-@dataclass
-class Case:
-    """One module, the tokens and positions that are asked about, and the oracle's answers, made once.
-
-    Attributes:
-        module: The module in float32.
-        tokens: (window, position).
-        positions: (window, chosen), others in each window.
-        rows: The vectors v of which vᵀJ is compared, (row, d); None: the identity, whole matrices.
-    """
-
-    module: PreTrainedModel
-    tokens: Tensor
-    positions: Tensor
-    n_rows: int | None = 3
-
-    @cached_property
-    def oracle(self) -> Oracle:
-        return Oracle(self.module, self.tokens)
-
-    @cached_property
-    def rows(self) -> Tensor:
-        if self.n_rows is None:
-            return torch.eye(self.oracle.d, dtype=torch.float64)
-        generator = torch.Generator().manual_seed(5)
-        return torch.randn((self.n_rows, self.oracle.d), generator=generator, dtype=torch.float64)
-
-    @cached_property
-    def direction(self) -> Tensor:
-        generator = torch.Generator().manual_seed(6)
-        direction = torch.randn(self.oracle.d, generator=generator, dtype=torch.float64)
-        return direction / direction.norm()
-
-    @cached_property
-    def expected_rows(self) -> list[Tensor]:
-        return self.oracle.rows(self.positions, self.rows)
-
-    @cached_property
-    def floor(self) -> float:
-        """What the module's own float32 arithmetic inside its float64 pass costs the states and the rows of K."""
-        rows = self.oracle.rows(self.positions, self.rows, islands=True)
-        plain = self.oracle.run(self.tokens, islands=True)
-        pairs = zip(rows, self.expected_rows, strict=True)
-        errors = [relative(found, expected, expected - self.rows) for found, expected in pairs]
-        return max(*errors, relative(plain.outputs[-1], self.oracle.plain.outputs[-1]))
-
-    def agree(self, found: Tensor, expected: Tensor, what: str, scale: Tensor | None = None) -> float:
-        """The relative error of a float64 number, if it is rounding: 1e-6, or ten times the floor.
-
-        Raises:
-            WrongError: If it is not.
-        """
-        error = relative(found, expected, scale)
-        if error > FLOAT64 and not error <= min(10 * self.floor, FLOAT32):
-            raise WrongError(error, what)
-        return error
-
-    @cached_property
-    def double(self) -> LanguageModel:
-        return probe.load_model(in_double(self.module))
-
-    @cached_property
-    def single(self) -> LanguageModel:
-        return probe.load_model(self.module)
-
-
-def in_double(module: PreTrainedModel) -> PreTrainedModel:
-    """A copy in float64; its experts run one by one, because grouped products know no float64 on CPUs."""
-    double = copy.deepcopy(module).double()
-    with contextlib.suppress(ValueError, AttributeError):
-        double.set_experts_implementation("eager")
-    return double
-
-
-class WrongError(Exception):
-    """A number of the library is not the oracle's."""
-
-    def __init__(self, error: float, what: str) -> None:
-        super().__init__(what)
-        self.error, self.what = error, what
-
-
-class NothingToAskError(Exception):
-    """The model has not what is asked about, or the oracle has no answer."""
-
-
-def relative(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
-    """‖found − expected‖ beside ‖scale‖ (‖expected‖ by default); infinite where shapes differ or a number is none."""
-    if found.shape != expected.shape:
-        return math.inf
-    found, expected = found.detach().double(), expected.detach().double()
-    size = (expected if scale is None else scale.detach().double()).norm().item()
-    error = (found - expected).norm().item()
-    if not math.isfinite(error):
-        return math.inf
-    return error / size if size else (0.0 if error == 0 else math.inf)
-
-
-def within(found: Tensor, expected: Tensor, tolerance: float, what: str, scale: Tensor | None = None) -> float:
-    """The relative error, if it is within the tolerance.
-
-    Raises:
-        WrongError: If it is not.
-    """
-    error = relative(found, expected, scale)
-    if not error <= tolerance:
-        raise WrongError(error, what)
-    return error
-
-
-Check = Callable[[Case], float]
-CHECKS: dict[str, Check] = {}
-SIDE: set[str] = set()
-"""Checks whose refusal does not count: what they ask about, some blocks have not."""
-QUICK: list[str] = []
-
-
-def check(*, quick: bool = False, side: bool = False) -> Callable[[Check], Check]:
-    """Enter a function into the table of checks under its name."""
-
-    def enter(function: Check) -> Check:
-        name = function.__name__
-        CHECKS[name] = function
-        if side:
-            SIDE.add(name)
-        if quick:
-            QUICK.append(name)
-        return function
-
-    return enter
-
-
-def measure(case: Case, name: str) -> Finding:
-    """Run one check and say how it went."""
-    try:
-        return Finding(name, "exact", CHECKS[name](case))
-    except NothingToAskError as error:
-        return Finding(name, "nothing", line=str(error))
-    except WrongError as error:
-        return Finding(name, "wrong", error.error, error.what)
-    except InputError as error:
-        if "\n" in str(error):
-            return Finding(name, "crash", line="a refusal of several lines: " + " ".join(str(error).split()))
-        return Finding(name, "refused", line=str(error))
-    except Exception as error:  # noqa: BLE001 - whatever comes out is what is looked for
-        return Finding(name, "crash", line=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+from probe import patching, replay
+from probe.jacobian import cross_jacobian, cumulative_jacobian, operator, site_jacobian
+from tests.architectures.case import (
+    BFLOAT16,
+    FLOAT32,
+    Case,
+    NothingToAskError,
+    WrongError,
+    check,
+    relative,
+    within,
+)
+from tests.architectures.matrices import explained
+from tests.architectures.oracle import Oracle, at, own_states, pulled
 
 
 @check(quick=True)
@@ -193,40 +33,14 @@ def capture(case: Case) -> float:
     own = own_states(case.module, case.oracle.path, case.tokens)
     depth = len(own) - 1
     if model.n_layers != depth:
-        raise WrongError(math.inf, f"{model.n_layers} layers, of {depth}")
-    for layer in range(depth + 1):
-        site = f"blocks.{layer}.hook_resid_pre" if layer < depth else f"blocks.{depth - 1}.hook_resid_post"
-        if not torch.equal(stream[site], own[layer].float()):
-            raise WrongError(relative(stream[site], own[layer]), site)
+        raise WrongError(math.inf, f"{model.n_layers} layers, where {case.oracle.path} has {depth}")
+    sites = [f"blocks.{layer}.hook_resid_pre" for layer in range(depth)] + [f"blocks.{depth - 1}.hook_resid_post"]
+    for site, state in zip(sites, own, strict=True):
+        if not torch.equal(stream[site], state.float()):
+            raise WrongError(relative(stream[site], state), f"{site}, to the bit")
     found = probe.capture(case.double, case.tokens, dtype="model")
     states = [*case.oracle.plain.inputs, case.oracle.plain.outputs[-1]]
-    sites = [f"blocks.{layer}.hook_resid_pre" for layer in range(depth)] + [f"blocks.{depth - 1}.hook_resid_post"]
     return max(case.agree(found[site], state, site) for site, state in zip(sites, states, strict=True))
-
-
-def own_states(module: PreTrainedModel, path: str, tokens: Tensor) -> list[Tensor]:
-    """What enters each layer, and what leaves the last, by hooks of our own."""
-    from tests.architectures.oracle import first_state, output_state
-
-    layers = list(module.get_submodule(path))  # type: ignore[call-overload]
-    seen: dict[int, Tensor] = {}
-    handles = [
-        layer.register_forward_pre_hook(
-            lambda _m, args, kwargs, i=i: seen.__setitem__(i, first_state(args, kwargs).clone()), with_kwargs=True
-        )
-        for i, layer in enumerate(layers)
-    ]
-    last = len(layers)
-    handles.append(
-        layers[-1].register_forward_hook(lambda _m, _a, output: seen.__setitem__(last, output_state(output).clone()))
-    )
-    try:
-        with torch.no_grad():
-            module(input_ids=tokens, use_cache=False, return_dict=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [seen[i] for i in range(last + 1)]
 
 
 @check(quick=True)
@@ -241,17 +55,18 @@ def head(case: Case) -> float:
 
 @check(quick=True)
 def jacobian(case: Case) -> float:
-    """Every block's Jacobian at positions of a real context, float64: rows by autograd, columns by differences."""
+    """Every block's Jacobian at positions of a real context, float64: rows by autograd, a column by differences."""
     worst = 0.0
-    eye = torch.eye(case.oracle.d, dtype=torch.float64)
     for layer, expected in enumerate(case.expected_rows):
-        found = probe.block_jacobian(case.double, case.tokens, layer, case.positions, dtype=torch.float64)
-        update = expected - case.rows
-        error = case.agree(case.rows @ found, expected, f"rows of J of block {layer}", update)
         column = case.oracle.columns(layer, case.positions, case.direction)
-        other = case.agree(found @ case.direction, column, f"a column of J of block {layer}", column - case.direction)
+        own = relative(expected @ case.direction, column @ case.rows.T, (column - case.direction) @ case.rows.T)
+        assert own < 1e-6, f"the oracle's derivatives of block {layer} differ from its differences by {own:.1e}"
+        found = probe.block_jacobian(case.double, case.tokens, layer, case.positions, dtype=torch.float64)
+        error = case.agree(case.rows @ found, expected, f"rows of J of block {layer}", expected - case.rows)
+        what = f"a column of J of block {layer}"
+        other = case.agree(found @ case.direction, column, what, column - case.direction)
         worst = max(worst, error, other)
-    layer = case.oracle.layers.__len__() - 1
+    layer, eye = len(case.expected_rows) - 1, torch.eye(case.oracle.d, dtype=torch.float64)
     moved = probe.block_jacobian(case.double, case.tokens, layer, case.positions, of="update", dtype=torch.float64)
     return max(worst, case.agree(moved, found - eye, "J − I"))
 
@@ -269,58 +84,80 @@ def alone(case: Case) -> float:
     return worst
 
 
-@check(quick=True, side=True)
-def part(case: Case) -> float:
-    """Attention's and the MLP's Jacobian, through the tensor that the library calls the stream between them."""
+@check(quick=True)
+def sites(case: Case) -> float:
+    """What blocks add to the stream adds up, and all that passes from attention to the output passes the middle."""
+    model, depth = case.double, case.double.n_layers
+    inside = [name for name in model.sites if name.startswith("blocks.") and name.split(".")[-1] not in ENDS]
+    if not inside:
+        raise NothingToAskError("the library names no sites inside the blocks")
+    seen = probe.capture(model, case.tokens, sites=model.sites, dtype="model")
     worst = 0.0
-    for layer in range(case.double.n_layers):
-        site = f"blocks.{layer}.hook_resid_mid"
-        if site not in case.double.sites:
-            probe.block_jacobian(case.double, case.tokens, layer, case.positions, part="mlp", dtype=torch.float64)
-            raise WrongError(math.inf, f"part='mlp' is answered, although there is no {site}")
-        attention, mlp, through = case.oracle.parts(layer, *middle(case, layer), case.positions, case.rows)
-        case.agree(through, case.expected_rows[layer], f"rows of J of block {layer} through {site}")
-        for name, expected in (("attention", attention), ("mlp", mlp)):
-            found = probe.block_jacobian(
-                case.double, case.tokens, layer, case.positions, part=name, dtype=torch.float64
-            )
-            what = f"rows of J of the {name} of block {layer}"
-            worst = max(worst, case.agree(case.rows @ found, expected, what, expected - case.rows))
+    for layer in range(depth):
+        here = {name.split(".")[-1]: seen[name] for name in model.sites if name.startswith(f"blocks.{layer}.")}
+        before, after = case.oracle.plain.inputs[layer], case.oracle.plain.outputs[layer]
+        middle = here.get("hook_resid_mid")
+        sums = [("hook_attn_out", before, middle), ("hook_mlp_out", middle, after), ("hook_mixer_out", before, after)]
+        if middle is None:
+            added = [here[name] for name in ("hook_attn_out", "hook_mlp_out") if name in here]
+            if len(added) == 2:
+                worst = max(worst, case.agree(before + sum(added), after, f"pre + attn + mlp of block {layer}"))
+        for name, start, end in sums:
+            if name in here and start is not None and end is not None:
+                worst = max(worst, case.agree(start + here[name], end, f"the sum with {name} of block {layer}", end))
+        if middle is not None:
+            _, _, through = case.oracle.parts(layer, *place(case, layer, "hook_resid_mid"), case.positions, case.rows)
+            expected = case.expected_rows[layer]
+            what = f"rows of J of block {layer} through hook_resid_mid"
+            worst = max(worst, case.agree(through, expected, what, expected - case.rows))
     return worst
 
 
-def middle(case: Case, layer: int) -> tuple[str, str]:
-    """Where the library reads the stream between attention and MLP: a path in the whole module, and the side."""
-    site = case.double.site(f"blocks.{layer}.hook_resid_mid")
-    names = {id(part): name for name, part in case.double.module.named_modules()}
+ENDS = ("hook_resid_pre", "hook_resid_post")
+
+
+def place(case: Case, layer: int, name: str) -> tuple[str, str]:
+    """Where the library reads a site of a block: the path of a module, and the side."""
+    site = case.double.site(f"blocks.{layer}.{name}")
+    names = {id(part): path for path, part in case.double.module.named_modules()}
     return names[id(site.module)], site.side
+
+
+@check(quick=True, side=True)
+def part(case: Case) -> float:
+    """The Jacobians of attention and of the MLP, through the tensor that the library calls the stream between them."""
+    worst, asked = 0.0, False
+    for layer in range(case.double.n_layers):
+        if f"blocks.{layer}.hook_resid_mid" not in case.double.sites:
+            continue
+        asked = True
+        attention, mlp, _ = case.oracle.parts(layer, *place(case, layer, "hook_resid_mid"), case.positions, case.rows)
+        expected = {"attention": attention, "mlp": mlp}
+        for name, rows in expected.items():
+            found = probe.block_jacobian(case.double, case.tokens, layer, case.positions, part=name, dtype=torch.float64)
+            what = f"rows of J of the {name} of block {layer}"
+            worst = max(worst, case.agree(case.rows @ found, rows, what, rows - case.rows))
+    if not asked:
+        raise NothingToAskError("the library names no stream between attention and MLP")
+    return worst
 
 
 @check(quick=True, side=True)
 def off_position(case: Case) -> float:
     """What attention writes of other positions: the module's own attention with each position's own value left out."""
-    oracle, model = case.oracle, case.double
+    model = case.double
     recorded = replay.record(model, case.tokens, case.positions)
     worst, asked = 0.0, False
     for layer in range(model.n_layers):
         found = recorded.off_position_write(layer)
-        expected = oracle.off_position(layer, *written(case, layer))
-        if expected is not None:
+        if f"blocks.{layer}.hook_attn_out" in model.sites and case.oracle.records:
             asked = True
-            worst = max(worst, case.agree(found, at(expected, case.positions), f"the write of others in block {layer}"))
+            write = case.oracle.off_position(layer, *place(case, layer, "hook_attn_out"))
+            what = f"the write of other positions in block {layer}"
+            worst = max(worst, case.agree(found, at(write, case.positions), what))
     if not asked:
-        raise NothingToAskError("the attention is not the exchangeable one")
+        raise NothingToAskError("the oracle knows attention alone, and the library's site of what it writes")
     return worst
-
-
-def written(case: Case, layer: int) -> tuple[str, str]:
-    """Where the library reads what attention adds to the stream."""
-    name = f"blocks.{layer}.hook_attn_out"
-    if name not in case.double.sites:
-        raise NothingToAskError("there is no site of what attention writes")
-    site = case.double.site(name)
-    names = {id(part): name for name, part in case.double.module.named_modules()}
-    return names[id(site.module)], site.side
 
 
 @check(quick=True)
@@ -328,16 +165,178 @@ def continuity(case: Case) -> float:
     """|cos| of the leading singular vectors of neighbouring layers' matrices, by plain SVD of what `projections` has."""
     model = case.double
     data = probe.weights.continuity(model)
-    if model.n_layers < 2:
-        raise NothingToAskError("there is one layer")
     worst = 0.0
     layers = [model.projections(layer) for layer in range(model.n_layers)]
     for name in map(str, data["projection"].values):
         if not all(name in matrices for matrices in layers):
             continue
         bases = [torch.linalg.svd(matrices[name].double(), full_matrices=False) for matrices in layers]
-        for space, vectors in (("input", [base[2][0] for base in bases]), ("output", [base[0][:, 0] for base in bases])):
-            cosines = torch.stack([(one @ next_one).abs() for one, next_one in zip(vectors, vectors[1:], strict=False)])
+        for space, vectors in (("input", [b[2][0] for b in bases]), ("output", [b[0][:, 0] for b in bases])):
+            cosines = torch.stack([(one @ after).abs() for one, after in zip(vectors, vectors[1:], strict=False)])
             found = torch.as_tensor(data[f"{space}_continuity"].sel(projection=name).values)
-            worst = max(worst, within(found[: len(cosines)], cosines, 1e-3, f"{space} continuity of {name}"))
+            worst = max(worst, within(found[: len(cosines)], cosines, 1e-3, f"the {space} continuity of {name}"))
     return worst
+
+
+@check(quick=True)
+def matrices(case: Case) -> float:
+    """Each matrix acts as the model does, and q, k, v are what attention is handed."""
+    worst, asked = 0.0, False
+    for layer in range(case.double.n_layers):
+        named = case.double.projections(layer)
+        asked = asked or bool(named)
+        worst = max(worst, explained(case.oracle, layer, named))
+    if not asked:
+        raise NothingToAskError("the library names no matrices")
+    return worst
+
+
+@check()
+def windows(case: Case) -> float:
+    """Jacobians of 1, 3 and 4 windows at once, at other positions in each."""
+    wide = Case(case.module, windows=4, n_rows=2)
+    wide.double = case.double
+    worst = 0.0
+    for layer, expected in enumerate(wide.expected_rows):
+        for count in (1, 3, 4):
+            found = probe.block_jacobian(
+                case.double, wide.tokens[:count], layer, wide.positions[:count], dtype=torch.float64
+            )
+            moved = expected[:count] - wide.rows
+            what = f"rows of J of block {layer} with {count} windows"
+            worst = max(worst, wide.agree(wide.rows @ found, expected[:count], what, moved))
+    return worst
+
+
+@check()
+def float32(case: Case) -> float:
+    """Jacobians of the module as it is, in float32."""
+    worst = 0.0
+    for layer, expected in enumerate(case.expected_rows):
+        found = probe.block_jacobian(case.single, case.tokens, layer, case.positions).double()
+        what = f"rows of J of block {layer} in float32"
+        worst = max(worst, within(case.rows @ found, expected, FLOAT32, what, expected - case.rows))
+    return worst
+
+
+@check()
+def bfloat16(case: Case) -> float:
+    """Jacobians and the head of the module in bfloat16, beside an oracle of the rounded weights on the same states."""
+    module = copy.deepcopy(case.module).bfloat16()
+    try:
+        states = own_states(module, case.oracle.path, case.tokens)
+    except Exception as error:
+        raise NothingToAskError(f"the module does not run in bfloat16: {type(error).__name__}") from error
+    oracle = Oracle(module, case.tokens)
+    expected = oracle.rows(case.positions, case.rows, states=[state.double() for state in states[:-1]])
+    model = probe.load_model(module)
+    worst = 0.0
+    for layer, rows in enumerate(expected):
+        found = probe.block_jacobian(model, case.tokens, layer, case.positions).double()
+        what = f"rows of J of block {layer} in bfloat16"
+        worst = max(worst, within(case.rows @ found, rows, BFLOAT16, what, rows - case.rows))
+    return worst
+
+
+@check()
+def cumulative(case: Case) -> float:
+    """The product over depth: autograd from the first layer's input to the last one's output."""
+    depth = case.double.n_layers
+    expected = case.oracle.rows_through(0, case.positions, case.rows)
+    found = cumulative_jacobian(case.double, case.tokens, 0, depth, case.positions, dtype=torch.float64)
+    return case.agree(case.rows @ found, expected, "rows of the product over depth", expected - case.rows)
+
+
+@check()
+def logits(case: Case) -> float:
+    """The Jacobian from a layer's input to the logits."""
+    layer = case.double.n_layers // 2
+    rows = case.random(3, case.oracle.plain.logits.shape[-1])
+    expected = case.oracle.rows_through(layer, case.positions, rows, logits=True)
+    site = f"blocks.{layer}.hook_resid_pre"
+    found = site_jacobian(case.double, case.tokens, site, "logits", case.positions, dtype=torch.float64)
+    return case.agree(rows @ found, expected, f"rows of ∂logits/∂{site}")
+
+
+@check()
+def cross(case: Case) -> float:
+    """The Jacobian of a block from one position to a later one."""
+    worst, early, late = 0.0, 3, 6
+    leaves = case.oracle.leaves(case.oracle.plain.inputs)
+    done = case.oracle.run(case.tokens, leaves, grad=True)
+    for layer, leaf in leaves.items():
+        found = cross_jacobian(
+            case.double, case.tokens, layer, out_position=late, in_position=early, dtype=torch.float64
+        )
+        rows = []
+        for row in case.rows:
+            read = (done.outputs[layer][:, late] @ row).sum()
+            (gradient,) = torch.autograd.grad(read, leaf, retain_graph=True, allow_unused=True)
+            rows.append(gradient[:, early])
+        expected = torch.stack(rows, 1)
+        if expected.norm() == 0 or expected.norm() < 1e-12 * case.rows.norm():
+            if found.norm() > 1e-9:
+                raise WrongError(math.inf, f"J of block {layer} between positions, which is zero")
+            continue
+        worst = max(worst, case.agree(case.rows @ found, expected, f"rows of J of block {layer} between positions"))
+    return worst
+
+
+@check(side=True)
+def products(case: Case) -> float:
+    """The operator of a block, and of all blocks from there, times vectors from both sides."""
+    window, layer = case.windows - 1, case.double.n_layers - 1
+    position = int(case.positions[window, 0])
+    one = operator(case.double, case.tokens, layer, position, window=window, dtype=torch.float64)
+    expected = case.expected_rows[layer][window, 0]
+    found = torch.from_numpy(one.rmatmat(case.rows.T.numpy())).T
+    worst = case.agree(found, expected, f"rows of the operator of block {layer}", expected - case.rows)
+    column = case.oracle.columns(layer, case.positions, case.direction)[window, 0]
+    found = torch.from_numpy(one.matvec(case.direction.numpy()))
+    worst = max(worst, case.agree(found, column, f"a column of the operator of block {layer}", column - case.direction))
+    whole = operator(
+        case.double, case.tokens, 0, position, window=window, to_layer=case.double.n_layers, dtype=torch.float64
+    )
+    expected = case.oracle.rows_through(0, case.positions, case.rows)[window, 0]
+    found = torch.from_numpy(whole.rmatmat(case.rows.T.numpy())).T
+    return max(worst, case.agree(found, expected, "rows of the operator over depth", expected - case.rows))
+
+
+@check()
+def patched(case: Case) -> float:
+    """Outputs where a block's output is replaced, at one position, there and later, and at all positions."""
+    model, oracle, layer = case.double, case.oracle, 0
+    if model.n_layers < 2:
+        raise NothingToAskError("there is one layer")
+    recorded = replay.record(model, case.tokens, case.positions)
+    alternatives, count = 2, case.positions.shape[1]
+    size = oracle.plain.outputs[layer].std()
+    shape = (case.windows, alternatives, count, oracle.d)
+    states = at(oracle.plain.outputs[layer], case.positions)[:, None] + size * case.random(*shape)
+    kl, distance, later = (torch.zeros(alternatives, case.windows, count, dtype=torch.float64) for _ in range(3))
+    for alternative in range(alternatives):
+        for column in range(count):
+            state = oracle.plain.inputs[layer + 1].clone()
+            window, where = torch.arange(case.windows), case.positions[:, column]
+            state[window, where] = states[:, alternative, column]
+            changed = oracle.run(case.tokens, {layer + 1: state}).logits
+            p, q = oracle.plain.logits.log_softmax(-1), changed.log_softmax(-1)
+            divergence = (p.exp() * (p - q)).sum(-1)
+            kl[alternative, :, column] = divergence[window, where]
+            distance[alternative, :, column] = (changed - oracle.plain.logits).norm(dim=-1)[window, where]
+            for w in range(case.windows):
+                later[alternative, w, column] = divergence[w, where[w] :].sum()
+    one = patching.one_position(recorded, layer, states, measures=("kl", "logit_distance"))
+    worst = within(one["logit_distance"], distance, FLOAT32, "distance of logits, one position replaced")
+    worst = max(worst, within(one["kl"], kl, FLOAT32, "KL, one position replaced"))
+    all_later = patching.one_position_later(recorded, layer, states)
+    worst = max(worst, within(all_later, later, FLOAT32, "KL there and later, one position replaced"))
+    length = case.tokens.shape[1]
+    everywhere = oracle.plain.outputs[layer] + size * case.random(case.windows, length, oracle.d)
+    counted = torch.ones(case.windows, length, dtype=torch.bool)
+    counted[:, 0] = False
+    state = torch.where(counted[..., None], everywhere, oracle.plain.inputs[layer + 1])
+    changed = oracle.run(case.tokens, {layer + 1: state}).logits
+    moved = (changed - oracle.plain.logits).norm(dim=-1).gather(1, case.positions)
+    found = patching.all_positions(recorded, layer, everywhere[:, None], counted, measures=("logit_distance",))
+    return max(worst, within(found["logit_distance"][0], moved, FLOAT32, "distance of logits, all positions replaced"))

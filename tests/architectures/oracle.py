@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-STEP = 2e-3
+STEP = 1e-4
 """Length of the steps of central differences, beside states of length about 10."""
 
 
@@ -267,11 +267,19 @@ class Oracle:
         """Copies of the states that enter the layers, of which derivatives can be taken."""
         return {index: state.detach().clone().requires_grad_() for index, state in enumerate(states)}
 
-    def rows(self, positions: Tensor, rows: Tensor, *, islands: bool = False) -> list[Tensor]:
+    def rows(
+        self, positions: Tensor, rows: Tensor, *, islands: bool = False, states: list[Tensor] | None = None
+    ) -> list[Tensor]:
         """Rows vᵀJ of every layer's Jacobian at the positions: (window, chosen, row, d) for `rows` (row, d)."""
-        leaves = self.leaves(self.plain.inputs)
+        leaves = self.leaves(self.plain.inputs if states is None else states)
         done = self.run(self.tokens, leaves, grad=True, islands=islands)
         return [pulled(done.outputs[i], leaves[i], positions, rows) for i in leaves]
+
+    def rows_through(self, layer: int, positions: Tensor, rows: Tensor, *, logits: bool = False) -> Tensor:
+        """Rows of the Jacobian from a layer's input to the last layer's output, or to the logits."""
+        (leaf,) = self.leaves([self.plain.inputs[layer]]).values()
+        done = self.run(self.tokens, {layer: leaf}, grad=True)
+        return pulled(done.logits if logits else done.outputs[-1], leaf, positions, rows)
 
     def rows_alone(self, positions: Tensor, rows: Tensor) -> list[Tensor]:
         """The same of one-token passes of the tokens at the positions, each layer fed with the recorded state."""
@@ -295,17 +303,9 @@ class Oracle:
             positions: (window, chosen).
             rows: (row, d).
         """
-        held: list[Tensor] = []
-        part = self.module.get_submodule(path)
-        if side == "input":
-            hook = part.register_forward_pre_hook(lambda _m, args, kwargs: held.append(first_state(args, kwargs)), with_kwargs=True)
-        else:
-            hook = part.register_forward_hook(lambda _m, _args, output: held.append(output_state(output)))
         leaves = self.leaves(self.plain.inputs)
-        try:
+        with self._held(path, side) as held:
             done = self.run(self.tokens, {layer: leaves[layer]}, grad=True)
-        finally:
-            hook.remove()
         (middle,) = held
         before = middle.reshape(done.inputs[layer].shape)
         attention = pulled(before, leaves[layer], positions, rows)
@@ -320,23 +320,31 @@ class Oracle:
                 through[:, column, index] = gradient[window, place]
         return attention, mlp, through
 
-    def off_position(self, layer: int, path: str, side: str) -> Tensor | None:
-        """The output of the module at `path` with each position's own value left out of attention; None: no oracle."""
-        if not self.records:
-            return None
+    def off_position(self, layer: int, path: str, side: str) -> Tensor:
+        """What passes the module at `path` of a layer where each position's own value is left out of attention."""
+        with self._held(path, side) as held:
+            self.run(self.tokens, dict(enumerate(self.plain.inputs)), own_value=False)
+        (write,) = held
+        return write.reshape(self.plain.inputs[layer].shape)
+
+    @contextmanager
+    def _held(self, path: str, side: str) -> Iterator[list[Tensor]]:
+        """A list that gets what a module is given ("input") or gives ("output"), the tensor itself."""
         held: list[Tensor] = []
+
+        def keep(state: Tensor | None) -> None:
+            assert state is not None
+            held.append(state)
+
         part = self.module.get_submodule(path)
         if side == "input":
-            hook = part.register_forward_pre_hook(lambda _m, args, kwargs: held.append(first_state(args, kwargs)), with_kwargs=True)
+            hook = part.register_forward_pre_hook(lambda _m, a, k: keep(first_state(a, k)), with_kwargs=True)
         else:
-            hook = part.register_forward_hook(lambda _m, _args, output: held.append(output_state(output)))
+            hook = part.register_forward_hook(lambda _m, _a, output: keep(output_state(output)))
         try:
-            seen = Seen()
-            self.run(self.tokens, dict(enumerate(self.plain.inputs)), own_value=False, seen=seen)
+            yield held
         finally:
             hook.remove()
-        (write,) = held
-        return write.reshape(self.plain.inputs[0].shape)
 
     def columns(self, layer: int, positions: Tensor, direction: Tensor) -> Tensor:
         """J · direction at the positions by central differences of fourth order, (window, chosen, d)."""
@@ -361,11 +369,30 @@ def at(states: Tensor, positions: Tensor) -> Tensor:
 def pulled(output: Tensor, leaf: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
     """Rows vᵀ ∂output(t)/∂leaf(t), (window, chosen, row, d)."""
     found = leaf.new_zeros((*positions.shape, len(rows), leaf.shape[-1]))
+    width = leaf.shape[-1]
     window = torch.arange(len(positions))
     for column in range(positions.shape[1]):
         place = positions[:, column]
         read = output[window, place]
         for index, row in enumerate(rows):
             (gradient,) = torch.autograd.grad((read @ row).sum(), leaf, retain_graph=True)
-            found[:, column, index] = gradient.reshape(output.shape)[window, place]
+            found[:, column, index] = gradient.reshape(*output.shape[:2], width)[window, place]
     return found
+
+
+def own_states(module: PreTrainedModel, path: str, tokens: Tensor) -> list[Tensor]:
+    """What enters each layer of a module's list of layers, and what leaves the last, in its own dtype and code."""
+    layers = list(module.get_submodule(path))  # type: ignore[call-overload]
+    seen: list[Tensor] = []
+
+    def keep(state: Tensor | None) -> None:
+        assert state is not None
+        seen.append(state.clone())
+
+    with ExitStack() as stack, torch.no_grad():
+        for layer in layers:
+            hook = layer.register_forward_pre_hook(lambda _m, a, k: keep(first_state(a, k)), with_kwargs=True)
+            stack.callback(hook.remove)
+        stack.callback(layers[-1].register_forward_hook(lambda _m, _a, output: keep(output_state(output))).remove)
+        module(input_ids=tokens, use_cache=False, return_dict=True)
+    return seen

@@ -16,7 +16,8 @@ import torch
 
 from probe.jacobian import method_of
 from tests.architectures import zoo
-from tests.architectures.checks import CHECKS, QUICK, SIDE, WORST, Case, Finding, Outcome, measure
+from tests.architectures import checks as _checks  # noqa: F401 - enters the checks into their table
+from tests.architectures.case import CHECKS, SIDE, WORST, Case, Finding, Outcome, measure
 from tests.architectures.oracle import NotADecoderError
 
 
@@ -64,7 +65,7 @@ def examine(name: str, checks: Sequence[str], *, n_rows: int | None = 3, layers:
             module = zoo.tiny(name, layers=layers)
         except Exception as error:  # noqa: BLE001 - the reason is the result
             return Result(name, "unbuilt", line=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        case = Case(module, *zoo.questions(), n_rows=n_rows)
+        case = Case(module, n_rows=n_rows)
         result = Result(name, "exact")
         try:
             oracle = case.oracle
