@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from probe import replay
 from probe.errors import InputError
 from probe.model import LanguageModel, first_tensor, with_first_tensor
 
@@ -186,3 +187,20 @@ def part_of_block(model: LanguageModel, layer: int, copy: nn.Module, part: PartN
     if part == "block":
         return PartOfBlock(copy)
     return PartOfBlock(copy, tuple(tap_of(model, layer, copy, name) for name in mixing_writes(model, layer)), part)
+
+
+def run_of(recorded: replay.Context, layer: int, copy: nn.Module, attention: str | None) -> Run:
+    """Return the run of a working copy at the chosen positions.
+
+    Args:
+        recorded: The context, or a part of it.
+        layer: Index of the block.
+        copy: Its working copy.
+        attention: Name of its attention function; None: its own.
+
+    Returns:
+        A function from the stream that enters the block, (W, P, d), to the stream that leaves it.
+    """
+    if attention is None:
+        return lambda states: recorded.replay(layer, states[:, None], copy)[:, 0]
+    return lambda states: recorded.linearised(layer, states, copy)

@@ -9,10 +9,19 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
 from probe.errors import InputError
-from probe.jacobian.block import Positions, positions_of, recorded_jacobian, require_layer, working_copy_of
+from probe.jacobian.block import (
+    Positions,
+    attention_of,
+    positions_of,
+    recorded_jacobian,
+    require_layer,
+    run_of,
+    working_copy_of,
+)
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
 from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
@@ -74,7 +83,7 @@ def cross_jacobian(
             'a Jacobian between positions needs a context with several positions, got context="alone": use "sequence" '
             'or "detached"'
         )
-    recorded = replay.record(model, tokens, where[:, :1])
+    recorded = replay.record(model, tokens, where[:, :1], layers=[layer])
     part_of = part_of_block(model, layer, working_copy_of(recorded, layer, options, None), part)
     rows = options.rows_at_once(recorded, part_of.block)
     matrices = [
@@ -125,7 +134,10 @@ def site_jacobian(
         model.site(target)
     layer, inside = _start(model, source)
     last, name = _end(model, target)
-    recorded = replay.record(model, tokens, positions_of(tokens, positions))
+    replay.require_chain(model, min(layer, last), min(last + 1, model.n_layers))
+    # the block behind the last one that the product takes holds the target, or there is none
+    blocks = range(min(layer, model.n_layers - 1), min(max(layer, last) + 1, model.n_layers))
+    recorded = replay.record(model, tokens, positions_of(tokens, positions), layers=blocks)
     d = model.d_model
     identity = torch.eye(d, dtype=dtype, device=model.device).expand(*recorded.positions.shape, d, d)
     order = [*model.sites, LOGITS]
@@ -189,12 +201,11 @@ def _local(recorded: replay.Context, layer: int, name: str, options: JacobianOpt
     if name in ("hook_resid_pre", "ln_final.hook_in"):
         return product.clone()
     if layer < model.n_layers:
-        copy = working_copy_of(recorded, layer, options, replay.LINEARISED)
+        attention = attention_of(recorded, layer, options)
+        copy = working_copy_of(recorded, layer, options, attention)
         part = PartOfBlock(copy, target=tap_of(model, layer, copy, name))
-        with torch.enable_grad():
-            point, output = part.run(
-                recorded.state(layer).to(options.dtype), lambda x: recorded.linearised(layer, x, copy)
-            )
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            point, output = part.run(recorded.state(layer).to(options.dtype), run_of(recorded, layer, copy, attention))
         rows = options.rows_at_once(recorded, copy, positions=recorded.positions.numel())
         return jacobian_of_rows(output, point, rows) @ product
     states = recorded.state(layer).to(options.dtype)

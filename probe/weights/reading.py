@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import Layout
+from probe.model.architectures import Layout, gain_of
 from probe.model.huggingface import LaidOut
 from probe.model.loading import auto_class
 
@@ -157,14 +157,13 @@ class ModuleWeights(LaidOut):
             name: A projection or a composite.
 
         Returns:
-            γ, with the architecture's offset (Gemma: 1); None where no such norm is known, or it has no gain.
+            γ, as the norm's own code makes it of its weight; None where no such norm is known, or it has no gain.
         """
-        found = self.at(layer).norm_of(name)
-        if found is None:
+        path = self.at(layer).norm_of(name)
+        if path is None:
             return None
-        path, offset = found
-        weight = getattr(self._filled(layer, path).get_submodule(path), "weight", None)
-        return None if weight is None else weight.detach().float() + offset
+        gain = gain_of(self._filled(layer, path).get_submodule(path), self.d_model)
+        return None if gain is None else gain.float()
 
     def _filled(self, layer: int, path: str) -> nn.Module:
         """The block with values at a path: the module's own, or a filled copy of the skeleton's."""

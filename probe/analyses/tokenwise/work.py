@@ -139,7 +139,7 @@ def _everywhere(
     if n := len(inside):
         counted = subject.scored.counted(subject.config.skip_first)[rows][:n].to(inside.device)
         part = context.select(slice(0, n), slice(None))
-        states = part.states[layer + 1][:, None] - inside.to(part.states[0])
+        states = part.states[layer + 1][:, None] - inside.to(part.states[layer + 1])
         together[:, :n] = patching.all_positions(part, layer, states, counted, measures=("kl",))["kl"]
         one, maps = slice(chosen // 2, chosen // 2 + 1), len(subject.config.replaced)
         single = part.select(slice(None), one)

@@ -12,20 +12,34 @@ from types import MappingProxyType
 
 from probe.model.architectures import gpt, llama, state_space
 from probe.model.architectures.checks import logits_from_head, require_causal_stream
-from probe.model.architectures.form import Form, accounts_for, form_of
-from probe.model.architectures.layout import BlockLayout, Layout, Matrix, Projection, SitePath, number_of
+from probe.model.architectures.form import Experts, Form
+from probe.model.architectures.layout import (
+    BlockLayout,
+    Cut,
+    Layout,
+    Matrix,
+    Projection,
+    SitePath,
+    matrix_of,
+    number_of,
+)
+from probe.model.architectures.norms import NormLaw, gain_of, law_of
 
 __all__ = [
     "ARCHITECTURES",
     "BlockLayout",
+    "Cut",
+    "Experts",
     "Form",
     "Layout",
     "Matrix",
+    "NormLaw",
     "Projection",
     "SitePath",
-    "accounts_for",
-    "form_of",
+    "gain_of",
+    "law_of",
     "logits_from_head",
+    "matrix_of",
     "number_of",
     "require_causal_stream",
 ]

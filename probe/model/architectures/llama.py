@@ -9,7 +9,7 @@ from types import MappingProxyType
 from probe.model.architectures.form import Form
 from probe.model.architectures.layout import SEPARATE_QKV, BlockLayout, Layout, SitePath, separate
 
-_FORM = Form("mlp.act_fn", attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
+_FORM = Form(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm")
 _BLOCK = BlockLayout(
     sites={
         "hook_attn_out": SitePath("self_attn"),
@@ -31,7 +31,7 @@ def _llama(*kinds: BlockLayout) -> Layout:
 
 ROWS: Mapping[str, Layout] = MappingProxyType({
     "llama": _llama(_BLOCK),
-    "qwen3": _llama(replace(_BLOCK, form=replace(_FORM, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"))),
+    "qwen3": _llama(_BLOCK),
     # A norm before and after each sub-layer: what is added is the output of the norm after it.
     "gemma3_text": _llama(
         replace(
@@ -42,14 +42,10 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
                 "hook_mlp_out": SitePath("post_feedforward_layernorm"),
             },
             form=Form(
-                "mlp.act_fn",
                 attention_norm="input_layernorm",
                 attention_out_norm="post_attention_layernorm",
                 mlp_norm="pre_feedforward_layernorm",
                 mlp_out_norm="post_feedforward_layernorm",
-                query_norm="self_attn.q_norm",
-                key_norm="self_attn.k_norm",
-                gain_offset=1.0,
             ),
         )
     ),
@@ -63,7 +59,6 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
                 "hook_mlp_out": SitePath("post_feedforward_layernorm"),
             },
             form=Form(
-                "mlp.act_fn",
                 attention_out_norm="post_attention_layernorm",
                 mlp_out_norm="post_feedforward_layernorm",
                 query_norm="self_attn.q_norm",

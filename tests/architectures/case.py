@@ -1,0 +1,218 @@
+"""One module under test: the questions, the oracle's answers, the library's models of it, and how an answer is judged."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import probe
+from probe.errors import InputError
+from probe.model import LanguageModel
+from tests.architectures import zoo
+from tests.architectures.oracle import Oracle
+
+Outcome = Literal["nothing", "exact", "refused", "crash", "wrong"]
+WORST: tuple[Outcome, ...] = ("nothing", "exact", "refused", "crash", "wrong")
+
+FLOAT64 = 1e-6
+"""Largest error of a float64 number beside the size of what is measured."""
+FLOAT32 = 1e-4
+BFLOAT16 = 0.15
+"""The keys that other positions wrote are bfloat16: rounding of 0.4 % an entry, and the largest seen is 6 % of K."""
+
+
+@dataclass
+class Finding:
+    """What one check of one type found.
+
+    Attributes:
+        check: Its name.
+        outcome: "nothing" where there is nothing to ask about.
+        error: The largest relative error; infinite where shapes differ.
+        line: The refusal, the exception, or what is wrong.
+    """
+
+    check: str
+    outcome: Outcome
+    error: float = 0.0
+    line: str = ""
+
+
+class WrongError(Exception):
+    """A number of the library is not the oracle's."""
+
+    def __init__(self, error: float, what: str) -> None:
+        super().__init__(what)
+        self.error, self.what = error, what
+
+
+class NothingToAskError(Exception):
+    """The model has not what is asked about, or the oracle has no answer."""
+
+
+@dataclass
+class Case:
+    """One module, the tokens and positions that are asked about, and the oracle's answers, made once.
+
+    Attributes:
+        module: The module in float32.
+        windows: Number of windows.
+        n_rows: Number of random vectors v whose vᵀJ are compared; None: whole matrices.
+    """
+
+    module: PreTrainedModel
+    windows: int = 2
+    n_rows: int | None = 3
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """Int64 (window, position)."""
+        return zoo.questions(self.windows)[0]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Int64 (window, chosen), others in each window."""
+        return zoo.questions(self.windows)[1]
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """The oracle of the module."""
+        return Oracle(self.module, self.tokens)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The vectors v, (row, d)."""
+        if self.n_rows is None:
+            return torch.eye(self.oracle.d, dtype=torch.float64)
+        return self.random(self.n_rows, self.oracle.d)
+
+    @cached_property
+    def direction(self) -> Tensor:
+        """A direction of the stream of length 1."""
+        direction = self.random(self.oracle.d)
+        return direction / direction.norm()
+
+    def random(self, *shape: int) -> Tensor:
+        """Normal numbers, the same at every call."""
+        return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    @cached_property
+    def expected_rows(self) -> list[Tensor]:
+        """Rows of every layer's Jacobian, by autograd."""
+        return self.oracle.rows(self.positions, self.rows)
+
+    @cached_property
+    def floor(self) -> float:
+        """What the module's own float32 arithmetic inside its float64 pass costs the states and the rows of K."""
+        rows = self.oracle.rows(self.positions, self.rows, islands=True)
+        plain = self.oracle.run(self.tokens, islands=True)
+        pairs = zip(rows, self.expected_rows, strict=True)
+        errors = [relative(found, expected, expected - self.rows) for found, expected in pairs]
+        return max(*errors, relative(plain.outputs[-1], self.oracle.plain.outputs[-1]))
+
+    def agree(self, found: Tensor, expected: Tensor, what: str, scale: Tensor | None = None) -> float:
+        """The relative error of a float64 number, if it is rounding: 1e-6, or ten times the floor.
+
+        Raises:
+            WrongError: If it is not.
+        """
+        error = relative(found, expected, scale)
+        if error > FLOAT64 and not error <= min(10 * self.floor, FLOAT32):
+            raise WrongError(error, what)
+        return error
+
+    @cached_property
+    def double(self) -> LanguageModel:
+        """The library's model of a float64 copy."""
+        return probe.load_model(in_double(self.module))
+
+    @cached_property
+    def single(self) -> LanguageModel:
+        """The library's model of the module itself."""
+        return probe.load_model(self.module)
+
+
+def in_double(module: PreTrainedModel) -> PreTrainedModel:
+    """A copy in float64; its experts run one by one, because grouped products know no float64 on CPUs."""
+    double = copy.deepcopy(module).double()
+    with contextlib.suppress(ValueError, AttributeError):
+        double.set_experts_implementation("eager")
+    return double
+
+
+def relative(found: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
+    """‖found − expected‖ beside ‖scale‖ (‖expected‖ by default); infinite where shapes differ or a number is none."""
+    if found.shape != expected.shape:
+        return math.inf
+    found, expected = found.detach().double(), expected.detach().double()
+    size = (expected if scale is None else scale.detach().double()).norm().item()
+    error = (found - expected).norm().item()
+    if not math.isfinite(error):
+        return math.inf
+    return error / size if size else (0.0 if error == 0 else math.inf)
+
+
+def within(found: Tensor, expected: Tensor, tolerance: float, what: str, scale: Tensor | None = None) -> float:
+    """The relative error, if it is within a tolerance.
+
+    Raises:
+        WrongError: If it is not.
+    """
+    error = relative(found, expected, scale)
+    if not error <= tolerance:
+        raise WrongError(error, what)
+    return error
+
+
+Check = Callable[[Case], float]
+CHECKS: dict[str, Check] = {}
+"""The checks by name; each returns its largest error."""
+QUICK: list[str] = []
+"""Names of those that take little time."""
+SIDE: set[str] = set()
+"""Names of those whose refusal does not count, because some blocks have not what they ask about."""
+
+
+def check(*, quick: bool = False, side: bool = False) -> Callable[[Check], Check]:
+    """Enter a function into the table of checks under its name."""
+
+    def enter(function: Check) -> Check:
+        name = function.__name__
+        CHECKS[name] = function
+        if side:
+            SIDE.add(name)
+        if quick:
+            QUICK.append(name)
+        return function
+
+    return enter
+
+
+def measure(case: Case, name: str) -> Finding:
+    """Run one check and say how it went."""
+    try:
+        return Finding(name, "exact", CHECKS[name](case))
+    except NothingToAskError as error:
+        return Finding(name, "nothing", line=str(error))
+    except WrongError as error:
+        return Finding(name, "wrong", error.error, error.what)
+    except InputError as error:
+        if "\n" in str(error):
+            return Finding(name, "crash", line="a refusal of several lines: " + " ".join(str(error).split()))
+        return Finding(name, "refused", line=str(error))
+    except Exception as error:  # noqa: BLE001 - whatever comes out is what is looked for
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        ours = any(name.endswith("architectures/oracle.py") for name in files)
+        theirs = any("/probe/" in name for name in files)
+        return Finding(name, "crash", line=f"the oracle: {said}" if ours and not theirs else said)
