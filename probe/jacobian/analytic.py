@@ -19,11 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from probe import replay
 from probe.errors import InputError
@@ -31,7 +30,7 @@ from probe.jacobian.experts import ExpertWeights
 from probe.jacobian.parts import PartName
 from probe.jacobian.primal import Cuts, Primal
 from probe.model import HuggingFaceModel
-from probe.model.architectures import Form, Projection, matrix_of
+from probe.model.architectures import Form, Projection, matrix_of, number_of
 
 
 @dataclass(frozen=True)

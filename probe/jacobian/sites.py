@@ -19,11 +19,10 @@ from probe.jacobian.block import (
     positions_of,
     recorded_jacobian,
     require_layer,
-    run_of,
     working_copy_of,
 )
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
-from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, tap_of
+from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, run_of, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
 from probe.model import HuggingFaceModel, LanguageModel
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from probe.model.architectures import gpt, llama, state_space
-from probe.model.architectures.checks import logits_from_head, require_causal_stream
+from probe.model.architectures.checks import require_causal_stream
 from probe.model.architectures.form import Experts, Form
 from probe.model.architectures.layout import (
     BlockLayout,
@@ -38,7 +38,6 @@ __all__ = [
     "SitePath",
     "gain_of",
     "law_of",
-    "logits_from_head",
     "matrix_of",
     "number_of",
     "require_causal_stream",

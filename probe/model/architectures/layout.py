@@ -103,7 +103,8 @@ def matrix_of(linear: nn.Module) -> Tensor:
     matrix = linear.weight
     assert isinstance(matrix, Tensor)
     # A wrapper of TransformerLens is known by the module that it wraps.
-    return matrix.T if type(getattr(linear, "original_component", linear)).__name__ == "Conv1D" else matrix
+    is_conv1d = type(getattr(linear, "original_component", linear)).__name__ == "Conv1D"
+    return matrix.mT if is_conv1d else matrix
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,6 @@ class Layout:
         head: Path of the unembedding.
         kinds: The kinds of its blocks: a block is of the first that fits it, unless `order` says otherwise.
         order: For each block the index of its kind; None: by what fits.
-        head_dtype_first: True if the final states are cast to the head's dtype and its logits to float32 (Mamba).
     """
 
     blocks: str
@@ -244,7 +244,6 @@ class Layout:
     final_norm: str
     head: str = "lm_head"
     kinds: tuple[BlockLayout, ...] = (BlockLayout(),)
-    head_dtype_first: bool = False
     order: tuple[int, ...] | None = None
 
     def at(self, layer: int, block: nn.Module) -> BlockLayout:
