@@ -18,6 +18,7 @@ from probe.errors import InputError
 from probe.model.architectures import BlockLayout, Layout, SitePath, number_of
 from probe.model.hooks import Side, Site, evaluating
 from probe.model.looking import Found, look
+from probe.model.support import Support, support_of
 
 # Defaults of a pass: without a cache, with named outputs.
 _PLAIN = {"use_cache": False, "return_dict": True}
@@ -117,6 +118,33 @@ class HuggingFaceModel(LaidOut):
     description: str
     layout: Layout
     revision: str | None = None
+
+    @cached_property
+    def trials(self) -> dict[int, tuple[str, str]]:
+        """What running a block told: by layer, the method of its Jacobian, and the way that sets its cost."""
+        return {}
+
+    def method(self, layer: int) -> tuple[str, str, bool]:
+        """Say how the Jacobian of a block is computed.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            The method, what sets its cost (a key of `probe.model.support.COSTS`), and whether it was tried.
+        """
+        if layer in self.trials:
+            return *self.trials[layer], True
+        packages = {type(module).__module__ for module in self.blocks[layer].modules()}
+        if not all(package.startswith(("torch.", "transformers.")) for package in packages):
+            return "jacrev", "jacrev", False
+        method = "frozen" if self.at(layer).form is None else "analytic"
+        return method, method, False
+
+    @property
+    def support(self) -> Support:
+        """What works on this architecture, by which method and at what cost; what is left out, and why."""
+        return support_of(self)
 
     @cached_property
     def found(self) -> Found:

@@ -88,7 +88,8 @@ class Cut:
         assert isinstance(groups, int)
         unit = total // sum(sizes)
         pieces = torch.arange(total).reshape(groups, -1).split([size * unit // groups for size in sizes], dim=1)
-        return pieces[self.parts.index(part)].reshape(-1)
+        rows: Tensor = pieces[self.parts.index(part)].reshape(-1)
+        return rows
 
 
 def matrix_of(linear: nn.Module) -> Tensor:
