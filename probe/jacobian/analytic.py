@@ -40,7 +40,8 @@ class StandardBlock:
 
     Attributes:
         cuts: Its working copy, and the cuts in it.
-        reading: W_Q, W_K and W_V, and the matrix of a gate of attention, by head: (heads or key heads, rows of a head, d).
+        reading: W_Q, W_K and W_V, and the matrix of a gate of attention, by head: (heads or key heads, rows of a head,
+            d).
         matrices: W_O, and W_gate, W_up and W_down, by the projection's name.
         parallel: Whether attention and MLP read the same state.
         normed_residual: Whether the norms before attention and MLP act on the stream itself.
@@ -92,7 +93,7 @@ class StandardBlock:
         if form.experts is not None:
             projections |= {f"shared.{name}": matrix for name, matrix in form.experts.shared.items()}
         copy = replay.working_copy(block, dtype, attention)
-        heads = int(model.config.num_attention_heads)
+        heads = _heads(model, block, projections)
         matrices = {name: each.weight(block, heads).detach().to(dtype) for name, each in projections.items()}
         experts = None
         if form.experts is not None:
@@ -127,6 +128,16 @@ class StandardBlock:
         """Numbers in the largest matrix that is made for a position."""
         inner = max((len(matrix) for name, matrix in self.matrices.items() if name.endswith("up")), default=0)
         return self.matrices["o"].shape[0] * max(inner, self.experts.inner.shape[1] if self.experts else 0)
+
+
+def _heads(model: HuggingFaceModel, block: nn.Module, projections: Mapping[str, Projection]) -> int:
+    """The number of a block's query heads: the configuration's, unless the block's heads are as many as do not fit it."""
+    heads = int(model.config.num_attention_heads)
+    width = getattr(block.get_submodule(projections["o"].module.rpartition(".")[0]), "head_dim", None)
+    if "q" not in projections or projections["q"].cut is not None or not isinstance(width, int):
+        return heads
+    rows = len(matrix_of(block.get_submodule(projections["q"].module)))
+    return heads if rows == heads * width or rows % width else rows // width
 
 
 def _number(block: nn.Module, value: float | str) -> float:

@@ -62,7 +62,7 @@ def norm_derivative(module: nn.Module, point: Float[Tensor, "n d"], *, detached:
     Returns:
         The derivative.
     """
-    written, centred, gain, inverse, is_centred = _evaluated(module, point)
+    _, centred, gain, inverse, is_centred = _evaluated(module, point)
     share = point.shape[-1] ** -0.5
     directions = [torch.full_like(point, share)] if is_centred else []
     if not detached:

@@ -225,7 +225,7 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
 
 
 def _spread(cores: dict[str, Tensor], name: str, norm: NormDerivative) -> tuple[Tensor, Tensor]:
-    """Multiply a core by the derivative of a norm of all heads together: diag(s) stays in the core, −s U Uᵀ goes out."""
+    """Multiply a core by the derivative of a norm of all heads together; what goes from head to head is returned."""
     heads, count, out, inner = cores[name].shape
     size = norm.scale.shape[-1] // inner
 

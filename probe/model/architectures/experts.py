@@ -64,10 +64,11 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
     **{name: llama(_sparse()) for name in ("mixtral", "phimoe", "mellum", "gpt_oss")},
     "qwen3_moe": llama(_sparse(), BLOCK),
     "qwen2_moe": llama(_sparse(shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"), BLOCK),
+    "flint": llama(_sparse(shared="mlp.shared_expert"), BLOCK),
     "hunyuan_v1_moe": llama(_sparse(shared="mlp.shared_mlp"), BLOCK),
     **{
         name: llama(_SHARED, BLOCK)
-        for name in ("glm4_moe", "dots1", "ernie4_5_moe", "exaone_moe", "hy_v3", "solar_open", "flint", "laguna")
+        for name in ("glm4_moe", "dots1", "ernie4_5_moe", "exaone_moe", "hy_v3", "solar_open")
     },
     "olmoe": llama(_sparse(replace(BLOCK, form=replace(FORM, **_WIDE)))),
     "minimax_m2": llama(_sparse(replace(BLOCK, form=replace(FORM, **_WIDE)))),
