@@ -17,7 +17,7 @@ FLOPs a position, with H heads of width d_head, r of them a key head, and d_q = 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ from probe import replay
 from probe.errors import InputError
 from probe.jacobian.experts import ExpertWeights
 from probe.jacobian.parts import PartName
-from probe.jacobian.primal import Cuts, Primal
+from probe.jacobian.primal import ATTENDING, Cuts, Primal
 from probe.model import HuggingFaceModel
 from probe.model.architectures import Form, Projection, matrix_of, number_of
 
@@ -39,7 +39,8 @@ class StandardBlock:
 
     Attributes:
         cuts: Its working copy, and the cuts in it.
-        reading: W_Q, W_K and W_V by head: (heads or key heads, rows of a head, d).
+        reading: W_Q, W_K and W_V, and the matrix of a gate of attention, by head: (heads or key heads, rows of a head,
+            d).
         matrices: W_O, and W_gate, W_up and W_down, by the projection's name.
         parallel: Whether attention and MLP read the same state.
         normed_residual: Whether the norms before attention and MLP act on the stream itself.
@@ -86,10 +87,12 @@ class StandardBlock:
         for name, matrix in laid_out.projections.items():
             assert isinstance(matrix, Projection)
             projections[name] = matrix
+        if form.attention_gate is not None:
+            projections["attention_gate"] = form.attention_gate
         if form.experts is not None:
             projections |= {f"shared.{name}": matrix for name, matrix in form.experts.shared.items()}
         copy = replay.working_copy(block, dtype, attention)
-        heads = int(model.config.num_attention_heads)
+        heads = _heads(model, block, projections)
         matrices = {name: each.weight(block, heads).detach().to(dtype) for name, each in projections.items()}
         experts = None
         if form.experts is not None:
@@ -98,6 +101,8 @@ class StandardBlock:
                 matrices["shared_gate"] = matrix_of(copy.get_submodule(form.experts.shared_gate))
         d_value = matrices["o"].shape[1] // heads
         sizes = {"q": heads, "k": matrices["v"].shape[0] // d_value, "v": matrices["v"].shape[0] // d_value}
+        if form.attention_gate is not None:
+            sizes["attention_gate"] = heads
         for name, size in sizes.items():
             if size < 1 or heads % size or matrices[name].shape[0] % size:
                 raise InputError(
@@ -122,6 +127,16 @@ class StandardBlock:
         """Numbers in the largest matrix that is made for a position."""
         inner = max((len(matrix) for name, matrix in self.matrices.items() if name.endswith("up")), default=0)
         return self.matrices["o"].shape[0] * max(inner, self.experts.inner.shape[1] if self.experts else 0)
+
+
+def _heads(model: HuggingFaceModel, block: nn.Module, projections: Mapping[str, Projection]) -> int:
+    """The number of a block's query heads: the configuration's, unless the block's heads are as many as do not fit it."""
+    heads = int(model.config.num_attention_heads)
+    width = getattr(block.get_submodule(projections["o"].module.rpartition(".")[0]), "head_dim", None)
+    if "q" not in projections or projections["q"].cut is not None or not isinstance(width, int):
+        return heads
+    rows = len(matrix_of(block.get_submodule(projections["q"].module)))
+    return heads if rows == heads * width or rows % width else rows // width
 
 
 def update_jacobian(
@@ -178,7 +193,7 @@ def _between_norms(
 
 
 def _mixed(
-    standard: StandardBlock, primal: Primal, rows: slice, names: tuple[str, ...] = ("q", "k", "v")
+    standard: StandardBlock, primal: Primal, rows: slice, names: Sequence[str] = ATTENDING
 ) -> Float[Tensor, "n o d"]:
     """Differentiate the input of W_O by the normed stream: head by head a small matrix times rows of W_Q, W_K, W_V."""
     heads, mixed = standard.cuts.heads, torch.empty(0)

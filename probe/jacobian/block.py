@@ -409,7 +409,10 @@ def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) ->
     bytes_a_matrix = itemsize * (standard.widest + 2 * standard.matrices["o"].numel() + 4 * d * d)
     # A batch larger than the caches is slower on a CPU; a GPU wants many matrices at once.
     size = options.chunk or (max(1, options.memory // (2 * bytes_a_matrix)) if jacobian.is_cuda else 1)
-    for windows, chosen, piece in _pieces(recorded, options.memory // (2 * _primal_bytes(recorded, itemsize))):
+    # Over its own cache a block runs position by position, and a cut run has one call.
+    alone = attention is None and recorded.way(layer) == "carried"
+    at_once = 1 if alone else options.memory // (2 * _primal_bytes(recorded, itemsize))
+    for windows, chosen, piece in _pieces(recorded, at_once):
         primal = primal_point(piece, layer, standard.cuts, attention, live=options.routing == "live")
         target = jacobian[windows, chosen]
         for start in range(0, piece.positions.numel(), size):

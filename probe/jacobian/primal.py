@@ -28,8 +28,9 @@ from probe.model import first_tensor
 from probe.model.architectures import Experts, Form, Projection
 from probe.replay import Context
 
-READING = ("q", "k", "v", "gate", "up", "shared.gate", "shared.up")
-"""Names of the matrices that read the stream."""
+ATTENDING = ("q", "k", "v", "attention_gate")
+READING = (*ATTENDING, "gate", "up", "shared.gate", "shared.up")
+"""Names of the matrices with which attention reads the stream, and of all that read it."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
         path: norm_derivative(cuts.block.get_submodule(path), point.reshape(count, -1), detached=detached)
         for path, point in cuts.points.items()
     }
-    reading = {name: leaf for name, leaf in cuts.leaves.items() if name in ("q", "k", "v")}
+    reading = {name: leaf for name, leaf in cuts.leaves.items() if name in ATTENDING}
     cores = derivative_by_head(cuts.ends["o"], reading, count, cuts.heads)
     across = {
         name: _spread(cores, name, norms[path])
@@ -224,7 +225,7 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
 
 
 def _spread(cores: dict[str, Tensor], name: str, norm: NormDerivative) -> tuple[Tensor, Tensor]:
-    """Multiply a core by the derivative of all heads' norm: diag(s) stays in the core, −s UUᵀ leaves it."""
+    """Multiply a core by the derivative of a norm of all heads together; what goes from head to head is returned."""
     heads, count, out, inner = cores[name].shape
     size = norm.scale.shape[-1] // inner
 

@@ -44,6 +44,7 @@ class Form:
         mlp_out_norm: The norm after the MLP.
         query_norm: The norm of the queries of all heads together. (A norm of each head needs no path.)
         key_norm: The norm of the keys of all heads together.
+        attention_gate: The matrix of a gate between attention and the matrix `o`, which reads what attention reads.
         attention_inner_norm: The norm of what enters the matrix `o`.
         mlp_inner_norm: The norm of what enters the matrix `down`.
         normed_residual: The name of the configuration's field that says whether the norms before attention and MLP act
@@ -57,6 +58,7 @@ class Form:
     mlp_out_norm: str | None = None
     query_norm: str | None = None
     key_norm: str | None = None
+    attention_gate: Projection | None = None
     attention_inner_norm: str | None = None
     mlp_inner_norm: str | None = None
     normed_residual: str | None = None

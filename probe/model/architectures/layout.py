@@ -59,12 +59,13 @@ class Cut:
 
     Attributes:
         parts: Names of the parts in their order: `q k v` in some order, or others, which then are equal.
-        groups: Number of groups, or "key heads": one for each key head, with its queries, its key and its value.
+        groups: Number of groups; or "heads", one for each; or "key heads": one for each, with its queries, its key and
+            its value.
         output: Path of the module `o`, whose input tells the width of a head; None for equal parts.
     """
 
     parts: tuple[str, ...]
-    groups: int | Literal["key heads"] = 1
+    groups: int | Literal["heads", "key heads"] = 1
     output: str | None = None
 
     def rows(self, part: str, block: nn.Module, total: int, heads: int) -> Tensor:
@@ -79,7 +80,7 @@ class Cut:
         Returns:
             Their indices, in the order of the heads.
         """
-        groups, sizes = self.groups, [1] * len(self.parts)
+        groups, sizes = heads if self.groups == "heads" else self.groups, [1] * len(self.parts)
         if self.output is not None:
             width = matrix_of(block.get_submodule(self.output)).shape[1] // heads
             key_heads = (total // width - heads) // 2
