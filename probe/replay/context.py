@@ -217,12 +217,13 @@ class Context(Recorded):
                 writes.append(seen[-1].reshape(states.shape))
             if past.layers and self.same(writes[1], writes[1][:1, :1].expand_as(states)):  # nothing but a bias is left
                 return writes[0]
-        elif way == "carried":
+        elif way in ("carried", "rows"):
             full = carried.walked(self, layer, states.dtype, None)
             empty = [replace(one, cache=self.profile.cache(self.model, layer, len(one.windows))) for one in full]
             if not any(one.keys for one in full):
                 written, first = (
-                    carried.over_cache(self, layer, states[:, None], None, caches, site) for caches in (full, empty)
+                    carried.over_cache(self, layer, states[:, None], None, caches, site, singly=way == "rows")
+                    for caches in (full, empty)
                 )
                 return (written - first)[:, 0]
         raise InputError(

@@ -24,9 +24,9 @@ logger = logging.getLogger("probe.replay")
 
 Part = TypeVar("Part", bound="Recorded")
 
-WAYS = ("keys", "carried", "sequences")
+WAYS = ("keys", "carried", "rows", "sequences")
 """Ways of running a block at chosen positions, the cheapest first: over recorded keys, over the block's own cache as it
-stood before each position, and in copies of the whole sequence."""
+stood before each position, that way one row at a time, and in copies of the whole sequence."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,9 @@ class Recorded:
     def _run(self, way: str, layer: int, states: Tensor, block: nn.Module | None = None) -> Tensor:
         if way == "keys":
             return self._over_keys(layer, states, block, self._past_keys(layer, states.dtype, block))
-        run = self._over_cache if way == "carried" else self._in_sequences
-        return run(layer, states, block)
+        if way == "sequences":
+            return self._in_sequences(layer, states, block)
+        return self._over_cache(layer, states, block, singly=way == "rows")
 
     def same(self, found: Tensor, expected: Tensor) -> bool:
         """Tell whether states are equal at every position, up to the rounding of a block's own arithmetic."""
@@ -245,12 +246,12 @@ class Recorded:
 
     # Over the block's own cache
 
-    def _over_cache(self, layer: int, states: Tensor, block: nn.Module | None) -> Tensor:
+    def _over_cache(self, layer: int, states: Tensor, block: nn.Module | None, *, singly: bool) -> Tensor:
         key = ("carried", layer, states.dtype)
         if key not in self._kept:
             with torch.no_grad():
                 self._kept[key] = carried.walked(self, layer, states.dtype, block)
-        return carried.over_cache(self, layer, states, block, self._kept[key])
+        return carried.over_cache(self, layer, states, block, self._kept[key], singly=singly)
 
     # On whole sequences
 
