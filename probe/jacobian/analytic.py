@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe import replay
 from probe.errors import InputError
@@ -130,7 +130,7 @@ class StandardBlock:
 
 
 def _heads(model: HuggingFaceModel, block: nn.Module, projections: Mapping[str, Projection]) -> int:
-    """The number of a block's query heads: the configuration's, unless the block's heads are as many as do not fit it."""
+    """The number of a block's query heads: the configuration's, unless its matrix has rows for others."""
     heads = int(model.config.num_attention_heads)
     width = getattr(block.get_submodule(projections["o"].module.rpartition(".")[0]), "head_dim", None)
     if "q" not in projections or projections["q"].cut is not None or not isinstance(width, int):

@@ -197,6 +197,8 @@ def _not_a_stream(trace: Trace, calls: Sequence[Sequence[Call]]) -> str | None:
         for state in (call.entered, call.left):
             if state.ndim != 3:
                 return f"a stream of several columns (blocks pass on tensors of {state.ndim} axes)"
+            if state.shape[:2] == (length, 1):
+                return "a stream that is laid out (positions, windows, width)"
             if state.shape[:2] != (1, length):
                 return "blocks that do not run on all positions"
     if len({state.shape[-1] for call in chain for state in (call.entered, call.left) if state is not None}) > 1:

@@ -155,7 +155,8 @@ def _gathered(tensor: Tensor, axes: Axes, positions: Int[Tensor, "row n"]) -> Te
     parts, axis = tensor.unflatten(window, (-1, axes.each)), axis + (axis > window)
     rows = torch.arange(len(positions), device=tensor.device)[:, None]
     chosen = parts.movedim((window, axis), (0, 1))[rows, positions.to(tensor.device)]
-    return chosen.movedim((0, 1), (window, axis)).flatten(window, window + 1)
+    back: Tensor = chosen.movedim((0, 1), (window, axis)).flatten(window, window + 1)
+    return back
 
 
 def _mask(

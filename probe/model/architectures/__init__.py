@@ -1,8 +1,8 @@
 """The differences between architectures, as data: one row each, a `Layout`, by the `model_type` of its configuration.
 
-`gpt.py`, `llama.py`, `experts.py` and `state_space.py` hold the rows, relatives together; `layout.py` defines what a row says. To add
-an architecture, write one more row (CONTRIBUTING.md, "Add an architecture"): no other code asks for an architecture by
-name. Without a row a model goes through its TransformerLens adapter (`probe.model.adapters`).
+`gpt.py`, `llama.py`, `experts.py` and `state_space.py` hold the rows, relatives together; `layout.py` defines what a
+row says. To add an architecture, write one more row (CONTRIBUTING.md, "Add an architecture"): no other code asks for an
+architecture by name. Without a row a model goes through its TransformerLens adapter (`probe.model.adapters`).
 """
 
 from __future__ import annotations
