@@ -208,11 +208,7 @@ class HuggingFaceModel(LaidOut):
     @cached_property
     def weight_hash(self) -> str:
         """Sha256 over names, dtypes, shapes and bytes of the state dict in sorted order; reads every weight once."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return hash_of(self.module)
 
     # Sites and weights
 
@@ -367,6 +363,22 @@ class HuggingFaceModel(LaidOut):
         tail, states = self.found.tail, states.to(self.device, self.found.stream_dtype)
         with evaluating(self.module):
             return tail.logits(self.module, tail.normed(self.module, states))
+
+
+def hash_of(module: nn.Module) -> str:
+    """Hash the weights of a module with SHA-256.
+
+    Args:
+        module: The module.
+
+    Returns:
+        The hash in hexadecimal, over names, dtypes, shapes and bytes of the state dict in sorted order.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _side(name: str) -> Side:

@@ -15,8 +15,10 @@ from torch import nn
 
 from probe.errors import InputError
 from probe.model import adapters, loading, sources
-from probe.model.architectures import BlockLayout, Layout
+from probe.model.architectures import BlockLayout, Layout, Matrix
 from probe.model.huggingface import HuggingFaceModel
+from probe.model.looking import probe_tokens
+from probe.model.matrices import matrices_in
 from probe.model.protocol import LanguageModel
 
 
@@ -117,8 +119,14 @@ def _looked_at(model: HuggingFaceModel) -> Layout:
     found, kinds, order = model.found, list[BlockLayout](), list[int]()
     stated = replace(model.layout, blocks=found.blocks)
     blocks = cast("nn.ModuleList", model.module.get_submodule(found.blocks))
+    seen: list[dict[str, Matrix]] | None = None
     for layer, (block, sums) in enumerate(zip(blocks, found.sums, strict=True)):
         kind = replace(stated.at(layer, block), sites=sums.sites, parallel=sums.parallel, scale=sums.scale)
+        if not kind.projections:
+            if seen is None:
+                tokens = probe_tokens(found.n_vocab).to(model.device)
+                seen = matrices_in(model.module, found.blocks, found.sums, tokens)
+            kind = replace(kind, projections=seen[layer])
         if kind not in kinds:
             kinds.append(kind)
         order.append(kinds.index(kind))

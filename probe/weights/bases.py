@@ -180,6 +180,11 @@ def continuity(
                 triplets.append(leading_triplets(matrix, rank, method=method, seed=seed))
         if triplets:
             bases[name] = Bases.of(triplets)
+    if not names:
+        raise InputError(
+            f"continuity compares a projection that every block has, of one shape, and {weights.name} "
+            f"({weights.architecture}) has none: its blocks are of several kinds, or their matrices are unknown"
+        )
     if not bases:
         raise InputError(
             f"folded=True needs known norms, and those of {weights.name} ({weights.architecture}) are not: leave it out"

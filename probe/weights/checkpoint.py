@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +16,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model import LanguageModel
+from probe.model import LanguageModel, load_model
 from probe.model.adapters import layout_of
+from probe.model.huggingface import hash_of
 from probe.model.loading import Control, readable
 from probe.model.sources import Source, require, require_gguf, resolve
 from probe.weights.reading import ModuleWeights, Weights, of_model, skeleton
 from probe.weights.twins import fresh_twin, shuffled_twin
+
+logger = logging.getLogger("probe.weights")
 
 _PATTERNS = ("*.json", "*.safetensors")
 
@@ -67,10 +71,12 @@ class ShardReader:
     Attributes:
         folder: Folder of the files.
         prefix: Name of the class's trunk; a checkpoint of the trunk alone leaves it out.
+        renamings: Transformers' changes of names between file and model, in order.
     """
 
     folder: Path
     prefix: str
+    renamings: Sequence[Any] = ()
 
     @cached_property
     def _file_of(self) -> Mapping[str, Path]:
@@ -86,6 +92,17 @@ class ShardReader:
             f"a checkpoint must hold model.safetensors or pytorch_model.bin, whole or with an index, and {self.folder} "
             "does not: fetch the files again"
         )
+
+    @cached_property
+    def _renamed(self) -> Mapping[str, str]:
+        """The name in the file of each tensor whose name transformers changes as it loads."""
+        names = {}
+        for stored in self._file_of:
+            name = stored
+            for renaming in self.renamings:
+                name = renaming.rename_source_key(name)[0]
+            names[name] = stored
+        return names
 
     def files(self) -> Sequence[Path]:
         """List the files that hold tensors."""
@@ -115,6 +132,8 @@ class ShardReader:
         for candidate in (name, bare):
             if candidate in self._file_of:
                 return candidate
+        if name in self._renamed:
+            return self._renamed[name]
         inside = [stored for stored in self._file_of if stored.endswith(f".{bare}")]
         if len(inside) != 1:
             raise InputError(
@@ -218,7 +237,7 @@ def open_weights(
     shuffled_weights: int | None = None,
     trust_remote_code: bool = False,
 ) -> ModuleWeights:
-    """Open a checkpoint for reading one matrix at a time; the model is never loaded.
+    """Open a checkpoint for reading one matrix at a time; a model whose matrices are stated is never loaded.
 
     Args:
         name: Alias, hub id, directory or .gguf file.
@@ -247,15 +266,31 @@ def open_weights(
     with readable(source.name, location):
         config = AutoConfig.from_pretrained(folder, **options)
         module = skeleton(config, trust_remote_code=trust_remote_code)
+    layout = layout_of(module)
+    if not any(kind.projections for kind in layout.kinds):
+        logger.info("nothing states where the matrices of %s are: it is loaded whole and looked at", source.name)
+        options = {"revision": revision, "random_init": random_init, "shuffled_weights": shuffled_weights}
+        loaded = load_model(name, trust_remote_code=trust_remote_code, **options)
+        weights = of_model(loaded)
+        assert isinstance(weights, ModuleWeights)
+        return weights
     reader: Reader
     if source.kind == "gguf":
         reader = gguf_reader(location, module)
     else:
-        reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")))
-    opened = ModuleWeights(source.name, module, layout_of(module), source.description, FromFile(reader))
+        reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")), _renamings(module))
+    opened = ModuleWeights(source.name, module, layout, source.description, FromFile(reader))
     if control.random_init is not None:
         return fresh_twin(opened, control.random_init)
     return opened if control.shuffled_weights is None else shuffled_twin(opened, control.shuffled_weights)
+
+
+def _renamings(module: Any) -> list[Any]:
+    """Transformers' changes of names alone; those that join or cut tensors are left out."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    return [change for change in get_model_conversion_mapping(module) if isinstance(change, WeightRenaming)]
 
 
 def _fetched(source: Source, *, weights: bool) -> Path:
@@ -296,13 +331,16 @@ def weight_hash(weights: ModuleWeights) -> str:
         weights: Weights from `open_weights`.
 
     Returns:
-        The hash in hexadecimal: of the files, every byte of which is read once, or of configuration and seed.
+        The hash in hexadecimal: of the files or of the loaded weights, every byte of which is read once, or of
+        configuration and seed.
     """
     filler, digest = weights.filler, hashlib.sha256(f"permuted {weights.permuted}".encode())
     if isinstance(filler, FromFile):
         for path in filler.reader.files():
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+    elif filler is None:
+        digest.update(hash_of(weights.module).encode())
     else:
         digest.update(f"{filler} {weights.config.to_json_string()}".encode())
     return digest.hexdigest()

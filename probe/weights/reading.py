@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import Layout, gain_of
+from probe.model.architectures import Layout, gain_of, matrix_of
 from probe.model.huggingface import LaidOut
 from probe.model.loading import auto_class
 
@@ -121,9 +121,17 @@ class ModuleWeights(LaidOut):
 
     @cached_property
     def stored(self) -> tuple[str, ...]:
-        """Names of the projections that every block has."""
-        first, *others = (self.at(layer).projections for layer in range(self.n_layers))
-        return tuple(name for name in first if all(name in other for other in others))
+        """Names of the projections that every block has, of one shape in all of them."""
+        first, *others = (self._shapes(layer) for layer in range(self.n_layers))
+        return tuple(name for name, shape in first.items() if all(other.get(name) == shape for other in others))
+
+    def _shapes(self, layer: int) -> dict[str, torch.Size]:
+        """Shape of the module that holds each projection of a block: parts of one shape have parts alike."""
+        block = self.blocks[layer]
+        return {
+            name: matrix_of(block.get_submodule(projection.module)).shape
+            for name, projection in self.at(layer).projections.items()
+        }
 
     def matrix(self, layer: int, name: str) -> Matrix:
         """Read one projection.
