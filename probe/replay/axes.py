@@ -154,7 +154,7 @@ def _gathered(tensor: Tensor, axes: Axes, positions: Int[Tensor, "row n"]) -> Te
         raise Uncuttable("rows with positions of their own share an argument")
     parts, axis = tensor.unflatten(window, (-1, axes.each)), axis + (axis > window)
     rows = torch.arange(len(positions), device=tensor.device)[:, None]
-    chosen = parts.movedim((window, axis), (0, 1))[rows, positions.to(tensor.device)]
+    chosen: Tensor = parts.movedim((window, axis), (0, 1))[rows, positions.to(tensor.device)]
     return chosen.movedim((0, 1), (window, axis)).flatten(window, window + 1)
 
 
