@@ -43,11 +43,11 @@ class BlockCall:
     arguments: Mapping[str, Any]
     cache: Any = None
 
-    def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Tensor:
+    def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, /, **changed: Any) -> Tensor:
         """Run a block on the input `hidden`, with the recorded arguments except those in `changed`."""
         return first_tensor(self.output(block, hidden, cache, **changed))
 
-    def output(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Any:
+    def output(self, block: nn.Module, hidden: Tensor, cache: Any = None, /, **changed: Any) -> Any:
         """Run a block as `run` does, and return all that it returns."""
         # Blocks write into dictionaries and lists that they are given.
         arguments = rebuilt({**self.arguments, **changed}, lambda _, tensor: tensor)

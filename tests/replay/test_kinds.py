@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     ),
     "indexed keys": (
         "glm_moe_dsa",
-        {**_LATENT, **_ROUTED, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 4},
+        {**_LATENT, **_ROUTED, "index_n_heads": 32, "index_head_dim": 16, "index_topk": 4},
         ["keys", "keys"],
     ),
     "biases by head": ("bloom", {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4}, ["keys", "keys"]),
@@ -99,11 +99,6 @@ KINDS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         ["carried", "keys"],
     ),
     "state-space and attention in one block": ("falcon_h1", {**_TWO, **_STATE, "mamba_d_ssm": 64}, ["carried"] * 2),
-    "linear attention in a cache of its own": (
-        "minimax",
-        {**_TWO, **_HYBRID, "head_dim": 8, "block_size": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
-        ["carried", "keys"],
-    ),
     "an MLP alone": (
         "nemotron_h",
         {
@@ -152,7 +147,7 @@ def tokens_of(windows=3, length=11):
     return torch.randint(3, 90, (windows, length), generator=torch.Generator().manual_seed(3))
 
 
-def close(found, expected, tolerance=2e-5):
+def close(found, expected, tolerance=1e-4):
     assert found.shape == expected.shape
     assert float((found - expected).norm()) <= tolerance * float(expected.norm())
 
@@ -317,6 +312,21 @@ def test_a_recording_ends_behind_the_last_block_that_is_asked_for():
         context.state(3)
     with pytest.raises(InputError, match="layers must lie in"):
         replay.record(model, tokens, POSITIONS, layers=[4])
+
+
+def test_attention_that_cannot_be_exchanged_says_so():
+    model, tokens = model_of("biases by head"), tokens_of()
+    context = replay.record(model, tokens, POSITIONS)
+    copy = replay.working_copy(model.blocks[1], torch.float32, replay.LINEARISED)
+    with pytest.raises(InputError, match="AttentionInterface"):
+        context.linearised(1, context.state(1), copy)
+    assert not context.linear(1)
+
+
+def test_a_mask_that_hides_where_others_show_is_found_out_at_a_pushed_state():
+    model, tokens = model_of("as many heads as windows"), tokens_of()
+    context = replay.record(model, tokens, torch.zeros(3, 1, dtype=torch.int64)).alone()
+    assert context.way(0) == "carried"
 
 
 def test_recorded_arguments_are_frozen():
