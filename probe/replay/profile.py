@@ -148,7 +148,7 @@ class Profile:
 
                 def turned(path: Path, tensor: Tensor) -> Tensor:
                     axes = own.get(path)
-                    return tensor if axes is None else tensor.roll(axes.each, axes.window)
+                    return tensor if axes is None or axes.window is None else tensor.roll(axes.each, axes.window)
 
                 other = replace(calls[layer], arguments=rebuilt(dict(calls[layer].arguments), turned))
                 self._reads[layer] = not _act_alike(model, layer, streams[layer], calls[layer], other)
