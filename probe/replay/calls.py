@@ -24,7 +24,7 @@ Path = tuple[str, ...]
 
 
 class Reached(Exception):
-    """What was wanted of a pass is there."""
+    """The signal that all that was wanted of a pass is there."""
 
 
 @dataclass(frozen=True)

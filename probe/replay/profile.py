@@ -263,6 +263,6 @@ def _tiny_pass(model: LanguageModel) -> tuple[dict[int, BlockCall], list[Tensor]
 
 @torch.no_grad()
 def _act_alike(model: LanguageModel, layer: int, stream: Tensor, one: BlockCall, other: BlockCall) -> bool:
-    """Whether a block gives the same by two calls."""
+    """Tell whether a block gives the same by two calls."""
     first, second = (call.run(model.blocks[layer], stream) for call in (one, other))
     return torch.equal(first, second)

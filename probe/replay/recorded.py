@@ -91,7 +91,7 @@ class Recorded:
 
     @property
     def profile(self) -> Profile:
-        """What is known of the model's blocks."""
+        """The facts that are known of the model's blocks."""
         return profile_of(self.model)
 
     # A block again
