@@ -168,8 +168,8 @@ def method_of(model: LanguageModel) -> MethodName:
     """Choose the method that `method="auto"` takes for a model.
 
     "analytic" where the block is standard (`probe.model.architectures.STANDARD`); "frozen" for other blocks of
-    transformers, state-space blocks among them (it falls back to "jacrev" where the attention turns out not to be
-    exchangeable); "jacrev" for all other code.
+    transformers, state-space blocks among them (it falls back to "jacrev" where blocks turn out not to run at
+    single positions); "jacrev" for all other code.
 
     Args:
         model: The model.
