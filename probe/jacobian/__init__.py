@@ -18,7 +18,8 @@ GPT-2, GPT-NeoX, OPT, Phi                         analytic  160 – 190
 Llama, Qwen 3, Gemma 3, OLMo 3                    analytic  160 – 220
 Mamba                                             frozen    900
 Mamba 2                                           frozen    80
-others that run transformers' AttentionInterface  frozen    –
+Qwen 3.5, Bamba, LFM 2, Falcon-H1 (states)        frozen    50 – 100
+others whose blocks run at single positions       frozen    –
 all other code, such as a TransformerBridge       jacrev    1
 ================================================  ========  =========
 

@@ -63,11 +63,11 @@ def block_jacobian(
             fixed (Golden 2025, arXiv 2505.24293): not the block's own Jacobian, and for standard blocks only.
         part: "block", or its sub-layers "attention" (resid_pre → resid_mid) and "mlp" (resid_mid → resid_post).
         of: "state": J. "update": K = J − I.
-        method: "jacrev": `torch.func.jacrev` on the block's call with the whole sequence, the reference, 2 · d · params
-            · T FLOPs a position. "frozen": vector-Jacobian products with earlier positions constant and attention
-            linearised at its primal, 2 · d · params FLOPs whatever T. "analytic": composed of the weight matrices,
-            about 10 d³ FLOPs, where the block is standard. "auto": the last of these that the model supports
-            (`probe.jacobian.method_of`), which is logged.
+        method: "jacrev": backward passes through the block's call with the whole sequence, the reference, 2 · d ·
+            params · T FLOPs a position. "frozen": vector-Jacobian products with earlier positions constant, and
+            attention linearised at its primal where it can be exchanged, 2 · d · params FLOPs whatever T. "analytic":
+            composed of the weight matrices, about 10 d³ FLOPs, where the block is standard. "auto": the last of these
+            that the model supports (`probe.jacobian.method_of`), which is logged.
         chunk: Rows (jacrev, frozen) or positions (analytic) at once; by default what fits `memory`.
         memory: Bytes to use besides the result and the recorded context.
         dtype: `torch.float32` or `torch.float64`, of the arithmetic and of the result. Where the model has another

@@ -185,7 +185,7 @@ class Recorder:
 
 @dataclass
 class Replayed:
-    """What the attention function joins to live keys and values, call by call, and what it found.
+    """Recorded keys and values, which the attention function joins to live ones call by call, and its findings.
 
     Attributes:
         recorded: Keys and values of all positions of the windows.

@@ -14,11 +14,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probe.errors import InputError
 from probe.replay.calls import Path, rebuilt
 
 
-class Uncuttable(Exception):
-    """An argument cannot be cut so."""
+class Uncuttable(InputError):
+    """The refusal of an argument that cannot be cut to windows or positions."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"a block's arguments must be told apart by window and position to run it again, and {why}: use a model of "
+            "another family"
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ Path = tuple[str, ...]
 
 
 class Reached(Exception):
-    """What was wanted of a pass is there."""
+    """The signal that all that was wanted of a pass is there."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class BlockCall:
     arguments: Mapping[str, Any]
     cache: Any = None
 
-    def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Tensor:
+    def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, /, **changed: Any) -> Tensor:
         """Run a block on the input `hidden`, with the recorded arguments except those in `changed`."""
         return first_tensor(self.output(block, hidden, cache, **changed))
 
-    def output(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Any:
+    def output(self, block: nn.Module, hidden: Tensor, cache: Any = None, /, **changed: Any) -> Any:
         """Run a block as `run` does, and return all that it returns."""
         # Blocks write into dictionaries and lists that they are given.
         arguments = rebuilt({**self.arguments, **changed}, lambda _, tensor: tensor)
@@ -172,7 +172,14 @@ def accepts(block: nn.Module, name: str) -> bool:
 
 @contextmanager
 def ending_after(block: nn.Module) -> Iterator[None]:
-    """End a pass behind a block, whose output is the last that is needed; hooks put on before see that output."""
+    """Stop a pass behind a block, whose output is the last that is needed; hooks put on before see that output.
+
+    Args:
+        block: The block.
+
+    Yields:
+        None: A pass inside the context ends there.
+    """
 
     def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
         raise Reached
@@ -188,7 +195,15 @@ def ending_after(block: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def entering(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Change the stream that enters a block, while the context lasts."""
+    """Replace the stream that enters a block, while the context lasts.
+
+    Args:
+        block: The block.
+        change: From the stream that the pass brings to the one that the block gets.
+
+    Yields:
+        None: The block gets the other stream.
+    """
 
     def put(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if args:

@@ -59,7 +59,7 @@ class _Walk:
         return output[1] if is_container(cache) else cache
 
     def empty(self, rows: int) -> Any:
-        """An empty cache."""
+        """Make an empty cache."""
         return self.context.profile.cache(self.context.model, self.layer, rows)
 
 

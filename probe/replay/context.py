@@ -46,11 +46,24 @@ class Context(Recorded):
             try:
                 with torch.no_grad():
                     self.linearised(layer, states, working_copy(self.model.blocks[layer], states.dtype, LINEARISED))
-                found[layer] = True
+                found[layer] = self._slopes_alike(layer)
             except InputError as error:
                 logger.info("%s", error)
                 found[layer] = False
         return found[layer]
+
+    def _slopes_alike(self, layer: int) -> bool:
+        """Compare the derivative by linearised attention with that of the replay, along one direction."""
+        part = self.farthest()
+        states = part.state(layer)
+        linear, own = (working_copy(self.model.blocks[layer], states.dtype, name) for name in (LINEARISED, None))
+        point = states.clone().requires_grad_()
+        with torch.enable_grad():
+            runs = part.linearised(layer, point, linear), part.replay(layer, point[:, None], own)[:, 0]
+        cotangent = torch.linspace(-1, 1, states.shape[-1]).to(states).expand_as(states)
+        slopes = [torch.autograd.grad(after, point, cotangent)[0] for after in runs]
+        tolerance = max(1e-2, 8 * torch.finfo(states.dtype).eps)
+        return bool((slopes[0] - slopes[1]).norm() <= tolerance * slopes[1].norm())
 
     def linearised(
         self,
@@ -217,7 +230,8 @@ class Context(Recorded):
                     carried.over_cache(self, layer, states[:, None], None, caches, site, singly=way == "rows")
                     for caches in (full, empty)
                 )
-                return (written - first)[:, 0]
+                nothing = self.positions[..., None] == 0  # comes from before the first position
+                return (written - first)[:, 0].masked_fill(nothing, 0.0)
         raise InputError(
             f"the off-position write needs blocks that run at single positions over keys and values, or over a carried "
             f"state, and block {layer} of {self.model.name} does not: leave its share out"
@@ -352,7 +366,7 @@ def alone(
         )
     profile = profile_of(model)
     profile.learn(model)
-    if profile.reads(layer):
+    if profile.reads(model, layer):
         if any(layer in profile.reading(model, earlier) for earlier in range(layer)):
             raise InputError(
                 f"a one-token input must tell all that the block reads, and block {layer} of {model.name} reads keys "

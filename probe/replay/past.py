@@ -94,7 +94,7 @@ def keys_of(cache: Any) -> PastKeys:
 
 @dataclass(frozen=True)
 class Carried:
-    """What a block's own cache held before one position, a row for each window that chose the position.
+    """A block's own cache as it stood before one position, a row for each window that chose the position.
 
     Attributes:
         position: The position.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,18 +31,21 @@ class Profile:
 
     Attributes:
         ways: The way of running a block again that reproduced its output, by layer.
+        pushed: Layers whose way gave, from a state that was pushed away, what the whole sequence gives.
         linear: Whether linearised attention reproduced its output, by layer.
         alone: Layers whose one-token call was proved.
         joined: Whether each block is given exactly the stream that the block before it left.
     """
 
     ways: dict[int, str] = field(default_factory=dict)
+    pushed: set[int] = field(default_factory=set)
     linear: dict[int, bool] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)
     joined: bool = True
     _axes: dict[int, dict[tuple[Path, int], Axes | None]] = field(default_factory=dict)
     _lengths: set[int] = field(default_factory=set)
     _caches: dict[int, Any] | None = None
+    _reads: dict[int, bool] = field(default_factory=dict)
     _reading: dict[int, frozenset[int]] = field(default_factory=dict)
 
     def axes(
@@ -82,12 +85,16 @@ class Profile:
         """
         if FEW[1] not in self._lengths:
             self._lengths.add(FEW[1])
-            self.joined = _joined(model)
             self._learn(model, FEW, MANY)
 
     def _learn(self, model: LanguageModel, few: tuple[int, int], many: tuple[int, int]) -> None:
         try:
-            first, second = (_calls(model, tiny_tokens(model, *sizes)) for sizes in (few, many))
+            sites = [f"blocks.{layer}.hook_resid_{side}" for layer in range(model.n_layers) for side in ("pre", "post")]
+            with watch(model, sites) as seen:
+                first = _calls(model, tiny_tokens(model, *few))
+            streams = [seen[site] for site in sites]
+            self.joined = all(map(torch.equal, streams[1:-1:2], streams[2::2]))
+            second = _calls(model, tiny_tokens(model, *many))
         except InputError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model's code raises, it does not run at this length
@@ -121,19 +128,34 @@ class Profile:
             cache = _with_rows(cache, rows)
         return copy.deepcopy(cache)
 
-    def reads(self, layer: int) -> bool:
-        """Tell whether a block is given more than its stream: something else that tokens or states decide.
+    def reads(self, model: LanguageModel, layer: int) -> bool:
+        """Tell whether a block reads more than its stream: something else that tokens or states decide.
 
         Args:
-            layer: Index of the block, whose axes are known.
+            model: The model.
+            layer: Index of the block.
 
         Returns:
-            True if one of its arguments differs between windows of other tokens.
+            True if its output changes when its other arguments are those of another window.
         """
-        return any(axes is not None and axes.own for axes in self._axes.get(layer, {}).values())
+        if layer not in self._reads:
+            self.learn(model)
+            known = self._axes.get(layer, {})
+            own = {path: axes for (path, _), axes in known.items() if axes is not None and axes.own}
+            self._reads[layer] = False
+            if own:
+                calls, streams = _tiny_pass(model)
+
+                def turned(path: Path, tensor: Tensor) -> Tensor:
+                    axes = own.get(path)
+                    return tensor if axes is None or axes.window is None else tensor.roll(axes.each, axes.window)
+
+                other = replace(calls[layer], arguments=rebuilt(dict(calls[layer].arguments), turned))
+                self._reads[layer] = not _act_alike(model, layer, streams[layer], calls[layer], other)
+        return self._reads[layer]
 
     def reading(self, model: LanguageModel, layer: int) -> frozenset[int]:
-        """Find the later blocks that are given something of the stream that enters block `layer`, beside their own.
+        """Find the later blocks that read something of the stream that enters block `layer`, beside their own.
 
         Args:
             model: The model.
@@ -143,12 +165,13 @@ class Profile:
             Their indices.
         """
         if layer not in self._reading:
-            tokens = tiny_tokens(model, *FEW)
-            plain = _calls(model, tokens)
+            plain, streams = _tiny_pass(model)
             with entering(model.blocks[layer], lambda hidden: 1.5 * hidden.flip(-1)):
-                other = _calls(model, tokens)
+                other, _ = _tiny_pass(model)
             self._reading[layer] = frozenset(
-                later for later in plain if later > layer and not _equal(plain[later], other[later])
+                later
+                for later in range(layer + 1, model.n_layers)
+                if self.reads(model, later) and not _act_alike(model, later, streams[later], plain[later], other[later])
             )
         return self._reading[layer]
 
@@ -168,9 +191,9 @@ class Profile:
         between = range(first + 1, last)
         if not between:
             return True
-        return self.joined and not (
-            any(self.reads(later) for later in between) and self.reading(model, first) & set(between)
-        )
+        if not self.joined:
+            return False
+        return not any(self.reads(model, later) for later in between) or not self.reading(model, first) & set(between)
 
 
 def profile_of(model: LanguageModel) -> Profile:
@@ -223,15 +246,6 @@ def _calls(model: LanguageModel, tokens: Tensor, **kwargs: Any) -> dict[int, Blo
     return {layer: each[0] for layer, each in calls.items()}
 
 
-@torch.no_grad()
-def _joined(model: LanguageModel) -> bool:
-    sites = [f"blocks.{layer}.hook_resid_{side}" for layer in range(model.n_layers) for side in ("pre", "post")]
-    with watch(model, sites) as seen:
-        model.final_states(tiny_tokens(model, *FEW))
-    streams = [seen[site] for site in sites]
-    return all(torch.equal(left, entered) for left, entered in zip(streams[1:-1:2], streams[2::2], strict=True))
-
-
 def _with_rows(cache: Any, rows: int) -> Any:
     def first(_: Path, tensor: Tensor) -> Tensor:
         return tensor[:1].repeat(rows, *(1,) * (tensor.ndim - 1)) if tensor.ndim else tensor
@@ -239,6 +253,16 @@ def _with_rows(cache: Any, rows: int) -> Any:
     return rebuilt(cache, first)
 
 
-def _equal(one: BlockCall, other: BlockCall) -> bool:
-    first, second = tensors_of(one.arguments), tensors_of(other.arguments)
-    return first.keys() == second.keys() and all(torch.equal(first[path], second[path]) for path in first)
+def _tiny_pass(model: LanguageModel) -> tuple[dict[int, BlockCall], list[Tensor]]:
+    """The calls of a tiny pass, and the streams that enter the blocks."""
+    sites = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
+    with watch(model, sites) as seen:
+        calls = _calls(model, tiny_tokens(model, *FEW))
+    return calls, [seen[site] for site in sites]
+
+
+@torch.no_grad()
+def _act_alike(model: LanguageModel, layer: int, stream: Tensor, one: BlockCall, other: BlockCall) -> bool:
+    """Tell whether a block gives the same by two calls."""
+    first, second = (call.run(model.blocks[layer], stream) for call in (one, other))
+    return torch.equal(first, second)

@@ -95,7 +95,7 @@ class Recorded:
 
     @property
     def profile(self) -> Profile:
-        """What is known of the model's blocks."""
+        """The facts that are known of the model's blocks."""
         return profile_of(self.model)
 
     # A block again
@@ -160,11 +160,28 @@ class Recorded:
             except Exception as error:  # noqa: BLE001 - whatever a model's code raises, its blocks cannot run so
                 logger.info("block %d of %s does not run by %s: %s", layer, self.model.name, way, error)
                 continue
-            if proved:
+            if proved and self._moves_alike(way, layer):
                 self.profile.ways[layer] = way
                 return way
             logger.info("block %d of %s gives something else by %s", layer, self.model.name, way)
         raise InputError(_refusal(self.model, layer))
+
+    def _moves_alike(self, way: str, layer: int) -> bool:
+        """Compare a way with the whole sequence at a pushed state: at its own, recorded and live keys are the same."""
+        if way == "sequences" or layer in self.profile.pushed:
+            return True
+        part = self.farthest()
+        state = part.state(layer)[:, None]
+        pushed = state + 0.5 * state.flip(-1)
+        alike = self.same(part._run(way, layer, pushed), part._in_sequences(layer, pushed, None))
+        if alike and bool(part.positions.max() > 0):
+            self.profile.pushed.add(layer)
+        return alike
+
+    def farthest(self: Part) -> Part:
+        """Select the one chosen position that lies deepest in its window."""
+        window, column = divmod(int(self.positions.argmax()), self.positions.shape[1])
+        return self.select(slice(window, window + 1), slice(column, column + 1))
 
     def after(self, layer: int) -> Float[Tensor, "window chosen d_model"]:
         """Return the stream that leaves block `layer` at the chosen positions, from the real run."""

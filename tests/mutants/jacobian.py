@@ -9,6 +9,7 @@ CAPPED = "tests/jacobian/test_jacobian.py::test_soft_caps_and_sinks_are_linearis
 REBUILT = "tests/jacobian/test_paths.py::test_detached_jacobians_rebuild_the_output"
 MEAN = "tests/jacobian/test_paths.py::test_the_mean_and_the_spread_are_those_of_the_single_matrices"
 NORMED = "tests/jacobian/test_jacobian.py -k a_norm_of"
+KINDS = "tests/replay/test_kinds.py"
 TOY = "tests/jacobian/test_paths.py::test_a_linear_residual_block_has_j_equal_to_i_plus_w"
 
 JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
@@ -83,14 +84,23 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (REBUILT, [(".softmax(-1).detach()", ".softmax(-1)")]),
     ],
     "probe/replay/context.py": [
+        (f"{KINDS} -k write_of_others", [("only_others=True)", "only_others=False)")]),
+        (f"{KINDS} -k token_is_alone", [("if axes is None or not axes.own:", "if True:")]),
+    ],
+    "probe/replay/recorded.py": [
+        (f"{KINDS} -k pushed_state", [("if proved and self._moves_alike(way, layer):", "if proved:")]),
+    ],
+    "probe/replay/axes.py": [
         (
-            "tests/replay/test_replay.py -k other_families",
+            f"{KINDS} -k differentiated",
             [
-                ("if all(_same(cut.replay", "if True or all(_same(cut.replay"),
-                ("bias[: config.num_attention_heads]", "bias[:1]"),
-                ("not stateful else None", "not model.recurrent else None"),
+                ("seen = seen.masked_fill(~before[:, None], hidden)", "pass"),
+                ("index_select(axes.window, windows", "index_select(axes.window, 0 * windows"),
             ],
         ),
+    ],
+    "probe/replay/carried.py": [
+        (f"{KINDS} -k differentiated", [("saved.clone() if", "saved if")]),
     ],
     "probe/jacobian/products.py": [
         (
@@ -103,6 +113,6 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (TOY, [("block.double() @ product", "product @ block.double()")]),
     ],
     "probe/jacobian/rows.py": [
-        (TOY, [("left[0, out_position]", "left[0, in_position]")]),
+        (TOY, [("left[:, out_position : out_position + 1]", "left[:, in_position : in_position + 1]")]),
     ],
 }

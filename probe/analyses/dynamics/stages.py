@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from probe import replay
 from probe.analyses.dynamics import claims, figures, means, nulls, perturb, work
 from probe.analyses.dynamics.config import Config
 from probe.analyses.dynamics.schema import EPSILONS, MATRICES, SCHEMA
@@ -56,6 +57,8 @@ class Dynamics(Analysis[Config]):
         config = subject.config
         options = JacobianOptions(context=config.context, method=config.method, symmetrised_ov=config.symmetrised_ov)
         options.resolved(subject.model)  # refuses what the model's blocks do not have
+        if config.context == "sequence":
+            replay.require_chain(subject.model, 0, subject.depth)
         n_windows, few = len(subject.positions), subject.control_windows
         controls = [
             task for variant in subject.variants[1:] for task in _batches("controls", variant, few, subject.batch(1))

@@ -6,6 +6,7 @@ Three of the four stages of a run; the second to last, `map`, stands in `fits.py
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 from probe import patching, replay, stream
 from probe.analyses.tokenwise.subject import BATCH, UpdateSubject
 from probe.analysis import Task
+from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.runs import Piece, Run
+
+logger = logging.getLogger("probe.analyses.tokenwise")
 
 
 def _site(model: LanguageModel, layer: int) -> str:
@@ -58,7 +62,8 @@ def queries(subject: UpdateSubject, task: Task, run: Run) -> Piece:
         run: Not used.
 
     Returns:
-        `query_state`, `write`, `off_position`, `entropy`, `loss`; in the first windows also `whole`.
+        `query_state`, `write`, `off_position` (left out where the blocks do not tell it), `entropy`, `loss`; in the
+        first windows also `whole`.
     """
     model, rows = subject.model, task.rows
     mixing = "hook_mixer_out" if model.recurrent else "hook_attn_out"
@@ -74,9 +79,11 @@ def queries(subject: UpdateSubject, task: Task, run: Run) -> Piece:
         "entropy": -(log_p.exp() * log_p).sum(-1),
         "loss": -log_p.gather(1, following[:, None])[:, 0],
     }
-    if all(context.at_positions(layer) for layer in subject.layers):
+    try:
         off_position = [context.off_position_write(layer).flatten(0, 1) for layer in subject.layers]
         arrays["off_position"] = _at_layers(subject, off_position)
+    except InputError as error:  # the blocks decide; all that is not about the share is measured
+        logger.warning("without the share of other positions: %s", error)
     whole = range(rows.start, min(rows.stop, len(subject.whole_windows)))
     if whole:
         arrays["whole"] = torch.stack([context.states[layer][: len(whole)] for layer in subject.states])
