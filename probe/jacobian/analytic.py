@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import torch
 from jaxtyping import Float
@@ -31,7 +30,7 @@ from probe.jacobian.experts import ExpertWeights
 from probe.jacobian.parts import PartName
 from probe.jacobian.primal import ATTENDING, Cuts, Primal
 from probe.model import HuggingFaceModel
-from probe.model.architectures import Form, Projection, matrix_of
+from probe.model.architectures import Form, Projection, matrix_of, number_of
 
 
 @dataclass(frozen=True)
@@ -117,9 +116,9 @@ class StandardBlock:
             matrices,
             bool(laid_out.parallel),
             form.normed_residual is not None and bool(getattr(model.config, form.normed_residual)),
-            _number(block, sites["hook_attn_out"].factor if "hook_attn_out" in sites else 1.0),
-            _number(block, sites["hook_mlp_out"].factor if "hook_mlp_out" in sites else 1.0),
-            _number(block, laid_out.scale),
+            number_of(block, sites["hook_attn_out"].factor if "hook_attn_out" in sites else 1.0),
+            number_of(block, sites["hook_mlp_out"].factor if "hook_mlp_out" in sites else 1.0),
+            number_of(block, laid_out.scale),
             experts,
         )
 
@@ -131,17 +130,13 @@ class StandardBlock:
 
 
 def _heads(model: HuggingFaceModel, block: nn.Module, projections: Mapping[str, Projection]) -> int:
-    """The number of a block's query heads: the configuration's, unless the block's heads are as many as do not fit it."""
+    """The number of a block's query heads: the configuration's, unless its matrix has rows for others."""
     heads = int(model.config.num_attention_heads)
     width = getattr(block.get_submodule(projections["o"].module.rpartition(".")[0]), "head_dim", None)
     if "q" not in projections or projections["q"].cut is not None or not isinstance(width, int):
         return heads
     rows = len(matrix_of(block.get_submodule(projections["q"].module)))
     return heads if rows == heads * width or rows % width else rows // width
-
-
-def _number(block: nn.Module, value: float | str) -> float:
-    return float(attrgetter(value)(block)) if isinstance(value, str) else value
 
 
 def update_jacobian(

@@ -246,6 +246,9 @@ def recorded_jacobian(
         try:
             jacobian = _by_method(recorded, layer, options, method)
             logger.info("Jacobian of block %d of %s by method %s", layer, recorded.model.name, method)
+            if options.method == "auto" and isinstance(recorded.model, HuggingFaceModel):
+                way = recorded.way(layer) if method == "frozen" else method
+                recorded.model.trials[layer] = (method, "frozen" if way == "keys" else way)
             break
         except Exception as error:  # whether a block runs so shows only when it runs
             logger.info("no Jacobian of block %d of %s by %s: %s", layer, recorded.model.name, method, error)

@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
 from probe.errors import InputError
-from probe.jacobian.block import attention_of, positions_of, run_of, working_copy_of
+from probe.jacobian.block import attention_of, positions_of, working_copy_of
 from probe.jacobian.options import ContextName, JacobianOptions, OutputName
+from probe.jacobian.parts import run_of
 from probe.jacobian.rows import ForwardProducts, pulled
 from probe.model import LanguageModel
 

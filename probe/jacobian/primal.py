@@ -105,10 +105,10 @@ class Cuts:
             self._after(stack, path, self._cut(names))
         for path in form.stream_norms:
             self._before(stack, path, self._keep(path))
-        for name, path in wide.items():
-            if path is not None:
-                self._before(stack, path, self._keep(path))
-                self._after(stack, path, self._cut([name], whole=True))
+        for name, norm_path in wide.items():
+            if norm_path is not None:
+                self._before(stack, norm_path, self._keep(norm_path))
+                self._after(stack, norm_path, self._cut([name], whole=True))
         for name, norm in (("o", form.attention_inner_norm), ("down", form.mlp_inner_norm), ("shared.down", None)):
             if name in self.projections:
                 self._before(stack, norm or self.projections[name].module, self._end(name, norm))

@@ -19,11 +19,10 @@ from probe.jacobian.block import (
     positions_of,
     recorded_jacobian,
     require_layer,
-    run_of,
     working_copy_of,
 )
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
-from probe.jacobian.parts import PartName, PartOfBlock, part_of_block, tap_of
+from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, run_of, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
 from probe.model import HuggingFaceModel, LanguageModel
 
@@ -143,7 +142,7 @@ def site_jacobian(
     order = [*model.sites, LOGITS]
     if source == target or (inside and (last, name) == (layer, "hook_resid_mid")):
         return identity.clone()
-    if inside and (last, name) == (layer, "hook_mlp_out"):
+    if inside and (last, name) == (layer, "hook_mlp_out") and _is_plain(model, layer):
         return recorded_jacobian(recorded, layer, replace(options, part="mlp", of="update"))
     if order.index(source) > order.index(target) or last < layer + inside:
         raise InputError(
@@ -153,6 +152,13 @@ def site_jacobian(
     for between in range(layer + inside, last):
         product = recorded_jacobian(recorded, between, options) @ product
     return _local(recorded, last, name, options, product)
+
+
+def _is_plain(model: LanguageModel, layer: int) -> bool:
+    """Whether the MLP's output is all that the block adds to its middle."""
+    if not isinstance(model, HuggingFaceModel):
+        return True
+    return model.at(layer).scale == 1 and "hook_ple_out" not in model.at(layer).sites
 
 
 def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
@@ -168,8 +174,13 @@ def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
     if name == "hook_resid_pre":
         return layer, False
     middle = f"blocks.{layer}.hook_resid_mid" in model.sites
-    if name == "hook_resid_mid" or (name == "hook_attn_out" and middle):
+    if name == "hook_resid_mid" or (name in mixing_writes(model, layer) and middle):
         return layer, True
+    if not _is_plain(model, layer):
+        raise InputError(
+            f"a source must move the stream one to one, and what is added at {source} is changed before it leaves the "
+            f"block: use blocks.{layer}.hook_resid_mid or blocks.{layer}.hook_resid_post"
+        )
     return layer + 1, False  # what is added to the stream moves it one to one
 
 
@@ -223,4 +234,5 @@ def _head(model: LanguageModel, dtype: torch.dtype) -> Callable[[Tensor], Tensor
             f"dtype must be that of the logits of {model.name}, {model.dtype}, got {dtype}: pass dtype={model.dtype}"
         )
     without = model.module.get_submodule(model.layout.blocks)
-    return replace(model, module=replay.working_copy(model.module, dtype, without=without)).unembed
+    copy, tail = replay.working_copy(model.module, dtype, without=without), model.found.tail.within(dtype)
+    return lambda states: tail.logits(copy, tail.normed(copy, states))

@@ -150,11 +150,13 @@ def _gathered(tensor: Tensor, axes: Axes, positions: Int[Tensor, "row n"]) -> Te
     window = axes.window
     if window is None and axis > 0 and len(tensor) == 1:
         tensor, window = tensor.expand(len(positions), *tensor.shape[1:]), 0
-    if window is None or axes.each != 1:
+    if window is None:
         raise Uncuttable("rows with positions of their own share an argument")
-    moved = tensor.movedim((window, axis), (0, 1))
+    parts, axis = tensor.unflatten(window, (-1, axes.each)), axis + (axis > window)
     rows = torch.arange(len(positions), device=tensor.device)[:, None]
-    return moved[rows, positions.to(tensor.device)].movedim((0, 1), (window, axis))
+    chosen = parts.movedim((window, axis), (0, 1))[rows, positions.to(tensor.device)]
+    back: Tensor = chosen.movedim((0, 1), (window, axis)).flatten(window, window + 1)
+    return back
 
 
 def _mask(

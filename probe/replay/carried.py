@@ -100,6 +100,8 @@ def over_cache(
     block: nn.Module | None,
     carried: Sequence[Carried],
     site: str | None = None,
+    *,
+    singly: bool = False,
 ) -> Float[Tensor, "window alternative chosen d_model"]:
     """Run a block at the chosen positions over what was carried into them.
 
@@ -110,24 +112,47 @@ def over_cache(
         block: A working copy of it; None: the block.
         carried: The caches.
         site: A site of the block whose tensor is returned instead.
+        singly: Run each row by itself, for code that takes one row with a cache.
 
     Returns:
         The stream that leaves the block.
     """
+    if singly:
+        one_by_one = [part for one in carried for part in one.rows()]
+        alternatives = [
+            _grouped(context, layer, states[:, index : index + 1], block, one_by_one, site, singly=True)
+            for index in range(states.shape[1])
+        ]
+        return torch.cat(alternatives, dim=1)
+    return _grouped(context, layer, states, block, carried, site, singly=False)
+
+
+def _grouped(
+    context: Recorded,
+    layer: int,
+    states: Float[Tensor, "window alternative chosen d_model"],
+    block: nn.Module | None,
+    carried: Sequence[Carried],
+    site: str | None,
+    *,
+    singly: bool,
+) -> Float[Tensor, "window alternative chosen d_model"]:
+    """Caches that may be joined run together."""
     known = context.axes(layer)
     apart = any(axes is None or axes.of_keys or len(axes.positions) > 1 for axes in known.values())
     groups: dict[Any, list[Carried]] = {}
-    for one in carried:
-        groups.setdefault((one.position if apart or one.keys else None, one.signature), []).append(one)
-    parts, index = [], torch.empty(context.positions.shape, dtype=torch.int64)
+    for index, one in enumerate(carried):
+        group = index if singly else (one.position if apart or one.keys else None, one.signature)
+        groups.setdefault(group, []).append(one)
+    parts, order = [], torch.empty(context.positions.shape, dtype=torch.int64)
     row = 0
-    for group in groups.values():
-        windows = torch.tensor([window for one in group for window in one.windows])
-        columns = torch.tensor([column for one in group for column in one.columns])
-        index[windows, columns] = torch.arange(row, row := row + len(windows))
+    for joined in groups.values():
+        windows = torch.tensor([window for one in joined for window in one.windows])
+        columns = torch.tensor([column for one in joined for column in one.columns])
+        order[windows, columns] = torch.arange(row, row := row + len(windows))
         chosen = states[windows.to(states.device), :, columns.to(states.device)]  # (row, alternative, d)
-        parts.append(_step(context, layer, chosen, windows, group, block, site))
-    after = torch.cat(parts).index_select(0, index.flatten().to(states.device))  # (W · chosen, alternative, d)
+        parts.append(_step(context, layer, chosen, windows, joined, block, site))
+    after = torch.cat(parts).index_select(0, order.flatten().to(states.device))  # (W · chosen, alternative, d)
     parted: Tensor = after.unflatten(0, context.positions.shape)
     return parted.transpose(1, 2)
 

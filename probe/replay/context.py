@@ -19,7 +19,7 @@ from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal, Record
 from probe.replay.calls import Path, Reached, ending_after, entering, rebuilt, recorded_calls, tensors_of
 from probe.replay.copies import reading, working_copy
 from probe.replay.profile import profile_of
-from probe.replay.recorded import Recorded, require_same, same
+from probe.replay.recorded import Recorded
 from probe.stream import watch
 
 logger = logging.getLogger("probe.replay")
@@ -79,8 +79,8 @@ class Context(Recorded):
         after = self._linear(layer, states, block, replayed)
         if primals is not None:
             primals += replayed.primals
-        if ("linear", layer) not in self._kept and same(states, self.state(layer)):
-            if not same(after, self.after(layer)):
+        if ("linear", layer) not in self._kept and self.same(states, self.state(layer)):
+            if not self.same(after, self.after(layer)):
                 raise InputError(
                     f"linearised attention must give what the block gave, and in block {layer} of {self.model.name} it "
                     'gives something else: use method="jacrev"'
@@ -207,14 +207,15 @@ class Context(Recorded):
                 with reading(self.model.site(site), block, block) as seen:
                     self._over_keys(layer, states[:, None], None, replace(past, without=without))
                 writes.append(seen[-1].reshape(states.shape))
-            if past.layers and same(writes[1], writes[1][:1, :1].expand_as(states)):  # nothing but a bias is left
+            if past.layers and self.same(writes[1], writes[1][:1, :1].expand_as(states)):  # nothing but a bias is left
                 return writes[0]
-        elif way == "carried":
+        elif way in ("carried", "rows"):
             full = carried.walked(self, layer, states.dtype, None)
             empty = [replace(one, cache=self.profile.cache(self.model, layer, len(one.windows))) for one in full]
             if not any(one.keys for one in full):
                 written, first = (
-                    carried.over_cache(self, layer, states[:, None], None, caches, site) for caches in (full, empty)
+                    carried.over_cache(self, layer, states[:, None], None, caches, site, singly=way == "rows")
+                    for caches in (full, empty)
                 )
                 return (written - first)[:, 0]
         raise InputError(
@@ -244,7 +245,7 @@ class Context(Recorded):
         for layer, call in single.calls.items():
             if layer not in self.profile.alone:
                 after = single.block_on_sequences(layer, single.states[layer], torch.arange(len(tokens)))
-                require_same(self.model, layer, after, single.states[layer + 1])
+                single.require_same(layer, after, single.states[layer + 1])
                 self.profile.alone.add(layer)
             recorded, known = tensors_of(self.calls[layer].arguments), self.axes(layer)
 

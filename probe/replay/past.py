@@ -113,6 +113,11 @@ class Carried:
         """Number of keys that the cache holds."""
         return max((layer.shape[-2] for layer in _keys_in(self.cache)), default=0)
 
+    def rows(self) -> Iterator[Carried]:
+        """Iterate over the rows, each with a cache of its own."""
+        for row, (window, column) in enumerate(zip(self.windows, self.columns, strict=True)):
+            yield Carried(self.position, [window], [column], rows_of([self], 1, torch.tensor([row])))
+
     @property
     def signature(self) -> tuple[Any, ...]:
         """Two caches of one signature may be joined along their rows."""

@@ -24,9 +24,9 @@ logger = logging.getLogger("probe.replay")
 
 Part = TypeVar("Part", bound="Recorded")
 
-WAYS = ("keys", "carried", "sequences")
+WAYS = ("keys", "carried", "rows", "sequences")
 """Ways of running a block at chosen positions, the cheapest first: over recorded keys, over the block's own cache as it
-stood before each position, and in copies of the whole sequence."""
+stood before each position, that way one row at a time, and in copies of the whole sequence."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ class Recorded:
                     rows = torch.arange(len(self.tokens), device=self.tokens.device)
                     after = self.block_on_sequences(layer, self.states[layer], rows)
                     expected = self.seen.get(f"blocks.{layer}.hook_resid_post", self.states[layer + 1])
-                    proved = self.one_token or same(after, expected)
+                    proved = self.one_token or self.same(after, expected)
                 else:
-                    proved = same(self._run(way, layer, both)[:, 0], self.after(layer))
+                    proved = self.same(self._run(way, layer, both)[:, 0], self.after(layer))
             except Exception as error:  # noqa: BLE001 - whatever a model's code raises, its blocks cannot run so
                 logger.info("block %d of %s does not run by %s: %s", layer, self.model.name, way, error)
                 continue
@@ -181,8 +181,28 @@ class Recorded:
     def _run(self, way: str, layer: int, states: Tensor, block: nn.Module | None = None) -> Tensor:
         if way == "keys":
             return self._over_keys(layer, states, block, self._past_keys(layer, states.dtype, block))
-        run = self._over_cache if way == "carried" else self._in_sequences
-        return run(layer, states, block)
+        if way == "sequences":
+            return self._in_sequences(layer, states, block)
+        return self._over_cache(layer, states, block, singly=way == "rows")
+
+    def same(self, found: Tensor, expected: Tensor) -> bool:
+        """Tell whether states are equal at every position, up to the rounding of a block's own arithmetic."""
+        eps = max(torch.finfo(dtype).eps for dtype in (expected.dtype, self.model.dtype))
+        return bool(((found - expected).norm(dim=-1) <= max(1e-4, 4 * eps) * expected.norm(dim=-1)).all())
+
+    def require_same(self, layer: int, found: Tensor, expected: Tensor) -> None:
+        """Refuse a block whose recorded call gives something else than the block gave.
+
+        Args:
+            layer: Index of the block.
+            found: What the call gives.
+            expected: What the block gave.
+
+        Raises:
+            InputError: If they differ by more than rounding.
+        """
+        if not self.same(found, expected):
+            raise InputError(_refusal(self.model, layer))
 
     # Over recorded keys
 
@@ -230,12 +250,12 @@ class Recorded:
 
     # Over the block's own cache
 
-    def _over_cache(self, layer: int, states: Tensor, block: nn.Module | None) -> Tensor:
+    def _over_cache(self, layer: int, states: Tensor, block: nn.Module | None, *, singly: bool) -> Tensor:
         key = ("carried", layer, states.dtype)
         if key not in self._kept:
             with torch.no_grad():
                 self._kept[key] = carried.walked(self, layer, states.dtype, block)
-        return carried.over_cache(self, layer, states, block, self._kept[key])
+        return carried.over_cache(self, layer, states, block, self._kept[key], singly=singly)
 
     # On whole sequences
 
@@ -301,30 +321,8 @@ class Recorded:
         )
 
 
-def require_same(model: LanguageModel, layer: int, found: Tensor, expected: Tensor) -> None:
-    """Refuse a block whose recorded call gives something else than the block gave.
-
-    Args:
-        model: The model.
-        layer: Index of the block.
-        found: What the call gives.
-        expected: What the block gave.
-
-    Raises:
-        InputError: If they differ by more than rounding.
-    """
-    if not same(found, expected):
-        raise InputError(_refusal(model, layer))
-
-
 def _refusal(model: LanguageModel, layer: int) -> str:
     return (
         f"a replay needs blocks whose recorded calls reproduce their outputs, and block {layer} of {model.name} "
         f"({model.architecture}) does not: use a model of another family"
     )
-
-
-def same(found: Tensor, expected: Tensor) -> bool:
-    """Tell whether states are equal at every position, up to the rounding of a block's own arithmetic."""
-    tolerance = max(1e-4, 4 * torch.finfo(expected.dtype).eps)
-    return bool(((found - expected).norm(dim=-1) <= tolerance * expected.norm(dim=-1)).all())

@@ -22,6 +22,7 @@ from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel
 from probe.model.architectures import Layout, gain_of
 from probe.model.huggingface import LaidOut
+from probe.model.loading import auto_class
 
 Matrix = Float[Tensor, "out in"]
 
@@ -281,13 +282,11 @@ def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_c
     Returns:
         The module.
     """
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
         if like is not None:
             made: nn.Module = like(copy.deepcopy(config))
         else:
-            made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            made = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return made.eval()
 
 

@@ -6,7 +6,6 @@ import copy
 import math
 
 import torch
-from torch import Tensor
 
 import probe
 from probe import patching, replay
@@ -22,7 +21,7 @@ from tests.architectures.case import (
     within,
 )
 from tests.architectures.matrices import explained
-from tests.architectures.oracle import Oracle, at, own_states, pulled
+from tests.architectures.oracle import Oracle, at, own_states
 
 
 @check(quick=True)
@@ -134,7 +133,9 @@ def part(case: Case) -> float:
         attention, mlp, _ = case.oracle.parts(layer, *place(case, layer, "hook_resid_mid"), case.positions, case.rows)
         expected = {"attention": attention, "mlp": mlp}
         for name, rows in expected.items():
-            found = probe.block_jacobian(case.double, case.tokens, layer, case.positions, part=name, dtype=torch.float64)
+            found = probe.block_jacobian(
+                case.double, case.tokens, layer, case.positions, part=name, dtype=torch.float64
+            )
             what = f"rows of J of the {name} of block {layer}"
             worst = max(worst, case.agree(case.rows @ found, rows, what, rows - case.rows))
     if not asked:

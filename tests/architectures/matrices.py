@@ -82,9 +82,7 @@ def _taps(oracle: Oracle, layer: int) -> tuple[list[_Tap], Seen | None]:
             stack.callback(
                 oracle.layers[layer].register_forward_pre_hook(lambda *_: marks.append(len(seen.query))).remove
             )
-            stack.callback(
-                oracle.layers[layer].register_forward_hook(lambda *_: marks.append(len(seen.query))).remove
-            )
+            stack.callback(oracle.layers[layer].register_forward_hook(lambda *_: marks.append(len(seen.query))).remove)
         oracle.run(oracle.tokens, seen=seen)
     if seen is None or marks[1] - marks[0] != 1:
         return taps, None

@@ -291,9 +291,7 @@ class Oracle:
         shape = (*positions.shape, len(rows), self.d)
         return [pulled(done.outputs[i], leaves[i], first, rows).reshape(shape) for i in leaves]
 
-    def parts(
-        self, layer: int, path: str, side: str, positions: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, layer: int, path: str, side: str, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of ∂mid/∂pre and of ∂post/∂mid at the positions, and of their product, which is J if mid is all there is.
 
         Args:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from probe.jacobian import method_of
-from tests.architectures import zoo
 from tests.architectures import checks as _checks  # noqa: F401 - enters the checks into their table
+from tests.architectures import zoo
 from tests.architectures.case import CHECKS, SIDE, WORST, Case, Finding, Outcome, measure
 from tests.architectures.oracle import NotADecoderError
 
@@ -69,11 +69,7 @@ def examine(name: str, checks: Sequence[str], *, n_rows: int | None = 3, layers:
         result = Result(name, "exact")
         try:
             oracle = case.oracle
-            missing = [
-                word
-                for word, has in (("causal", oracle.causal), ("continuous", oracle.continuous))
-                if not has
-            ]
+            missing = [word for word, has in (("causal", oracle.causal), ("continuous", oracle.continuous)) if not has]
             result.facts = "decoder" if not missing else f"not {' and not '.join(missing)}"
         except NotADecoderError as error:
             result.facts = str(error)
@@ -128,7 +124,11 @@ def survey(names: Iterable[str], options: dict[str, Any], *, limit: float, kept:
         child.start()
         send.close()
         try:
-            found = receive.recv() if receive.poll(limit) else {"name": name, "outcome": "crash", "line": f"no answer in {limit:.0f} s"}
+            found = (
+                receive.recv()
+                if receive.poll(limit)
+                else {"name": name, "outcome": "crash", "line": f"no answer in {limit:.0f} s"}
+            )
         except EOFError:
             found = {"name": name, "outcome": "crash", "line": "its process died"}
         child.kill()

@@ -17,7 +17,16 @@ POSITIONS = 64
 
 SMALL: dict[str, Any] = (
     dict.fromkeys(
-        ("hidden_size", "n_embd", "d_model", "embedding_dim", "emb_dim", "dim", "embedding_size", "input_embedding_size")
+        (
+            "hidden_size",
+            "n_embd",
+            "d_model",
+            "embedding_dim",
+            "emb_dim",
+            "dim",
+            "embedding_size",
+            "input_embedding_size",
+        )
         + ("output_embedding_size", "word_embed_proj_dim", "lru_width", "attention_hidden_size", "hidden_dim"),
         WIDTH,
     )
@@ -53,11 +62,17 @@ SMALL: dict[str, Any] = (
         + ("moe_shared_expert_intermediate_size", "expert_ffn_hidden_size"),
         24,
     )
+    | dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "zero_expert_num"), 4)
     | dict.fromkeys(
-        ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "zero_expert_num"), 4
-    )
-    | dict.fromkeys(
-        ("num_experts_per_tok", "moe_topk", "moe_k", "num_experts_per_token", "top_k_experts", "moe_num_active_primary_experts"), 2
+        (
+            "num_experts_per_tok",
+            "moe_topk",
+            "moe_k",
+            "num_experts_per_token",
+            "top_k_experts",
+            "moe_num_active_primary_experts",
+        ),
+        2,
     )
     | dict.fromkeys(("n_group", "topk_group", "num_expert_group", "n_shared_experts", "num_shared_experts"), 1)
     | dict.fromkeys(("moe_num_shared_experts", "num_nextn_predict_layers", "first_k_dense_replace"), 1)
@@ -74,7 +89,9 @@ SMALL: dict[str, Any] = (
         + ("attention_chunk_size", "local_attention_window_len", "keep_window_size"),
         4,
     )
-    | dict.fromkeys(("state_size", "ssm_state_size", "mamba_d_state", "block_size", "chunk_size", "mamba_chunk_size"), 8)
+    | dict.fromkeys(
+        ("state_size", "ssm_state_size", "mamba_d_state", "block_size", "chunk_size", "mamba_chunk_size"), 8
+    )
     | dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4)
     | dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim", "mamba_d_ssm"), 16)
     | dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups"), 2)
@@ -95,9 +112,15 @@ SMALL: dict[str, Any] = (
 )
 """The value of a field, wherever a configuration has it."""
 
-DEPTH = frozenset(
-    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks", "decoder_layers", "num_decoder_layers")
-)
+DEPTH = frozenset((
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_blocks",
+    "decoder_layers",
+    "num_decoder_layers",
+))
 """Fields that hold the number of layers."""
 
 SLOW = ("mlp", "moe", "indexer")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 import warnings
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -106,7 +104,9 @@ def variants(name: str) -> dict[str, dict[str, Any]]:
         elif value is None and field in OPTIONAL:
             found[field] = {field: OPTIONAL[field]}
     for variant, changes in NUMBERS.items():
-        if set(changes) <= set(fields) and any(chosen.get(field, _get(default, field)) != changes[field] for field in changes):
+        if set(changes) <= set(fields) and any(
+            chosen.get(field, _get(default, field)) != changes[field] for field in changes
+        ):
             found[variant] = changes
     kinds = chosen.get("layer_types", _get(default, "layer_types")) or ()
     for one in dict.fromkeys(kinds) if len(set(kinds)) > 1 else ():

@@ -378,10 +378,10 @@ BY_ADAPTER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**GROUPED, "logit_scale": 0.3},
         {"parallel": True, "added": ("hook_attn_out", "hook_mlp_out"), "projections": 7},
     ),
-    # Multiplies each sub-layer's output before it adds it: no module's output is what is added.
+    # Multiplies each sub-layer's output before it adds it: the site is the product.
     "Granite": (
         {**GROUPED, "residual_multiplier": 0.5, "logits_scaling": 3.0},
-        {"parallel": False, "added": (), "projections": 7},
+        {"parallel": False, "added": ("hook_attn_out", "hook_mlp_out"), "projections": 7},
     ),
     # Adds inside its sub-layers, so that their last matrices give what is added.
     "Bloom": (
@@ -619,25 +619,15 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
     refused(lambda: tiny_model("llama", is_causal=False), "must be causal", "llama")
 
 
-def test_a_stream_that_the_head_does_not_read_is_refused() -> None:
-    bert = other_module(
-        "Bert",
-        {
-            "vocab_size": VOCABULARY,
-            "num_hidden_layers": 2,
-            "hidden_size": WIDTH,
-            "num_attention_heads": 4,
-            "intermediate_size": 48,
-            "is_decoder": True,
-        },
-        "LMHeadModel",
-    )
-    refused(lambda: load_model(bert), "residual stream of constant width", "bert")
+def test_an_encoder_is_seen_to_look_ahead() -> None:
+    settings = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": WIDTH, "num_attention_heads": 4}
+    bert = other_module("Bert", {**settings, "intermediate_size": 48}, "LMHeadModel")
+    refused(lambda: load_model(bert), "causal", "BertLMHeadModel")
 
 
-def test_an_architecture_that_nobody_knows_is_refused() -> None:
+def test_a_model_of_two_parts_is_refused() -> None:
     t5 = other_module("T5", {"vocab_size": VOCABULARY, "d_model": WIDTH, "num_layers": 2}, "ForConditionalGeneration")
-    refused(lambda: load_model(t5), "T5ForConditionalGeneration", "layout")
+    refused(lambda: load_model(t5), "T5ForConditionalGeneration", "encoder-decoder")
 
 
 def test_a_site_or_layer_that_is_not_there_is_refused() -> None:

@@ -1,8 +1,8 @@
 """The differences between architectures, as data: one row each, a `Layout`, by the `model_type` of its configuration.
 
-`gpt.py`, `llama.py`, `experts.py` and `state_space.py` hold the rows, relatives together; `layout.py` defines what a row says. To add
-an architecture, write one more row (CONTRIBUTING.md, "Add an architecture"): no other code asks for an architecture by
-name. Without a row a model goes through its TransformerLens adapter (`probe.model.adapters`).
+`gpt.py`, `llama.py`, `experts.py` and `state_space.py` hold the rows, relatives together; `layout.py` defines what a
+row says. To add an architecture, write one more row (CONTRIBUTING.md, "Add an architecture"): no other code asks for an
+architecture by name. Without a row a model goes through its TransformerLens adapter (`probe.model.adapters`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from probe.model.architectures import experts, gpt, llama, state_space
-from probe.model.architectures.checks import logits_from_head, require_causal_stream
+from probe.model.architectures.checks import require_causal_stream
 from probe.model.architectures.form import Experts, Form
-from probe.model.architectures.layout import BlockLayout, Cut, Layout, Matrix, Projection, SitePath, matrix_of
+from probe.model.architectures.layout import (
+    BlockLayout,
+    Cut,
+    Layout,
+    Matrix,
+    Projection,
+    SitePath,
+    matrix_of,
+    number_of,
+)
 from probe.model.architectures.norms import NormLaw, gain_of, law_of
 
 __all__ = [
@@ -29,8 +38,8 @@ __all__ = [
     "SitePath",
     "gain_of",
     "law_of",
-    "logits_from_head",
     "matrix_of",
+    "number_of",
     "require_causal_stream",
 ]
 

@@ -11,7 +11,7 @@ from probe.model.architectures.layout import BlockLayout, Cut, Layout, Projectio
 from probe.model.architectures.llama import BLOCK, FORM, OUT_NORMS, PARALLEL, llama, scaled
 
 _ATTENTION = {name: BLOCK.projections[name] for name in "qkvo"}
-_WIDE = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+_WIDE = replace(FORM, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
 _GATED = Projection("self_attn.q_proj", "q", Cut(("q", "attention_gate"), "heads"))
 
 
@@ -70,8 +70,8 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
         name: llama(_SHARED, BLOCK)
         for name in ("glm4_moe", "dots1", "ernie4_5_moe", "exaone_moe", "hy_v3", "solar_open")
     },
-    "olmoe": llama(_sparse(replace(BLOCK, form=replace(FORM, **_WIDE)))),
-    "minimax_m2": llama(_sparse(replace(BLOCK, form=replace(FORM, **_WIDE)))),
+    "olmoe": llama(_sparse(replace(BLOCK, form=_WIDE))),
+    "minimax_m2": llama(_sparse(replace(BLOCK, form=_WIDE))),
     "flex_olmo": llama(_sparse(OUT_NORMS)),
     "granitemoe": llama(_sparse(scaled(BLOCK, "residual_multiplier"), "block_sparse_moe")),
     "cohere2_moe": llama(_sparse(PARALLEL, shared="mlp.shared_experts"), PARALLEL),

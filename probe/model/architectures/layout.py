@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -88,7 +89,8 @@ class Cut:
         assert isinstance(groups, int)
         unit = total // sum(sizes)
         pieces = torch.arange(total).reshape(groups, -1).split([size * unit // groups for size in sizes], dim=1)
-        return pieces[self.parts.index(part)].reshape(-1)
+        rows: Tensor = pieces[self.parts.index(part)].reshape(-1)
+        return rows
 
 
 def matrix_of(linear: nn.Module) -> Tensor:
@@ -103,7 +105,8 @@ def matrix_of(linear: nn.Module) -> Tensor:
     matrix = linear.weight
     assert isinstance(matrix, Tensor)
     # A wrapper of TransformerLens is known by the module that it wraps.
-    return matrix.T if type(getattr(linear, "original_component", linear)).__name__ == "Conv1D" else matrix
+    is_conv1d = type(getattr(linear, "original_component", linear)).__name__ == "Conv1D"
+    return matrix.mT if is_conv1d else matrix
 
 
 @dataclass(frozen=True)
@@ -234,8 +237,8 @@ class Layout:
         embedding: Path of the token embedding.
         final_norm: Path of the norm after the last block; the attribute may be None.
         head: Path of the unembedding.
-        kinds: The kinds of its blocks: a block is of the first that fits it.
-        head_dtype_first: True if the final states are cast to the head's dtype and its logits to float32 (Mamba).
+        kinds: The kinds of its blocks: a block is of the first that fits it, unless `order` says otherwise.
+        order: For each block the index of its kind; None: by what fits.
     """
 
     blocks: str
@@ -243,7 +246,19 @@ class Layout:
     final_norm: str
     head: str = "lm_head"
     kinds: tuple[BlockLayout, ...] = (BlockLayout(),)
-    head_dtype_first: bool = False
+    order: tuple[int, ...] | None = None
+
+    def at(self, layer: int, block: nn.Module) -> BlockLayout:
+        """Lay out the block at a depth.
+
+        Args:
+            layer: Its index.
+            block: The block; it may have no values (on the meta device).
+
+        Returns:
+            Its kind, without what the block does not have.
+        """
+        return self.of(block) if self.order is None else self.kinds[self.order[layer]].restricted_to(block)
 
     def of(self, block: nn.Module) -> BlockLayout:
         """Lay out a block.
@@ -312,3 +327,16 @@ def joint_gate_up(path: str, *, order: tuple[str, str] = ("gate", "up")) -> dict
 
 SEPARATE_QKV = separate(q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj")
 """Queries, keys and values under the paths that most families use."""
+
+
+def number_of(block: nn.Module, value: float | str) -> float:
+    """Read a factor of a layout: a number, or the path of an attribute of the block that holds it.
+
+    Args:
+        block: The block.
+        value: The number or the path.
+
+    Returns:
+        The number.
+    """
+    return float(attrgetter(value)(block)) if isinstance(value, str) else value

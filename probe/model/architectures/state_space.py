@@ -13,7 +13,6 @@ def _mamba(**matrices: str) -> Layout:
         blocks="backbone.layers",
         embedding="backbone.embeddings",
         final_norm="backbone.norm_f",
-        head_dtype_first=True,
         kinds=(
             BlockLayout(sites={"hook_mixer_out": SitePath("mixer")}, projections=separate(**matrices), recurrent=True),
         ),
