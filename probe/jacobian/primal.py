@@ -163,7 +163,7 @@ class Cuts:
         def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             if len(names) == 1 and (whole or self.projections[names[0]].cut is None):
                 self.leaves[names[0]] = output.detach().requires_grad_()
-                return self.leaves[names[0]]
+                return self.leaves[names[0]].clone()  # a block may clip in place, which a leaf does not allow
             orders = []
             for name in names:
                 rows = self.projections[name].rows(self.block, self.heads)

@@ -75,6 +75,12 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
     "flex_olmo": llama(_sparse(OUT_NORMS)),
     "granitemoe": llama(_sparse(scaled(BLOCK, "residual_multiplier"), "block_sparse_moe")),
     "cohere2_moe": llama(_sparse(PARALLEL, shared="mlp.shared_experts"), PARALLEL),
+    "laguna": llama(
+        *(
+            replace(block, form=replace(block.form or FORM, attention_gate=Projection("self_attn.g_proj")))
+            for block in (_SHARED, BLOCK)
+        )
+    ),
     "kolibri1": llama(_sparse(_BOTH, shared="mlp.shared_experts"), _BOTH),
     "afmoe": llama(_sparse(_AFMOE, shared="mlp.shared_experts"), _AFMOE),
     "dbrx": Layout(
