@@ -82,9 +82,7 @@ def _taps(oracle: Oracle, layer: int) -> tuple[list[_Tap], Seen | None]:
             stack.callback(
                 oracle.layers[layer].register_forward_pre_hook(lambda *_: marks.append(len(seen.query))).remove
             )
-            stack.callback(
-                oracle.layers[layer].register_forward_hook(lambda *_: marks.append(len(seen.query))).remove
-            )
+            stack.callback(oracle.layers[layer].register_forward_hook(lambda *_: marks.append(len(seen.query))).remove)
         oracle.run(oracle.tokens, seen=seen)
     if seen is None or marks[1] - marks[0] != 1:
         return taps, None
@@ -104,9 +102,9 @@ def _handed(name: str, layer: int, matrix: Tensor, tap: _Tap, taps: list[_Tap], 
     first = handed.transpose(1, 2)[:, 0]
     candidates = [made]
     for other in taps:  # a norm of queries and keys stands between
-        if other.given.numel() == made.numel() and other.gave.numel() == made.numel():
-            if relative(other.given.reshape(made.shape), made) < FLOAT64:
-                candidates.append(other.gave.reshape(made.shape))
+        sized = other.given.numel() == made.numel() == other.gave.numel()
+        if sized and relative(other.given.reshape(made.shape), made) < FLOAT64:
+            candidates.append(other.gave.reshape(made.shape))
     sizes = [(c[:, 0] * first).sum() / (c[:, 0] * c[:, 0]).sum() for c in candidates]  # a scale may be applied
     errors = [relative(size * c[:, 0], first) for size, c in zip(sizes, candidates, strict=True)]
     if not min(errors) <= 1e-5:
