@@ -48,6 +48,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "probe"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}  # left empty, the theme complains in the console of every page
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {

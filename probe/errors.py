@@ -1,10 +1,12 @@
-"""The exception for wrong input, and the warning about names that changed."""
+"""The exception for wrong input, its words on a command line, and the warning about names that changed."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -13,6 +15,30 @@ class InputError(ValueError):
 
     The command line prints the message on standard error and ends with status 2; in Python it is a `ValueError`.
     """
+
+
+def as_typed(text: str, options: Iterable[type[Any]]) -> str:
+    """Say on the command line what the library says in Python: `--window-length 64` for `window_length=64`.
+
+    Args:
+        text: A message.
+        options: Dataclasses of the command's options.
+
+    Returns:
+        The message with every option as it is typed.
+    """
+    names = sorted({field.name for kind in options for field in dataclasses.fields(kind)}, key=len, reverse=True)
+    if not names:
+        return text
+    value = r"""(?P<value>True\b|False\b|'[^']*'|"[^"]*"|[\w./-]*\w)?"""
+
+    def typed_so(found: re.Match[str]) -> str:
+        option, given = f"--{found['name'].replace('_', '-')}", found["value"]
+        if given in ("True", "False"):
+            return option if given == "True" else f"--no-{option.removeprefix('--')}"
+        return option if given is None else f"{option} {given.strip(chr(34) + chr(39))}"
+
+    return re.sub(rf"(?<![\w-])(?P<name>{'|'.join(names)})={value}", typed_so, text)
 
 
 def renamed(

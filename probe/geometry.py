@@ -187,14 +187,16 @@ def principal_angles(a: Float[Tensor, "*batch d k"], b: Float[Tensor, "*batch d 
         b: Columns that span the second, of full rank, (..., d, m).
 
     Returns:
-        The min(k, m) angles in [0, 90], increasing, (..., min(k, m)).
+        The min(k, m) angles in [0, 90], increasing, (..., min(k, m)); NaN where a column is not finite.
     """
+    finite = (a.isfinite().all(-2).all(-1) & b.isfinite().all(-2).all(-1))[..., None, None]
     wide, narrow = (a, b) if a.shape[-1] >= b.shape[-1] else (b, a)
-    wide, narrow = torch.linalg.qr(wide).Q, torch.linalg.qr(narrow).Q
+    wide, narrow = (torch.linalg.qr(torch.where(finite, columns, 0)).Q for columns in (wide, narrow))
     overlap = wide.mT @ narrow
     cosines = torch.linalg.svdvals(overlap).clamp(max=1)
     sines = torch.linalg.svdvals(narrow - wide @ overlap).flip(-1).clamp(max=1)
-    return torch.rad2deg(torch.where(cosines.square() > 0.5, sines.arcsin(), cosines.arccos()))
+    angles = torch.rad2deg(torch.where(cosines.square() > 0.5, sines.arcsin(), cosines.arccos()))
+    return torch.where(finite[..., 0], angles, torch.nan)
 
 
 def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[Tensor, " d"]:

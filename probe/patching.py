@@ -143,7 +143,7 @@ def one_position_later(
     """
     windows, alternatives, chosen, _ = states.shape
     total = torch.empty((alternatives, windows, chosen))
-    last = context.states[-1]
+    last = context.states[context.model.n_layers]
     for window in range(windows):
         for column, position in enumerate(context.positions[window].tolist()):
             sequences = context.states[layer + 1][window].repeat(alternatives, 1, 1)

@@ -1,4 +1,4 @@
-"""Old public names: they give the new object, and warn at the line that uses them."""
+"""Messages on a command line; old public names, which give the new object and warn at the line that uses them."""
 
 import runpy
 import sys
@@ -7,6 +7,7 @@ import types
 import pytest
 
 from probe import errors
+from probe.analysis import RunOptions, TextConfig
 from probe.errors import renamed
 
 
@@ -59,3 +60,20 @@ def test_names_that_a_module_loads_on_first_use_are_still_found(module):
     assert module.later == 8
     with pytest.warns(DeprecationWarning, match=r"use a_room\.newest"):
         assert module.oldest == 9
+
+
+@pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("layers must lie between 0 and 3", "layers must lie between 0 and 3"),
+        ("window_length= must be at least 2", "--window-length must be at least 2"),
+        ("pass window_length=64, or out='a b'", "pass --window-length 64, or --out a b"),
+        ("pass fresh=True, or quiet=False.", "pass --fresh, or --no-quiet."),
+        ("in the cell stream-seed=3 of my_seed=4", "in the cell stream-seed=3 of my_seed=4"),
+        ("pass either layers= or device=", "pass either --layers or --device"),
+        ("tokenizer= is no option", "tokenizer= is no option"),
+    ],
+)
+def test_messages_say_options_as_they_are_typed(said, typed):
+    assert errors.as_typed(said, (TextConfig, RunOptions)) == typed
+    assert errors.as_typed(said, ()) == said

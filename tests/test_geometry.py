@@ -190,6 +190,16 @@ def test_principal_angles_of_known_planes() -> None:
     torch.testing.assert_close(geometry.principal_angles(3 * b, a), expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_principal_angles_of_columns_that_are_not_finite_are_nan(value: float) -> None:
+    a = torch.eye(4, dtype=F64)[:, :2].expand(3, 4, 2).clone()
+    a[1, 0, 1] = value
+    b = torch.eye(4, dtype=F64)[:, 1:].expand(3, 4, 3)
+    for found in (geometry.principal_angles(a, b), geometry.principal_angles(b, a)):
+        torch.testing.assert_close(found[[0, 2]], torch.tensor([[0.0, 90.0]] * 2, dtype=F64))
+        assert found[1].isnan().all()
+
+
 @pytest.mark.parametrize("tilt", [1e-9, 1e-3, 0.7, 1.5])
 def test_principal_angles_keep_their_digits(tilt: float) -> None:
     a = torch.tensor([[1.0], [0.0]], dtype=F64)

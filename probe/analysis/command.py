@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
@@ -31,7 +31,7 @@ from probe import display
 from probe.analysis.config import Config, RunOptions
 from probe.analysis.parsing import parse
 from probe.display import duration, say, show, write_path
-from probe.errors import InputError
+from probe.errors import InputError, as_typed
 
 if TYPE_CHECKING:
     from probe.analysis.contract import Analysis
@@ -130,30 +130,6 @@ def _has_no_reader(stream: TextIO) -> bool:
     ends = select.poll()
     ends.register(stream, 0)  # errors are always told
     return bool(ends.poll(0))
-
-
-def as_typed(text: str, options: Iterable[type[Any]]) -> str:
-    """Say on the command line what the library says in Python: `--window-length 64` for `window_length=64`.
-
-    Args:
-        text: A message.
-        options: Dataclasses of the command's options.
-
-    Returns:
-        The message with every option as it is typed.
-    """
-    names = sorted({field.name for kind in options for field in dataclasses.fields(kind)}, key=len, reverse=True)
-    if not names:
-        return text
-    value = r"""(?P<value>True\b|False\b|'[^']*'|"[^"]*"|[\w./-]*\w)?"""
-
-    def typed_so(found: re.Match[str]) -> str:
-        option, given = f"--{found['name'].replace('_', '-')}", found["value"]
-        if given in ("True", "False"):
-            return option if given == "True" else f"--no-{option.removeprefix('--')}"
-        return option if given is None else f"{option} {given.strip(chr(34) + chr(39))}"
-
-    return re.sub(rf"(?<![\w-])(?P<name>{'|'.join(names)})={value}", typed_so, text)
 
 
 def _run_all(analysis: Analysis[Any], configs: Sequence[Config], options: RunOptions, words: str) -> None:

@@ -56,12 +56,15 @@ class Options:
         "": "the default model, those that ship, probe's aliases, and what is in the hub cache",
         "--all": "TransformerLens's aliases as well",
         "--json": "the same for a program",
+        "--check gpt2": "what works on one model, by which method",
     }
 
     all: bool = False
     """Also the aliases of TransformerLens."""
     json: bool = False
     """A JSON list instead of a table."""
+    check: str | None = None
+    """A name, directory or .gguf file: load it, try a block of each kind, and say what works and what is left out."""
 
 
 def entries(*, every: bool = False) -> list[Entry]:
@@ -98,6 +101,13 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe models") ->
 
     def work() -> None:
         options = parsing.parse(Options, program, argv)
+        if options.check is not None:
+            from probe.cli.check import checked
+
+            outcome = checked(options.check)
+            text = json.dumps(asdict(outcome), indent=1, ensure_ascii=False) if options.json else str(outcome)
+            sys.stdout.write(f"{text}\n")
+            return
         found = entries(every=options.all)
         if options.json:
             sys.stdout.write(json.dumps([asdict(entry) for entry in found], indent=1, ensure_ascii=False) + "\n")

@@ -21,7 +21,6 @@ from probe.errors import renamed
 from probe.graphs.algorithms import Algorithm
 from probe.graphs.build import correlation_graph, from_matrix, permuted_columns
 from probe.graphs.detect import (
-    RESOLUTIONS,
     Communities,
     NullComparison,
     ResolutionChoice,
@@ -37,7 +36,6 @@ from probe.graphs.partition import ami, canonical_labels, consensus, pairwise_am
 from probe.graphs.topology import community_topology, node_topology, participation_coefficient
 
 __all__ = [
-    "RESOLUTIONS",
     "Algorithm",
     "Communities",
     "Graph",
@@ -64,4 +62,4 @@ __all__ = [
     "stability",
 ]
 
-__getattr__ = renamed(__name__, {"participation": "participation_coefficient"})
+__getattr__ = renamed(__name__, {"RESOLUTIONS": "detect.RESOLUTIONS", "participation": "participation_coefficient"})

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from probe.inference.ranks import LARGEST_RHO, Ranking, fisher_mean, partial_spearman, spearman
+from probe.errors import renamed
+from probe.inference.ranks import Ranking, fisher_mean, partial_spearman, spearman
 from probe.inference.resampling import (
     Interval,
     PermutationNull,
@@ -24,7 +25,6 @@ from probe.inference.resampling import (
 )
 
 __all__ = [
-    "LARGEST_RHO",
     "Interval",
     "PermutationNull",
     "Ranking",
@@ -41,3 +41,5 @@ __all__ = [
     "seed_interval",
     "spearman",
 ]
+
+__getattr__ = renamed(__name__, {"LARGEST_RHO": "ranks.LARGEST_RHO"})

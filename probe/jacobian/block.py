@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,20 +12,24 @@ from torch import Tensor, nn
 from probe import replay
 from probe.errors import InputError
 from probe.jacobian import analytic, rows
-from probe.jacobian.detached import detach
-from probe.jacobian.norms import gain_of
+from probe.jacobian.detached import detach, freeze_routing
 from probe.jacobian.options import (
     MEMORY,
     ContextName,
     JacobianOptions,
     MethodName,
     OutputName,
+    RoutingName,
     heads_of,
-    method_of,
+    is_standard,
 )
-from probe.jacobian.parts import PartName, part_of_block
+from probe.jacobian.parts import PartName, part_of_block, run_of
+from probe.jacobian.primal import primal_point
+from probe.jacobian.proof import require_proved
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import STANDARD
+from probe.model.architectures import gain_of
+
+logger = logging.getLogger("probe.jacobian")
 
 Positions = Sequence[int] | Int[Tensor, "*window chosen"]
 
@@ -43,6 +47,7 @@ def block_jacobian(
     chunk: int | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float32,
+    routing: RoutingName = "live",
 ) -> Float[Tensor, "window chosen d d"]:
     r"""Compute the exact Jacobian of a block at chosen positions.
 
@@ -68,6 +73,8 @@ def block_jacobian(
         dtype: `torch.float32` or `torch.float64`, of the arithmetic and of the result. Where the model has another
             dtype, a copy of the block is cast. Model code that computes in float32 (Llama's norms, for example) still
             does so in "jacrev" and "frozen".
+        routing: In a mixture of experts the choice of a position's experts is constant. "live": their weights are
+            differentiated. "frozen": the weights are held fixed too.
 
     Returns:
         J, (W, P, d, d), on the model's device.
@@ -75,7 +82,9 @@ def block_jacobian(
     Raises:
         InputError: If an option, layer or position does not exist, or the model does not support an option.
     """
-    options = JacobianOptions(context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype)
+    options = JacobianOptions(
+        context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype, routing=routing
+    )
     ((_, jacobian),) = jacobians_by_layer(model, tokens, [layer], positions, options)
     return jacobian
 
@@ -94,6 +103,7 @@ def iter_block_jacobians(
     chunk: int | None = None,
     memory: int = MEMORY,
     dtype: torch.dtype = torch.float32,
+    routing: RoutingName = "live",
 ) -> Iterator[tuple[int, Float[Tensor, "window chosen d d"]]]:
     """Yield the block Jacobians of many layers from one forward pass, one layer at a time.
 
@@ -111,6 +121,7 @@ def iter_block_jacobians(
         chunk: As in `block_jacobian`.
         memory: As in `block_jacobian`.
         dtype: As in `block_jacobian`.
+        routing: As in `block_jacobian`.
 
     Yields:
         The layer and its J, (windows of the batch, P, d, d).
@@ -118,7 +129,9 @@ def iter_block_jacobians(
     Raises:
         InputError: If `block_jacobian` would raise it, or a batch holds no window.
     """
-    options = JacobianOptions(context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype)
+    options = JacobianOptions(
+        context=context, part=part, of=of, method=method, chunk=chunk, memory=memory, dtype=dtype, routing=routing
+    )
     yield from jacobians_by_layer(model, tokens, layers, positions, options, batch_size)
 
 
@@ -148,14 +161,14 @@ def jacobians_by_layer(
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}: leave it out for all")
-    options.resolved(model)
     chosen = range(model.n_layers) if layers is None else layers
     for layer in chosen:
         require_layer(model, layer)
+        options.resolved(model, layer)
     where = positions_of(tokens, positions)
     size = len(tokens) if batch_size is None else batch_size
     for start in range(0, len(tokens), size):
-        recorded = replay.record(model, tokens[start : start + size], where[start : start + size])
+        recorded = replay.record(model, tokens[start : start + size], where[start : start + size], layers=chosen)
         if options.context == "alone":
             recorded = recorded.alone()
         for layer in chosen:
@@ -226,17 +239,27 @@ def recorded_jacobian(
         InputError: If the model does not support an option.
     """
     options = options or JacobianOptions()
-    method = options.resolved(recorded.model)
-    if method == "frozen" and options.method == "auto":
+    method = options.resolved(recorded.model, layer)
+    cheaper_first: tuple[MethodName, ...] = ("analytic", "frozen", "jacrev")
+    methods = cheaper_first[cheaper_first.index(method) :] if options.method == "auto" else (method,)
+    for method in methods:
         try:
-            jacobian = _by_rows(recorded, layer, options, "frozen")
-        except InputError:  # whether an unknown architecture's attention can be exchanged shows only when it runs
-            method = "jacrev"
-            jacobian = _by_rows(recorded, layer, options, method)
-    elif method == "analytic":
-        jacobian = _composed(recorded, layer, options)
-    else:
-        jacobian = _by_rows(recorded, layer, options, method)
+            jacobian = _by_method(recorded, layer, options, method)
+            logger.info("Jacobian of block %d of %s by method %s", layer, recorded.model.name, method)
+            if options.method == "auto" and isinstance(recorded.model, HuggingFaceModel):
+                way = recorded.way(layer) if method == "frozen" else method
+                recorded.model.trials[layer] = (method, "frozen" if way == "keys" else way)
+            break
+        except Exception as error:  # whether a block runs so shows only when it runs
+            logger.info("no Jacobian of block %d of %s by %s: %s", layer, recorded.model.name, method, error)
+            if method != methods[-1] and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+                continue
+            if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
+                raise
+            raise InputError(
+                f"a Jacobian needs blocks that run again with gradients, and block {layer} of {recorded.model.name} "
+                f"does not by {method} ({type(error).__name__}): use a model of another family"
+            ) from error
     if (method == "analytic") != (options.of == "update"):
         jacobian.diagonal(dim1=-2, dim2=-1).add_(1.0 if options.of == "state" else -1.0)
     return jacobian
@@ -265,14 +288,19 @@ def mlp_neuron_gain(
         InputError: If the model's blocks are not standard (see `method_of`: "analytic").
     """
     model = recorded.model
-    if not isinstance(model, HuggingFaceModel) or method_of(model) != "analytic":
+    if (
+        not isinstance(model, HuggingFaceModel)
+        or not is_standard(model, layer)
+        or "up" not in model.at(layer).projections
+    ):
         raise InputError(
-            f"gains of MLP neurons need standard blocks ({', '.join(STANDARD)}), and {model.name} is "
-            f"{model.architecture}: use the coordinates of the residual stream instead"
+            f"gains of MLP neurons need standard blocks (attention, then an MLP), and those of "
+            f"{model.name} ({model.architecture}) are not: use the coordinates of the residual stream instead"
         )
-    copy = replay.working_copy(model.blocks[layer], dtype, replay.LINEARISED)
-    standard = analytic.StandardBlock.of(model, layer, copy, dtype)
-    gains = analytic.neuron_terms(standard, analytic.primal_point(recorded, layer, standard))
+    attention = attention_of(recorded, layer, JacobianOptions(dtype=dtype))
+    require_proved(recorded, layer, attention)
+    standard = analytic.StandardBlock.of(model, layer, dtype, attention)
+    gains = analytic.neuron_terms(standard, primal_point(recorded, layer, standard.cuts, attention))
     return gains.reshape(*recorded.positions.shape, -1)
 
 
@@ -286,14 +314,12 @@ def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
     Returns:
         One vector a norm; none for blocks whose norms are unknown, or come after the sub-layers.
     """
-    block: Any = model.blocks[layer]
-    if model.recurrent and hasattr(block, "norm"):
-        return [gain_of(block.norm, block.norm.weight, 0.0)]
-    form = STANDARD.get(model.architecture)
-    if form is None:
+    if not isinstance(model, HuggingFaceModel):
         return []
-    norms = [block.get_submodule(path) for path in dict.fromkeys((form.attention_norm, form.mlp_norm)) if path]
-    return [gain_of(norm, norm.weight, form.gain_offset) for norm in norms]
+    block, laid_out = model.blocks[layer], model.at(layer)
+    paths = dict.fromkeys(laid_out.norm_of(name) for name in ("q", "up", "in"))
+    gains = [gain_of(block.get_submodule(path), model.d_model) for path in paths if path is not None]
+    return [gain for gain in gains if gain is not None]
 
 
 def working_copy_of(recorded: replay.Context, layer: int, options: JacobianOptions, attention: str | None) -> nn.Module:
@@ -310,37 +336,84 @@ def working_copy_of(recorded: replay.Context, layer: int, options: JacobianOptio
     """
     model, detached = recorded.model, options.context == "detached"
     attention = replay.DETACHED if detached else attention
-    copy = replay.working_copy(model.blocks[layer], options.dtype, None if model.recurrent else attention)
-    return detach(copy, STANDARD[model.architecture], gated="gate" in model.projections(layer)) if detached else copy
+    copy = replay.working_copy(model.blocks[layer], options.dtype, attention)
+    form = model.at(layer).form if isinstance(model, HuggingFaceModel) else None
+    if options.routing == "frozen" and form is not None and form.experts is not None:
+        freeze_routing(copy, form.experts)
+    if not detached:
+        return copy
+    assert isinstance(model, HuggingFaceModel)
+    assert form is not None
+    return detach(copy, form, model.at(layer).projections, heads_of(model))
 
 
-def _by_rows(recorded: replay.Context, layer: int, options: JacobianOptions, method: MethodName) -> Tensor:
-    attention = replay.LINEARISED if method == "frozen" else None
+def attention_of(recorded: replay.Context, layer: int, options: JacobianOptions) -> str | None:
+    """Choose the attention function of a working copy that runs at the chosen positions.
+
+    Args:
+        recorded: The context.
+        layer: Index of the block.
+        options: The options.
+
+    Returns:
+        Its name; None for the block's own, where it cannot be exchanged.
+    """
+    if options.context == "detached":
+        return replay.DETACHED
+    return replay.LINEARISED if recorded.linear(layer) else None
+
+
+def _by_method(recorded: replay.Context, layer: int, options: JacobianOptions, method: MethodName) -> Tensor:
+    if method == "analytic":
+        return _composed(recorded, layer, options)
+    if method == "frozen":
+        return _frozen(recorded, layer, options)
+    copy = working_copy_of(recorded, layer, options, None)
+    part = part_of_block(recorded.model, layer, copy, options.part)
+    return rows.reference(recorded, layer, part, options.dtype, options.rows_at_once(recorded, copy))
+
+
+def _frozen(recorded: replay.Context, layer: int, options: JacobianOptions) -> Tensor:
+    attention = attention_of(recorded, layer, options)
+    if attention is None and not recorded.at_positions(layer):
+        raise _not_alone(recorded, layer)
     copy = working_copy_of(recorded, layer, options, attention)
     part = part_of_block(recorded.model, layer, copy, options.part)
-    if method == "jacrev":
-        return rows.reference(recorded, layer, part, options.dtype, options.rows_at_once(recorded, copy))
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
     bytes_a_position = max(_primal_bytes(recorded, itemsize), min(d, 32) * options.bytes_a_row(recorded, copy))
     for windows, chosen, piece in _pieces(recorded, options.memory // bytes_a_position):
         chunk = options.rows_at_once(recorded, copy, positions=piece.positions.numel())
-        jacobian[windows, chosen] = rows.frozen(piece, layer, part, options.dtype, chunk)
+        run = run_of(piece, layer, copy, attention)
+        jacobian[windows, chosen] = rows.frozen(piece, layer, part, run, options.dtype, chunk)
     return jacobian
+
+
+def _not_alone(recorded: replay.Context, layer: int) -> InputError:
+    return InputError(
+        f"a frozen context needs blocks that run at single positions, and block {layer} of {recorded.model.name} "
+        'does not: use method="jacrev"'
+    )
 
 
 def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) -> Tensor:
     model = recorded.model
     assert isinstance(model, HuggingFaceModel)
-    copy = replay.working_copy(model.blocks[layer], options.dtype, replay.LINEARISED)
-    standard = analytic.StandardBlock.of(model, layer, copy, options.dtype)
+    attention = attention_of(recorded, layer, options)
+    if attention is None and not recorded.at_positions(layer):
+        raise _not_alone(recorded, layer)
+    require_proved(recorded, layer, replay.LINEARISED if attention == replay.DETACHED else attention)
+    standard = analytic.StandardBlock.of(model, layer, options.dtype, attention)
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
-    bytes_a_matrix = itemsize * (standard.up.numel() + 3 * standard.output.numel() + 4 * d * d)
+    bytes_a_matrix = itemsize * (standard.widest + 2 * standard.matrices["o"].numel() + 4 * d * d)
     # A batch larger than the caches is slower on a CPU; a GPU wants many matrices at once.
     size = options.chunk or (max(1, options.memory // (2 * bytes_a_matrix)) if jacobian.is_cuda else 1)
-    for windows, chosen, piece in _pieces(recorded, options.memory // (2 * _primal_bytes(recorded, itemsize))):
-        primal = analytic.primal_point(piece, layer, standard)
+    # Over its own cache a block runs position by position, and a cut run has one call.
+    alone = attention is None and recorded.way(layer) == "carried"
+    at_once = 1 if alone else options.memory // (2 * _primal_bytes(recorded, itemsize))
+    for windows, chosen, piece in _pieces(recorded, at_once):
+        primal = primal_point(piece, layer, standard.cuts, attention, live=options.routing == "live")
         target = jacobian[windows, chosen]
         for start in range(0, piece.positions.numel(), size):
             updates = analytic.update_jacobian(
@@ -348,7 +421,6 @@ def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) ->
                 primal,
                 slice(start, start + size),
                 options.part,
-                detached=options.context == "detached",
                 symmetrised_ov=options.symmetrised_ov,
             )
             for index, matrix in enumerate(updates, start):

@@ -6,39 +6,14 @@ detached block. The detached Jacobian is not the block's own, which includes the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from probe.jacobian.norms import gain_of, standardised
-from probe.model.architectures import Form
-
-
-class DetachedNorm(nn.Module):
-    """A norm whose root mean square or standard deviation is held fixed."""
-
-    def __init__(self, norm: nn.Module, gain_offset: float) -> None:
-        super().__init__()
-        self.norm, self.gain_offset = norm, gain_offset
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normed input: the same value, a simpler derivative."""
-        centred, inverse = standardised(self.norm, x)
-        bias = getattr(self.norm, "bias", None)
-        normed = gain_of(self.norm, x, self.gain_offset) * (centred * inverse.detach())
-        return normed if bias is None else normed + bias
-
-
-class DetachedActivation(nn.Module):
-    """An activation φ held fixed (in a gated MLP), or its ratio φ(x)/x held fixed (in an MLP without a gate)."""
-
-    def __init__(self, activation: nn.Module, *, gates: bool) -> None:
-        super().__init__()
-        self.activation, self.gates = activation, gates
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the activation: the same value, a simpler derivative."""
-        active: Tensor = self.activation(x).detach()
-        return active if self.gates else detached_ratio(active, x.detach()) * x
+from probe.jacobian.norms import DetachedNorm
+from probe.model.architectures import Experts, Form, Matrix, Projection
 
 
 def detached_ratio(active: Tensor, before: Tensor) -> Tensor:
@@ -54,18 +29,64 @@ def detached_ratio(active: Tensor, before: Tensor) -> Tensor:
     return torch.where(before == 0, torch.zeros_like(before), active / torch.where(before == 0, 1.0, before))
 
 
-def detach(copy: nn.Module, form: Form, *, gated: bool) -> nn.Module:
-    """Put detached norms and a detached activation into a working copy of a standard block.
+def detach(copy: nn.Module, form: Form, projections: Mapping[str, Matrix], heads: int) -> nn.Module:
+    """Hold norms, and the gate or the activation, of a working copy of a standard block fixed.
 
     Args:
         copy: The working copy, changed in place; its attention was chosen when it was made.
-        form: Paths of its norms and activation.
-        gated: Whether the MLP has a gate.
+        form: Paths of its norms.
+        projections: Its matrices.
+        heads: Number of attention heads.
 
     Returns:
         The copy.
     """
-    for path in form.stream_norms:
-        copy.set_submodule(path, DetachedNorm(copy.get_submodule(path), form.gain_offset))
-    copy.set_submodule(form.activation, DetachedActivation(copy.get_submodule(form.activation), gates=gated))
+    for path in form.norms:
+        copy.set_submodule(path, DetachedNorm(copy.get_submodule(path)))
+    part = projections.get("gate", projections["up"])
+    assert isinstance(part, Projection)
+    linear, rows = copy.get_submodule(part.module), part.rows(copy, heads)
+    if "gate" in projections:
+        linear.register_forward_hook(_fixed(rows))
+        return copy
+    seen = list[Tensor]()
+    linear.register_forward_hook(lambda _, __, output: seen.append(output))
+
+    def fix(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        before = seen.pop()
+        return (detached_ratio(args[0].detach(), before.detach()) * before, *args[1:])
+
+    end = projections["down"].module if form.mlp_inner_norm is None else form.mlp_inner_norm
+    copy.get_submodule(end).register_forward_pre_hook(fix)
+    return copy
+
+
+def _fixed(rows: Tensor | None) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """Make a hook that holds some columns of a module's output fixed."""
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        if rows is None:
+            return output.detach()
+        fixed = torch.zeros(output.shape[-1], dtype=torch.bool, device=output.device)
+        fixed[rows.to(output.device)] = True
+        return torch.where(fixed, output.detach(), output)
+
+    return hook
+
+
+def freeze_routing(copy: nn.Module, experts: Experts) -> nn.Module:
+    """Hold the weights of the chosen experts of a working copy fixed.
+
+    Args:
+        copy: The working copy, changed in place.
+        experts: Its experts.
+
+    Returns:
+        The copy.
+    """
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0], *(argument.detach() for argument in args[1:]))
+
+    copy.get_submodule(experts.module).register_forward_pre_hook(hook)
     return copy

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from probe.model.architectures import law_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class NormDerivative:
 
     scale: Float[Tensor, "n d"]
     directions: Float[Tensor, "n d rank"]
+
+    def at(self, rows: slice) -> NormDerivative:
+        """Select some of the points."""
+        return NormDerivative(self.scale[rows], self.directions[rows])
 
     def after(self, matrix: Float[Tensor, "n m d"]) -> Float[Tensor, "n m d"]:
         """Compute `matrix` · D in place."""
@@ -36,65 +41,61 @@ class NormDerivative:
         matrix *= self.scale[..., None]
         return matrix
 
+    def dense(self) -> Float[Tensor, "n d d"]:
+        """Compute D."""
+        count, width = self.scale.shape
+        return self.times(torch.eye(width, dtype=self.scale.dtype, device=self.scale.device).repeat(count, 1, 1))
 
-def norm_derivative(
-    module: nn.Module, point: Float[Tensor, "n d"], gain_offset: float = 0.0, *, detached: bool
-) -> NormDerivative:
-    r"""Compute the derivative of an RMSNorm or a LayerNorm.
+
+@torch.no_grad()
+def norm_derivative(module: nn.Module, point: Float[Tensor, "n d"], *, detached: bool) -> NormDerivative:
+    r"""Compute the derivative of an RMSNorm or a LayerNorm of any class, by evaluating the norm.
 
     .. math:: \mathrm{RMS}: \mathrm{diag}(g)\,(I/\rho - x x^\top / (d \rho^3)), \qquad
        \mathrm{LN}: \mathrm{diag}(g)\,(I - 1 1^\top/d - \hat x \hat x^\top/d) / \sigma
 
     Args:
-        module: The norm: `torch.nn.LayerNorm`, or an RMSNorm with `weight` and `eps` or `variance_epsilon`.
+        module: The norm.
         point: Its input x.
-        gain_offset: Added to its weight to get the gain (Gemma: 1).
         detached: Whether ρ or σ is held fixed, so that the term with x falls away.
 
     Returns:
         The derivative.
     """
-    centred, inverse = standardised(module, point)
+    _, centred, gain, inverse, is_centred = _evaluated(module, point)
     share = point.shape[-1] ** -0.5
-    directions = []
-    if isinstance(module, nn.LayerNorm):
-        directions.append(torch.full_like(point, share))
+    directions = [torch.full_like(point, share)] if is_centred else []
     if not detached:
         directions.append(centred * inverse * share)
     stacked = torch.stack(directions, -1) if directions else point.new_empty((*point.shape, 0))
-    return NormDerivative(gain_of(module, point, gain_offset) * inverse, stacked)
+    return NormDerivative(gain * inverse, stacked)
 
 
-def standardised(module: nn.Module, point: Float[Tensor, "*batch d"]) -> tuple[Tensor, Tensor]:
-    """Center a norm's input if the norm does, and return it with 1/ρ or 1/σ.
-
-    Args:
-        module: The norm.
-        point: Its input.
-
-    Returns:
-        (..., d) and (..., 1).
-    """
-    norm: Any = module
-    if isinstance(module, nn.LayerNorm):
-        point = point - point.mean(-1, keepdim=True)
-    epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-    return point, torch.rsqrt(point.square().mean(-1, keepdim=True) + epsilon)
+def _evaluated(
+    module: nn.Module, point: Float[Tensor, "*batch d"]
+) -> tuple[Tensor, Tensor, Float[Tensor, " d"], Float[Tensor, "*batch 1"], bool]:
+    """Output, centred input, gain, 1/ρ or 1/σ (which the output shows, whatever the norm's epsilon), the kind."""
+    law = law_of(module, point.shape[-1], point.dtype, point.device)
+    written: Tensor = module(point)
+    centred = point - point.mean(-1, keepdim=True) if law.centred else point
+    along = law.gain * centred
+    size = along.square().sum(-1, keepdim=True)
+    inverse = ((written - law.bias) * along).sum(-1, keepdim=True) / torch.where(size == 0, 1, size)
+    return written, centred, law.gain, inverse, law.centred
 
 
-def gain_of(module: nn.Module, point: Float[Tensor, "*batch d"], gain_offset: float) -> Float[Tensor, " d"]:
-    """Return a norm's gain, in the dtype of its input.
+class DetachedNorm(nn.Module):
+    """A norm whose root mean square or standard deviation is held fixed."""
 
-    Args:
-        module: The norm.
-        point: Its input.
-        gain_offset: Added to the norm's weight to get the gain.
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
 
-    Returns:
-        The gain; ones where the norm has no weight.
-    """
-    norm: Any = module
-    if norm.weight is None:
-        return point.new_ones(point.shape[-1])
-    gain: Tensor = norm.weight.detach().to(point.dtype) + gain_offset
-    return gain
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normed input: the same value, a simpler derivative."""
+        with torch.no_grad():
+            written, _, gain, inverse, is_centred = _evaluated(self.norm, x)
+        moved = x - x.detach()
+        if is_centred:
+            moved = moved - moved.mean(-1, keepdim=True)
+        return written + gain * inverse * moved

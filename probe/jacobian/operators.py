@@ -11,22 +11,25 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
 from probe.errors import InputError
-from probe.jacobian.block import positions_of, working_copy_of
+from probe.jacobian.block import attention_of, positions_of, working_copy_of
 from probe.jacobian.options import ContextName, JacobianOptions, OutputName
-from probe.jacobian.rows import ForwardProducts
+from probe.jacobian.parts import run_of
+from probe.jacobian.rows import ForwardProducts, pulled
 from probe.model import LanguageModel
 
 
 def _run(recorded: replay.Context, layer: int, end: int, options: JacobianOptions) -> tuple[Tensor, Tensor]:
     """A leaf with the stream that enters block `layer`, and the stream that enters block `end`, with its graph."""
     point = state = recorded.state(layer).to(options.dtype).requires_grad_()
-    with torch.enable_grad():
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for between in range(layer, end):
-            copy = working_copy_of(recorded, between, options, replay.LINEARISED)
-            state = recorded.linearised(between, state, copy)
+            attention = attention_of(recorded, between, options)
+            copy = working_copy_of(recorded, between, options, attention)
+            state = run_of(recorded, between, copy, attention)(state)
     return point, state
 
 
@@ -41,10 +44,7 @@ class _Products:
         return self._multiplied(vectors, self.forward_products)
 
     def backward(self, vectors: NDArray[Any]) -> NDArray[Any]:
-        def pull(rows: Tensor) -> Tensor:
-            return torch.autograd.grad(self.output, self.point, rows, retain_graph=True, is_grads_batched=True)[0]
-
-        return self._multiplied(vectors, pull)
+        return self._multiplied(vectors, lambda rows: pulled(self.output, self.point, rows))
 
     def _multiplied(self, vectors: NDArray[Any], multiply: Callable[[Tensor], Tensor]) -> NDArray[Any]:
         columns = torch.as_tensor(vectors, dtype=self.point.dtype).to(self.point.device).reshape(self.point.numel(), -1)
@@ -103,7 +103,8 @@ def operator(
     if context == "alone" and end > layer + 1:
         raise InputError(f'context="alone" runs one block on a one-token input, got to_layer={end}: leave it out')
     tokens = tokens[window : window + 1]
-    recorded = replay.record(model, tokens, positions_of(tokens, [position]))
+    replay.require_chain(model, layer, end)
+    recorded = replay.record(model, tokens, positions_of(tokens, [position]), layers=range(layer, end))
     point, state = _run(recorded.alone() if context == "alone" else recorded, layer, end, options)
     products, d = _Products(state, point, update=of == "update"), model.d_model
     return LinearOperator(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import nn
 
+from probe import replay
 from probe.errors import InputError
 from probe.jacobian.parts import PartName, require_part
+from probe.jacobian.proof import require_proved
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import STANDARD, accounts_for, form_of
 from probe.replay import Context
 
 logger = logging.getLogger("probe.jacobian")
@@ -20,6 +22,7 @@ logger = logging.getLogger("probe.jacobian")
 MethodName = Literal["auto", "jacrev", "frozen", "analytic"]
 ContextName = Literal["sequence", "alone", "detached"]
 OutputName = Literal["state", "update"]
+RoutingName = Literal["live", "frozen"]
 
 MEMORY = 2**30
 """Bytes that a computation may use besides its result, unless the user sets them."""
@@ -41,16 +44,18 @@ class JacobianOptions:
     chunk: int | None = None
     memory: int = MEMORY
     dtype: torch.dtype = torch.float32
+    routing: RoutingName = "live"
     symmetrised_ov: bool = False
 
-    def resolved(self, model: LanguageModel) -> MethodName:
+    def resolved(self, model: LanguageModel, layer: int | None = None) -> MethodName:
         """Check the options against a model, and choose the method.
 
         Args:
             model: The model.
+            layer: Index of the block; None: all of them.
 
         Returns:
-            The method that runs.
+            The method to begin with.
 
         Raises:
             InputError: If an option is out of range, or the model does not support it.
@@ -59,6 +64,7 @@ class JacobianOptions:
             ("context", self.context, ContextName),
             ("of", self.of, OutputName),
             ("method", self.method, MethodName),
+            ("routing", self.routing, RoutingName),
         ):
             if value not in get_args(allowed):
                 raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}: choose one")
@@ -77,21 +83,26 @@ class JacobianOptions:
                 f"Jacobians need attention with a recorded mask, eager or sdpa, and {model.name} runs "
                 f'{model.attention!r}: load it with attn_implementation="sdpa"'
             )
-        if (self.method == "analytic" or self.context == "detached") and not is_standard(model):
+        if (self.method == "analytic" or self.context == "detached") and not is_standard(model, layer):
             raise InputError(
-                f'method="analytic" and context="detached" need a standard block of {", ".join(STANDARD)}, and '
-                f'{model.name} is {model.architecture}: use method="auto" and another context'
+                'method="analytic" and context="detached" need standard blocks (attention, then an MLP), and those of '
+                f'{model.name} ({model.architecture}) are not: use method="auto" and another context'
             )
-        if self.symmetrised_ov and (self.method not in ("auto", "analytic") or not is_standard(model)):
+        if self.context == "detached" and _has_experts(model, layer):
+            raise InputError(
+                f'context="detached" needs an MLP, and {model.name} ({model.architecture}) has a mixture of experts: '
+                'use routing="frozen" to hold the weights of the experts fixed'
+            )
+        if self.symmetrised_ov and (self.method not in ("auto", "analytic") or not is_standard(model, layer)):
             raise InputError(
                 'symmetrised_ov=True needs a standard block and method="analytic", got '
                 f"{self.method!r} for {model.name} ({model.architecture}): leave it out"
             )
         if self.method != "auto":
             return self.method
-        method = method_of(model)
-        logger.info("block Jacobians of %s (%s) by method %s", model.name, model.architecture, method)
-        return method
+        if is_standard(model, layer):
+            return "analytic"
+        return "frozen" if _runs_transformers(model, layer) else "jacrev"
 
     def bytes_a_row(self, recorded: Context, block: nn.Module) -> int:
         """Estimate the memory of one row at one position in a backward pass.
@@ -143,40 +154,61 @@ def heads_of(model: LanguageModel) -> int:
     return int(getattr(getattr(model.module, "config", None), "num_attention_heads", 1))
 
 
-def is_standard(model: LanguageModel) -> bool:
-    """Tell whether a model's block has a Jacobian composed of its matrices: a row of `STANDARD`, unchanged modules.
+def is_standard(model: LanguageModel, layer: int | None = None) -> bool:
+    """Tell whether blocks have a form from which their Jacobians are composed. Whether they are is proved as they run.
 
     Args:
         model: The model.
+        layer: Index of the block; None: all of them.
 
     Returns:
-        False also for blocks whose modules were replaced, as a TransformerBridge does, or that have a module which the
-        row does not name.
+        False also for blocks whose modules were replaced, as a TransformerBridge does.
     """
-    if not (isinstance(model, HuggingFaceModel) and model.architecture in STANDARD and _runs_transformers(model)):
+    if not (isinstance(model, HuggingFaceModel) and _runs_transformers(model, layer)):
         return False
-    matrices = [projection.module for projection in model.layout.projections.values()]
-    return all(accounts_for(form_of(STANDARD[model.architecture], block), block, matrices) for block in model.blocks)
+    return all(model.at(each).form is not None for each in (range(model.n_layers) if layer is None else (layer,)))
 
 
-def _runs_transformers(model: LanguageModel) -> bool:
-    packages = {type(module).__module__ for block in model.blocks for module in block.modules()}
+def _has_experts(model: LanguageModel, layer: int | None) -> bool:
+    if not isinstance(model, HuggingFaceModel):
+        return False
+    forms = (model.at(each).form for each in (range(model.n_layers) if layer is None else (layer,)))
+    return any(form is not None and form.experts is not None for form in forms)
+
+
+def _runs_transformers(model: LanguageModel, layer: int | None = None) -> bool:
+    blocks = model.blocks if layer is None else [model.blocks[layer]]
+    packages = {type(module).__module__ for block in blocks for module in block.modules()}
     return all(package.startswith(("torch.", "transformers.")) for package in packages)
 
 
-def method_of(model: LanguageModel) -> MethodName:
+def method_of(model: LanguageModel, layer: int | None = None) -> MethodName:
     """Choose the method that `method="auto"` takes for a model.
 
-    "analytic" where the block is standard (`probe.model.architectures.STANDARD`); "frozen" for other blocks of
-    transformers, state-space blocks among them (it falls back to "jacrev" where the attention turns out not to be
-    exchangeable); "jacrev" for all other code.
+    "analytic" where the blocks are standard (their layout has a form) and the composed Jacobian of each was found equal
+    to the derivative of its code, on a few tokens; "frozen" for other blocks of transformers, state-space blocks among
+    them (it falls back to "jacrev" where a block turns out not to run at single positions); "jacrev" for all other
+    code. A model with blocks of several kinds has several methods.
 
     Args:
         model: The model.
+        layer: Index of a block; None: the method that suits all of them.
 
     Returns:
         The method's name.
     """
-    if is_standard(model):
+    if is_standard(model, layer) and _all_proved(model, range(model.n_layers) if layer is None else [layer]):
         return "analytic"
-    return "frozen" if _runs_transformers(model) else "jacrev"
+    return "frozen" if _runs_transformers(model, layer) else "jacrev"
+
+
+def _all_proved(model: LanguageModel, layers: Iterable[int]) -> bool:
+    tokens = replay.tiny_tokens(model, 1, 6)
+    for layer in layers:
+        recorded = replay.record(model, tokens, torch.full((1, 1), 5), layers=[layer])
+        try:
+            require_proved(recorded, layer, replay.LINEARISED if recorded.linear(layer) else None)
+        except InputError as error:
+            logger.info("%s", error)
+            return False
+    return True

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probe import replay
 from probe.errors import InputError
 from probe.jacobian.block import Positions, jacobians_by_layer, positions_of
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName, OutputName
@@ -60,6 +61,8 @@ def cumulative_jacobian(
             f"{to_layer}: choose two depths in this order"
         )
     options = JacobianOptions(context=context, method=method, chunk=chunk, memory=memory, dtype=dtype)
+    if context != "alone":
+        replay.require_chain(model, from_layer, to_layer)
     product: Tensor | None = None
     for _, block in jacobians_by_layer(model, tokens, range(from_layer, to_layer), positions, options):
         product = block.double() if product is None else block.double() @ product

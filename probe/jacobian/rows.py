@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from probe.jacobian.parts import PartOfBlock
+from probe.jacobian.parts import PartOfBlock, Run
 from probe.replay import Context
+
+logger = logging.getLogger("probe.jacobian")
 
 
 def jacobian_of_rows(
@@ -31,9 +36,36 @@ def jacobian_of_rows(
     jacobian = output.new_empty((windows, chosen, rows, point.shape[-1]))
     for start in range(0, rows, chunk):
         cotangents = units(start, min(rows, start + chunk), rows, output)[:, None, None].expand(-1, windows, chosen, -1)
-        (part,) = torch.autograd.grad(output, point, cotangents, retain_graph=True, is_grads_batched=True)
+        part = pulled(output, point, cotangents)
         jacobian[:, :, start : start + chunk] = part.permute(1, 2, 0, 3)
     return jacobian
+
+
+def pulled(output: Tensor, point: Tensor, cotangents: Float[Tensor, "many ..."]) -> Float[Tensor, "many ..."]:
+    """Compute vector-Jacobian products of ∂output/∂point with many cotangents.
+
+    `torch.vmap` batches the rules of nearly all backward passes, where `is_grads_batched` loops over most of them. What
+    has no rule at all (an `autograd.Function` of the old style) is computed one cotangent at a time.
+
+    Args:
+        output: The output, with its graph.
+        point: The point.
+        cotangents: Tensors of the output's shape.
+
+    Returns:
+        The products, each of the point's shape.
+    """
+
+    def pull(cotangent: Tensor) -> Tensor:
+        return torch.autograd.grad(output, point, cotangent, retain_graph=True)[0]
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        try:
+            return torch.vmap(pull)(cotangents)
+        except Exception as error:  # noqa: BLE001 - of whatever kind: one at a time needs no rule
+            logger.info("backward passes run one at a time: %s", error)
+    return torch.stack([pull(cotangent) for cotangent in cotangents])
 
 
 class ForwardProducts:
@@ -49,10 +81,7 @@ class ForwardProducts:
 
     def __call__(self, vectors: Float[Tensor, "many ..."]) -> Float[Tensor, "many ..."]:
         """Multiply ∂output/∂point by each vector, of the point's shape; the products have the output's shape."""
-        (products,) = torch.autograd.grad(
-            self.pulled, self.cotangent, vectors, retain_graph=True, is_grads_batched=True
-        )
-        return products
+        return pulled(self.pulled, self.cotangent, vectors)
 
 
 def units(first: int, last: int, size: int, like: Tensor) -> Float[Tensor, "row size"]:
@@ -73,30 +102,30 @@ def units(first: int, last: int, size: int, like: Tensor) -> Float[Tensor, "row 
 
 
 def frozen(
-    context: Context, layer: int, part: PartOfBlock, dtype: torch.dtype, chunk: int
+    context: Context, layer: int, part: PartOfBlock, run: Run, dtype: torch.dtype, chunk: int
 ) -> Float[Tensor, "window chosen d d"]:
     """Compute ∂ part(x)/∂x at the chosen positions, all before them constant; 2 · d · params FLOPs a position.
 
     Args:
         context: The recorded context.
         layer: Index of the block.
-        part: The block's part, over a working copy with linearised attention.
+        part: The block's part, over a working copy.
+        run: The run of that copy at the chosen positions.
         dtype: The dtype of the arithmetic.
         chunk: Rows at once.
 
     Returns:
         The matrices.
     """
-    states = context.state(layer).to(dtype)
-    with torch.enable_grad():
-        point, output = part.run(states, lambda x: context.linearised(layer, x, part.block))
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        point, output = part.run(context.state(layer).to(dtype), run)
     return jacobian_of_rows(output, point, chunk)
 
 
 def reference(
     context: Context, layer: int, part: PartOfBlock, dtype: torch.dtype, chunk: int
 ) -> Float[Tensor, "window chosen d d"]:
-    """Compute what `frozen` does, but with `torch.func.jacrev` of whole sequences; 2 · d · params · T FLOPs a position.
+    """Compute what `frozen` does, but on whole sequences; 2 · d · params · T FLOPs a position.
 
     Args:
         context: The recorded context.
@@ -127,7 +156,7 @@ def sequence_jacobian(
     dtype: torch.dtype,
     chunk: int,
 ) -> Float[Tensor, "d d"]:
-    """Compute ∂ part(sequence)(s)/∂ sequence(t) by `torch.func.jacrev` of a window's whole sequence.
+    """Compute ∂ part(sequence)(s)/∂ sequence(t) by backward passes through a window's whole sequence.
 
     SDPA's fused kernels have no batching rule for their backward pass, so the plain mathematical kernel runs instead.
 
@@ -145,18 +174,13 @@ def sequence_jacobian(
         The matrix.
     """
     windows = torch.tensor([window], device=context.tokens.device)
-    sequence = part.entering(
-        context.states[layer][window : window + 1].to(dtype),
-        lambda x: context.block_on_sequences(layer, x, windows, part.block),
-    )
+
+    def run(sequence: Tensor) -> Tensor:
+        return context.block_on_sequences(layer, sequence, windows, part.block)
+
+    sequence = part.entering(context.states[layer][window : window + 1].to(dtype), run).detach()
     before, after = sequence[:, :in_position], sequence[:, in_position + 1 :]
-
-    def of_state(state: Tensor) -> Tensor:
-        changed = torch.cat([before, state[None, None], after], dim=1)
-        left = part.leaving(changed, lambda x: context.block_on_sequences(layer, x, windows, part.block))
-        return left[0, out_position]
-
-    with sdpa_kernel(SDPBackend.MATH):
-        jacobian = torch.func.jacrev(of_state, chunk_size=chunk)(sequence[0, in_position])
-    assert isinstance(jacobian, Tensor)
-    return jacobian
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        point = sequence[:, in_position : in_position + 1].clone().requires_grad_()
+        left = part.leaving(torch.cat([before, point, after], dim=1), run)
+    return jacobian_of_rows(left[:, out_position : out_position + 1], point, chunk)[0, 0]

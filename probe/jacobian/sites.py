@@ -9,12 +9,20 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
 from probe.errors import InputError
-from probe.jacobian.block import Positions, positions_of, recorded_jacobian, require_layer, working_copy_of
+from probe.jacobian.block import (
+    Positions,
+    attention_of,
+    positions_of,
+    recorded_jacobian,
+    require_layer,
+    working_copy_of,
+)
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
-from probe.jacobian.parts import PartName, PartOfBlock, part_of_block, tap_of
+from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, run_of, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
 from probe.model import HuggingFaceModel, LanguageModel
 
@@ -74,7 +82,7 @@ def cross_jacobian(
             'a Jacobian between positions needs a context with several positions, got context="alone": use "sequence" '
             'or "detached"'
         )
-    recorded = replay.record(model, tokens, where[:, :1])
+    recorded = replay.record(model, tokens, where[:, :1], layers=[layer])
     part_of = part_of_block(model, layer, working_copy_of(recorded, layer, options, None), part)
     rows = options.rows_at_once(recorded, part_of.block)
     matrices = [
@@ -125,13 +133,16 @@ def site_jacobian(
         model.site(target)
     layer, inside = _start(model, source)
     last, name = _end(model, target)
-    recorded = replay.record(model, tokens, positions_of(tokens, positions))
+    replay.require_chain(model, min(layer, last), min(last + 1, model.n_layers))
+    # the block behind the last one that the product takes holds the target, or there is none
+    blocks = range(min(layer, model.n_layers - 1), min(max(layer, last) + 1, model.n_layers))
+    recorded = replay.record(model, tokens, positions_of(tokens, positions), layers=blocks)
     d = model.d_model
     identity = torch.eye(d, dtype=dtype, device=model.device).expand(*recorded.positions.shape, d, d)
     order = [*model.sites, LOGITS]
     if source == target or (inside and (last, name) == (layer, "hook_resid_mid")):
         return identity.clone()
-    if inside and (last, name) == (layer, "hook_mlp_out"):
+    if inside and (last, name) == (layer, "hook_mlp_out") and _is_plain(model, layer):
         return recorded_jacobian(recorded, layer, replace(options, part="mlp", of="update"))
     if order.index(source) > order.index(target) or last < layer + inside:
         raise InputError(
@@ -141,6 +152,13 @@ def site_jacobian(
     for between in range(layer + inside, last):
         product = recorded_jacobian(recorded, between, options) @ product
     return _local(recorded, last, name, options, product)
+
+
+def _is_plain(model: LanguageModel, layer: int) -> bool:
+    """Whether the MLP's output is all that the block adds to its middle."""
+    if not isinstance(model, HuggingFaceModel):
+        return True
+    return model.at(layer).scale == 1 and "hook_ple_out" not in model.at(layer).sites
 
 
 def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
@@ -156,8 +174,13 @@ def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
     if name == "hook_resid_pre":
         return layer, False
     middle = f"blocks.{layer}.hook_resid_mid" in model.sites
-    if name == "hook_resid_mid" or (name == "hook_attn_out" and middle):
+    if name == "hook_resid_mid" or (name in mixing_writes(model, layer) and middle):
         return layer, True
+    if not _is_plain(model, layer):
+        raise InputError(
+            f"a source must move the stream one to one, and what is added at {source} is changed before it leaves the "
+            f"block: use blocks.{layer}.hook_resid_mid or blocks.{layer}.hook_resid_post"
+        )
     return layer + 1, False  # what is added to the stream moves it one to one
 
 
@@ -177,12 +200,11 @@ def _local(recorded: replay.Context, layer: int, name: str, options: JacobianOpt
     if name in ("hook_resid_pre", "ln_final.hook_in"):
         return product.clone()
     if layer < model.n_layers:
-        copy = working_copy_of(recorded, layer, options, replay.LINEARISED)
+        attention = attention_of(recorded, layer, options)
+        copy = working_copy_of(recorded, layer, options, attention)
         part = PartOfBlock(copy, target=tap_of(model, layer, copy, name))
-        with torch.enable_grad():
-            point, output = part.run(
-                recorded.state(layer).to(options.dtype), lambda x: recorded.linearised(layer, x, copy)
-            )
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            point, output = part.run(recorded.state(layer).to(options.dtype), run_of(recorded, layer, copy, attention))
         rows = options.rows_at_once(recorded, copy, positions=recorded.positions.numel())
         return jacobian_of_rows(output, point, rows) @ product
     states = recorded.state(layer).to(options.dtype)
@@ -212,4 +234,5 @@ def _head(model: LanguageModel, dtype: torch.dtype) -> Callable[[Tensor], Tensor
             f"dtype must be that of the logits of {model.name}, {model.dtype}, got {dtype}: pass dtype={model.dtype}"
         )
     without = model.module.get_submodule(model.layout.blocks)
-    return replace(model, module=replay.working_copy(model.module, dtype, without=without)).unembed
+    copy, tail = replay.working_copy(model.module, dtype, without=without), model.found.tail.within(dtype)
+    return lambda states: tail.logits(copy, tail.normed(copy, states))

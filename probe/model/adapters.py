@@ -6,14 +6,25 @@ takes seconds, so nothing here imports it before it is needed. (`sources` reads 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model.architectures import ARCHITECTURES, Layout, Matrix, Projection, SitePath, require_causal_stream
+from probe.model.architectures import (
+    ARCHITECTURES,
+    BlockLayout,
+    Layout,
+    Matrix,
+    Projection,
+    SitePath,
+    require_causal_stream,
+)
+
+logger = logging.getLogger("probe.model")
 
 
 def is_bridge(model: object) -> bool:
@@ -58,21 +69,40 @@ class AdapterProjection:
 
 
 def layout_of(module: nn.Module) -> Layout:
-    """Find the layout of a Hugging Face causal LM: a row of `ARCHITECTURES`, or else its TransformerLens adapter.
+    """Find the stated layout of a Hugging Face causal LM: a row of `ARCHITECTURES`, or its TransformerLens adapter.
 
     Args:
         module: The causal LM; its parameters may be on the "meta" device.
 
     Returns:
-        Its layout.
+        Its layout, with the list of blocks where this module has it: a row's path, perhaps inside a model of several
+        parts. A layout without paths where neither states one.
 
     Raises:
-        InputError: If the model is not causal, has no stream of constant width, or has no known layout.
+        InputError: If the configuration says that the model is not causal or has no stream of constant width.
     """
     config: Any = module.config
     text_config = config.get_text_config(decoder=True)
     require_causal_stream(text_config)
-    return ARCHITECTURES.get(text_config.model_type) or layout(module)
+    row = ARCHITECTURES.get(text_config.model_type)
+    if row is not None:
+        return replace(row, blocks=_inside(module, row.blocks))
+    try:
+        return layout(module)
+    except InputError as error:
+        logger.info("%s", error)
+        return Layout("", "", "")
+
+
+def _inside(module: nn.Module, path: str) -> str:
+    """Where a module has a path of its text model: as it is, or inside the decoder of a model of several parts."""
+    lists = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
+    if path in lists:
+        return path
+    last = path.rpartition(".")[2]
+    decoder = getattr(module, "get_decoder", lambda: None)()
+    names = {name for name, part in module.named_modules() if part is decoder}
+    return next((f"{name}.{last}" for name in names if f"{name}.{last}" in lists), path)
 
 
 def layout(module: nn.Module) -> Layout:
@@ -96,7 +126,7 @@ def layout(module: nn.Module) -> Layout:
         config = build_bridge_config_from_hf(module.config, name, name, dtype)
         parts = ArchitectureAdapterFactory.select_architecture_adapter(config).component_mapping
         block, norm, head, embedding = (parts[key] for key in ("blocks", "ln_final", "unembed", "embed"))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:
         raise InputError(
             f"a model must be of an architecture with a known layout, and {name} has none here nor in TransformerLens "
             f"({error}); use a causal LM of another family"
@@ -108,10 +138,14 @@ def layout(module: nn.Module) -> Layout:
         embedding=embedding.name,
         final_norm=norm.name,
         head=head.name,
-        parallel=parallel,
-        recurrent="attn" not in inner,
-        sites=_sites(block),
-        projections=_projections(inner),
+        kinds=(
+            BlockLayout(
+                sites=_sites(block),
+                projections=_projections(inner),
+                parallel=parallel,
+                recurrent="attn" not in inner,
+            ),
+        ),
     )
 
 

@@ -28,6 +28,7 @@ class Site:
         layer: The block's index; None outside the blocks.
         block: The block around a tensor whose shape is (windows · positions, width); the block's input has the shape to
             restore. None if the tensor is (windows, positions, width) already.
+        factor: What the block multiplies the tensor by before it adds it; what is read is the product.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Site:
     side: Side
     layer: int | None = None
     block: nn.Module | None = None
+    factor: float = 1.0
 
 
 def first_tensor(output: Tensor | tuple[Any, ...]) -> Tensor:
@@ -66,6 +68,8 @@ def with_first_tensor(output: Tensor | tuple[Any, ...], state: Tensor) -> Tensor
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Switch dropout off: evaluation mode inside the context, every sub-module's own mode restored afterwards.
 
+    Experts of a float64 model run one after the other, because transformers' grouped kernel has no float64.
+
     Args:
         module: The module, which may belong to the user.
 
@@ -75,9 +79,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
+    config: Any = getattr(module, "config", None)
+    experts = getattr(config, "_experts_implementation", None)
+    wide = experts == "grouped_mm" and next(module.parameters()).dtype is torch.float64
+    if wide:
+        config._experts_implementation = "eager"
     try:
         yield
     finally:
+        if wide:
+            config._experts_implementation = experts
         for part in training:
             part.training = True
 
@@ -104,7 +115,8 @@ def _register(stack: ExitStack, site: Site, receive: Callable[[Site, Tensor], No
     shape: list[torch.Size] = []
 
     def take(tensor: Tensor) -> None:
-        receive(site, tensor.detach().view(shape[-1]) if site.block is not None else tensor.detach())
+        found = tensor.detach() if site.factor == 1 else tensor.detach() * site.factor
+        receive(site, found.view(shape[-1]) if site.block is not None else found)
 
     def before_block(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         shape[:] = [_first_input(arguments, named).shape]

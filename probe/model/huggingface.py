@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from probe import display
 from probe.errors import InputError
-from probe.model.architectures import Layout, SitePath, logits_from_head
+from probe.model.architectures import BlockLayout, Layout, SitePath, number_of
 from probe.model.hooks import Side, Site, evaluating
+from probe.model.looking import Found, look
+from probe.model.support import Support, support_of
 
 # Defaults of a pass: without a cache, with named outputs.
 _PLAIN = {"use_cache": False, "return_dict": True}
@@ -60,10 +62,41 @@ class LaidOut:
         """Width of the residual stream."""
         return int(self.config.hidden_size)
 
+    @cached_property
+    def _kinds(self) -> tuple[BlockLayout, ...]:
+        return tuple(self._settled(self.layout.at(layer, block)) for layer, block in enumerate(self.blocks))
+
+    @property
+    def _stated(self) -> Layout:
+        """The layout with what the configuration decides."""
+        return replace(self.layout, kinds=tuple(map(self._settled, self.layout.kinds)))
+
+    def _settled(self, kind: BlockLayout) -> BlockLayout:
+        """A kind of block with what the configuration decides."""
+        parallel = bool(getattr(self.config, kind.parallel)) if isinstance(kind.parallel, str) else kind.parallel
+        sites = {name: site for name, site in kind.sites.items() if not (parallel and name == "hook_resid_mid")}
+        return replace(kind, parallel=parallel, sites=sites)
+
+    def at(self, layer: int) -> BlockLayout:
+        """Return the layout of a block.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            Its sites, matrices and form: those that this block has.
+        """
+        return self._kinds[layer]
+
+    @property
+    def parallel(self) -> bool:
+        """True if attention and MLP of a block read the same state."""
+        return bool(self.at(0).parallel)
+
     @property
     def recurrent(self) -> bool:
-        """True if blocks carry a state along the positions instead of attention."""
-        return self.layout.recurrent
+        """True if no block has attention: all carry a state along the positions instead."""
+        return all(kind.recurrent for kind in self._kinds)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,6 +118,43 @@ class HuggingFaceModel(LaidOut):
     description: str
     layout: Layout
     revision: str | None = None
+
+    @cached_property
+    def trials(self) -> dict[int, tuple[str, str]]:
+        """What running a block told: by layer, the method of its Jacobian, and the way that sets its cost."""
+        return {}
+
+    def method(self, layer: int) -> tuple[str, str, bool]:
+        """Say how the Jacobian of a block is computed.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            The method, what sets its cost (a key of `probe.model.support.COSTS`), and whether it was tried.
+        """
+        if layer in self.trials:
+            return *self.trials[layer], True
+        packages = {type(module).__module__ for module in self.blocks[layer].modules()}
+        if not all(package.startswith(("torch.", "transformers.")) for package in packages):
+            return "jacrev", "jacrev", False
+        method = "frozen" if self.at(layer).form is None else "analytic"
+        return method, method, False
+
+    @property
+    def support(self) -> Support:
+        """What works on this architecture, by which method and at what cost; what is left out, and why."""
+        return support_of(self)
+
+    @cached_property
+    def found(self) -> Found:
+        """What two short passes tell: the stream, its blocks, and what follows them."""
+        return look(self.module, self._stated)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.found.d_model
 
     def __repr__(self) -> str:
         return (
@@ -117,7 +187,7 @@ class HuggingFaceModel(LaidOut):
     @property
     def n_vocab(self) -> int:
         """Number of logits."""
-        return int(cast("Tensor", self._head.weight).shape[0])
+        return self.found.n_vocab
 
     @property
     def max_positions(self) -> int | None:
@@ -135,12 +205,6 @@ class HuggingFaceModel(LaidOut):
         """The dtype of the weights."""
         return next(self.module.parameters()).dtype
 
-    @property
-    def parallel(self) -> bool:
-        """True if attention and MLP of a block read the same state."""
-        parallel = self.layout.parallel
-        return bool(getattr(self.config, parallel)) if isinstance(parallel, str) else parallel
-
     @cached_property
     def weight_hash(self) -> str:
         """Sha256 over names, dtypes, shapes and bytes of the state dict in sorted order; reads every weight once."""
@@ -152,22 +216,18 @@ class HuggingFaceModel(LaidOut):
 
     # Sites and weights
 
-    @cached_property
-    def _block_sites(self) -> dict[str, SitePath]:
-        sites = {
+    def _sites_of(self, layer: int) -> dict[str, SitePath]:
+        return {
             "hook_resid_pre": SitePath("", "input"),
-            **self.layout.sites,
+            **self.at(layer).sites,
             "hook_resid_post": SitePath("", "output"),
         }
-        if self.parallel:
-            sites.pop("hook_resid_mid", None)
-        return sites
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
         """The names of all sites, in the order of the forward pass."""
-        inside = tuple(f"blocks.{layer}.{name}" for layer in range(self.n_layers) for name in self._block_sites)
-        return inside if self._final_norm is None else (*inside, "ln_final.hook_in", "ln_final.hook_out")
+        inside = tuple(f"blocks.{layer}.{name}" for layer in range(self.n_layers) for name in self._sites_of(layer))
+        return inside if self.found.tail.norm is None else (*inside, "ln_final.hook_in", "ln_final.hook_out")
 
     def site(self, name: str) -> Site:
         """Return the site of that name.
@@ -182,18 +242,19 @@ class HuggingFaceModel(LaidOut):
             InputError: If this architecture has no such site.
         """
         if name not in self.sites:
-            inside = ", ".join(self._block_sites)
+            inside = ", ".join(dict.fromkeys(name for layer in range(self.n_layers) for name in self._sites_of(layer)))
             raise InputError(
                 f"a site must be one of this {self.architecture}'s, blocks.L.NAME with L below {self.n_layers} and "
                 f"NAME of {inside}, or ln_final.hook_in, ln_final.hook_out; got {name!r}"
             )
         inner = _SITE.fullmatch(name)
         if inner is None:
-            side: Side = "input" if name.endswith("hook_in") else "output"
-            return Site(name, cast("nn.Module", self._final_norm), side)
-        layer, path = int(inner[1]), self._block_sites[inner[2]]
+            return Site(name, self.module.get_submodule(str(self.found.tail.norm)), _side(name))
+        layer = int(inner[1])
+        path = self._sites_of(layer)[inner[2]]
         block = self.blocks[layer]
-        return Site(name, block.get_submodule(path.module), path.side, layer, block if path.flat else None)
+        module = block.get_submodule(path.module)
+        return Site(name, module, path.side, layer, block if path.flat else None, number_of(block, path.factor))
 
     def projections(self, layer: int) -> dict[str, Tensor]:
         """Return the matrices of a block by name, joint ones taken apart.
@@ -207,7 +268,7 @@ class HuggingFaceModel(LaidOut):
         """
         heads = getattr(self.config, "num_attention_heads", 1)
         block = self.blocks[layer]
-        return {name: projection.weight(block, heads) for name, projection in self.layout.projections.items()}
+        return {name: projection.weight(block, heads) for name, projection in self.at(layer).projections.items()}
 
     # Text
 
@@ -270,12 +331,18 @@ class HuggingFaceModel(LaidOut):
             **kwargs: Further arguments of the module, for example a cache.
 
         Returns:
-            The final norm's output.
+            The input of the head.
         """
-        trunk = cast("nn.Module", self.module.base_model)
-        with evaluating(self.module):
-            output = trunk(input_ids=tokens.to(self.device), **_PLAIN | kwargs)
-        return cast("Tensor", output.last_hidden_state)
+        trunk, seen = self.module.get_submodule(self.found.trunk), list[Tensor]()
+        head = self.module.get_submodule(self.found.tail.head).register_forward_pre_hook(
+            lambda _, arguments: seen.append(arguments[0])
+        )
+        try:
+            with evaluating(self.module):
+                output = trunk(input_ids=tokens.to(self.device), **_PLAIN | kwargs)
+        finally:
+            head.remove()
+        return seen[-1] if seen else cast("Tensor", output.last_hidden_state)
 
     def embed(self, tokens: Int[Tensor, "window position"]) -> Float[Tensor, "window position d_model"]:
         """Return the token embeddings, scaled as the module scales them, without positions.
@@ -286,7 +353,7 @@ class HuggingFaceModel(LaidOut):
         Returns:
             The embeddings.
         """
-        return cast("Tensor", self.module.get_submodule(self.layout.embedding)(tokens.to(self.device)))
+        return cast("Tensor", self.module.get_submodule(self.found.embedding)(tokens.to(self.device)))
 
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
         """Apply what follows the last block: final norm, head, the logits' scale or soft cap.
@@ -297,24 +364,10 @@ class HuggingFaceModel(LaidOut):
         Returns:
             The logits; for the module's own states they equal those of `forward`.
         """
-        states = states.to(self.device, self._stream_dtype)
+        tail, states = self.found.tail, states.to(self.device, self.found.stream_dtype)
         with evaluating(self.module):
-            if self._final_norm is not None:
-                states = self._final_norm(states)
-            logits = self._head(states.to(cast("Tensor", self._head.weight).dtype))
-        if self.layout.head_dtype_first:
-            logits = logits.float()
-        return logits_from_head(logits, self.config)
+            return tail.logits(self.module, tail.normed(self.module, states))
 
-    @property
-    def _stream_dtype(self) -> torch.dtype:
-        return torch.float32 if getattr(self.config, "residual_in_fp32", False) else self.dtype
 
-    @cached_property
-    def _final_norm(self) -> nn.Module | None:
-        parent, _, attribute = self.layout.final_norm.rpartition(".")
-        return cast("nn.Module | None", getattr(self.module.get_submodule(parent), attribute))
-
-    @cached_property
-    def _head(self) -> nn.Module:
-        return self.module.get_submodule(self.layout.head)
+def _side(name: str) -> Side:
+    return "input" if name.endswith("hook_in") else "output"

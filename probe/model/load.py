@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from probe.errors import InputError
 from probe.model import adapters, loading, sources
-from probe.model.architectures import ARCHITECTURES
-from probe.model.hooks import hooked
+from probe.model.architectures import BlockLayout, Layout
 from probe.model.huggingface import HuggingFaceModel
 from probe.model.protocol import LanguageModel
 
@@ -83,6 +82,7 @@ def _read(
 
 
 def _given(given: nn.Module, tokenizer: Any, control: loading.Control) -> HuggingFaceModel:
+    given = _opened(given)
     module, description = given, "given as an object"
     if adapters.is_bridge(given):
         bridge: Any = given
@@ -95,36 +95,34 @@ def _given(given: nn.Module, tokenizer: Any, control: loading.Control) -> Huggin
     return _built(_name_of(given), module, tokenizer, control.described(description), None)
 
 
+def _opened(given: nn.Module) -> nn.Module:
+    """The model inside what `torch.compile` and PEFT put around it; adapters that PEFT put into its layers stay."""
+    while True:
+        wrapper: Any = given
+        if hasattr(wrapper, "_orig_mod"):
+            given = wrapper._orig_mod
+        elif hasattr(wrapper, "peft_config") and hasattr(wrapper, "get_base_model"):
+            given = wrapper.get_base_model()
+        else:
+            return given
+
+
 def _built(name: str, module: nn.Module, tokenizer: Any, description: str, revision: str | None) -> HuggingFaceModel:
     model = HuggingFaceModel(name, module, tokenizer, description, adapters.layout_of(module), revision)
-    return model if model.architecture in ARCHITECTURES else _checked(model)
+    return replace(model, layout=_looked_at(model))
 
 
-def _checked(model: HuggingFaceModel) -> HuggingFaceModel:
-    """Run a few tokens through a model whose layout is an adapter's, and keep the part of the layout that holds."""
-    tokens = torch.arange(8).remainder(model.n_vocab)[None]
-    model = replace(model, layout=model.layout.restricted_to(model.blocks))
-    seen: dict[str, Tensor] = {}
-    with torch.no_grad():
-        # Copies, because some blocks later add to an output in place.
-        watching = hooked(map(model.site, model.sites), lambda site, tensor: seen.update({site.name: tensor.clone()}))
-        with watching:
-            logits = model.forward(tokens)
-        ends = [seen[f"blocks.{layer}.hook_resid_post"] for layer in range(model.n_layers)]
-        unembedded = model.unembed(ends[-1]) if ends[-1].shape[-1] == model.d_model else None
-    widths = {state.shape[-1] for state in seen.values()}
-    if unembedded is None or len(widths) > 1 or not torch.allclose(unembedded, logits, rtol=1e-3, atol=1e-3):
-        raise InputError(
-            f"a model needs a residual stream of constant width that its final norm and head read, and {model.name} "
-            f"({model.architecture}) has none under the paths of its TransformerLens adapter; use another family"
-        )
-    tolerance = torch.finfo(model.dtype).eps ** 0.5
-    for layer, end in enumerate(ends):
-        added = [seen[f"blocks.{layer}.{name}"] for name in model.layout.added]
-        rest = end - sum(added, seen[f"blocks.{layer}.hook_resid_pre"])
-        if added and rest.norm() > tolerance * end.norm():
-            return replace(model, layout=replace(model.layout, sites={}))
-    return model
+def _looked_at(model: HuggingFaceModel) -> Layout:
+    """The layout with the blocks and sites that a short pass shows; names alone prove nothing."""
+    found, kinds, order = model.found, list[BlockLayout](), list[int]()
+    stated = replace(model.layout, blocks=found.blocks)
+    blocks = cast("nn.ModuleList", model.module.get_submodule(found.blocks))
+    for layer, (block, sums) in enumerate(zip(blocks, found.sums, strict=True)):
+        kind = replace(stated.at(layer, block), sites=sums.sites, parallel=sums.parallel, scale=sums.scale)
+        if kind not in kinds:
+            kinds.append(kind)
+        order.append(kinds.index(kind))
+    return replace(stated, embedding=found.embedding, kinds=tuple(kinds), order=tuple(order))
 
 
 def _as_language_model(model: Any, control: loading.Control) -> LanguageModel:

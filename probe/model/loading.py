@@ -73,11 +73,9 @@ class _Reader:
         return module.eval(), tokenizer
 
     def _fresh(self, config: Any) -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
         assert self.random_init is not None
         with seeded(self.random_init):
-            module = AutoModelForCausalLM.from_config(
+            module = auto_class(config).from_config(
                 config, dtype=torch.float32, trust_remote_code=self.trust_remote_code
             )
         # Drawn in float32 and cast, so that one seed gives the same weights up to rounding in every dtype.
@@ -85,9 +83,7 @@ class _Reader:
         return converted
 
     def _weights(self, location: Path | str, config: Any, options: dict[str, Any]) -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
-        module, report = AutoModelForCausalLM.from_pretrained(
+        module, report = auto_class(config).from_pretrained(
             location, config=config, dtype=self.dtype, output_loading_info=True, **options
         )
         # Without this check transformers fills the gaps with random numbers.
@@ -98,6 +94,23 @@ class _Reader:
             )
         loaded: nn.Module = module
         return loaded
+
+
+def auto_class(config: Any) -> Any:
+    """Choose the class of transformers that makes the model of a configuration.
+
+    Args:
+        config: A Hugging Face configuration.
+
+    Returns:
+        `AutoModelForCausalLM`; for a model of text and images that is no causal LM by itself, the class for these.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    known = type(config) in AutoModelForImageTextToText._model_mapping
+    if known and type(config) not in AutoModelForCausalLM._model_mapping:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 @contextmanager

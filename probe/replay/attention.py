@@ -15,7 +15,11 @@ for each position, at d_head² · T a head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from probe.errors import InputError
-from probe.replay.past import PastKeys
+from probe.replay.calls import Reached
 
 LINEARISED = "probe-linearised"
 DETACHED = "probe-detached"
@@ -45,9 +49,9 @@ class AttentionPrimal:
     """
 
     query: Float[Tensor, "window g r n d_head"]
-    value: Float[Tensor, "window g 1 n d_head"]
-    output: Float[Tensor, "window g r n d_head"]
-    query_map: Float[Tensor, "window g r n d_head d_head"] | None
+    value: Float[Tensor, "window g 1 n d_value"]
+    output: Float[Tensor, "window g r n d_value"]
+    query_map: Float[Tensor, "window g r n d_value d_head"] | None
     live: Float[Tensor, "window g r n n"]
     slope: Float[Tensor, "window g r n n"]
 
@@ -55,8 +59,8 @@ class AttentionPrimal:
         self,
         query: Float[Tensor, "window head n d_head"],
         key: Float[Tensor, "window g n d_head"],
-        value: Float[Tensor, "window g n d_head"],
-    ) -> Float[Tensor, "window g r n d_head"]:
+        value: Float[Tensor, "window g n d_value"],
+    ) -> Float[Tensor, "window g r n d_value"]:
         """Evaluate the linear function at queries, live keys and live values.
 
         Args:
@@ -78,24 +82,22 @@ class AttentionPrimal:
 
 def attention_primal(
     query: Float[Tensor, "window head n d_head"],
-    key: Float[Tensor, "window g n d_head"],
-    value: Float[Tensor, "window g n d_head"],
-    mask: Float[Tensor, "window 1 n key"],
-    recorded: PastKeys,
+    keys: Float[Tensor, "window g key d_head"],
+    values: Float[Tensor, "window g key d_value"],
+    mask: Float[Tensor, "window _ n key"],
     *,
     scale: float,
     softcap: float | None = None,
     sinks: Float[Tensor, " head"] | None = None,
     detached: bool = False,
 ) -> AttentionPrimal:
-    """Compute the attention of the positions over recorded and live keys, and the matrix M of their queries.
+    """Compute the attention of n positions over all keys, the last n of them live, and the matrix M of their queries.
 
     Args:
         query: Queries q₀.
-        key: Live keys k₀.
-        value: Live values v₀.
-        mask: Additive mask over recorded and live keys.
-        recorded: The recorded past.
+        keys: Recorded keys, then the live ones k₀.
+        values: Recorded values, then the live ones v₀.
+        mask: Additive mask over recorded and live keys, of one head for all or of each.
         scale: Factor s of the scores.
         softcap: Soft cap of the scores.
         sinks: Logits of the heads' sinks.
@@ -104,16 +106,14 @@ def attention_primal(
     Returns:
         The attention at the primal point.
     """
-    n, groups = query.shape[2], key.shape[1]
+    n, groups = query.shape[2], keys.shape[1]
     query = query.unflatten(1, (groups, -1))  # (W, g, r, n, d_head)
-    keys = torch.cat([recorded.keys.to(key.dtype), key], dim=2)  # (W, g, T + n, d_head)
-    values = torch.cat([recorded.values.to(key.dtype), value], dim=2)
     scores = scale * _by_group(query, keys.mT)
     slope = torch.full((), scale, dtype=scores.dtype, device=scores.device).expand_as(scores)
     if softcap is not None:
         capped = torch.tanh(scores / softcap)
         scores, slope = softcap * capped, slope * (1 - capped.square())
-    scores = scores + mask[:, :, None]
+    scores = scores + (mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (groups, -1)))
     if sinks is not None:
         column = sinks.to(scores.dtype).reshape(1, groups, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, column], dim=-1)
@@ -134,14 +134,14 @@ def _by_group(
 def _query_map(
     weights: Float[Tensor, "window g r n key"],
     keys: Float[Tensor, "window g key d_head"],
-    values: Float[Tensor, "window g key d_head"],
-    output: Float[Tensor, "window g r n d_head"],
-) -> Float[Tensor, "window g r n d_head d_head"]:
+    values: Float[Tensor, "window g key d_value"],
+    output: Float[Tensor, "window g r n d_value"],
+) -> Float[Tensor, "window g r n d_value d_head"]:
     """Σ_j w_j (v_j − o) k_jᵀ, one position at a time, so that temporary memory does not grow with their number."""
     # Values are taken relative to their mean, which is near o: that changes the rounding only.
     centre = values.mean(2, keepdim=True)
-    deviations = (values - centre).mT.contiguous()[:, :, None]  # (W, g, 1, d_head, key)
-    query_map = output.new_empty((*output.shape, output.shape[-1]))
+    deviations = (values - centre).mT.contiguous()[:, :, None]  # (W, g, 1, d_value, key)
+    query_map = output.new_empty((*output.shape, keys.shape[-1]))
     for position in range(output.shape[3]):
         query_map[:, :, :, position] = _by_group(deviations * weights[:, :, :, position, None], keys)
     query_map -= (output - centre[:, :, None])[..., None] * _by_group(weights, keys)[..., None, :]
@@ -172,7 +172,101 @@ class _Mapped(torch.autograd.Function):
 _mapped: Any = _Mapped.apply
 
 
+@dataclass
+class Recorder:
+    """Keys and values that a block's attention function is handed, in the order of its calls.
+
+    What comes from the attention function is what the block attends to: keys that were expanded from a cached latent,
+    repeated, rotated or normed behind the cache.
+    """
+
+    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+@dataclass
+class Replayed:
+    """What the attention function joins to live keys and values, call by call, and what it found.
+
+    Attributes:
+        recorded: Keys and values of all positions of the windows.
+        only_others: Leave the position's own value out of the output: p(t, t) v(t) is subtracted.
+        primals: The primal point of each call.
+    """
+
+    recorded: Sequence[tuple[Tensor, Tensor]]
+    only_others: bool = False
+    primals: list[AttentionPrimal] = field(default_factory=list)
+
+
+_AROUND: ContextVar[Recorder | Replayed | None] = ContextVar("attention around the chosen positions", default=None)
+
+
+@contextmanager
+def around(what: Recorder | Replayed) -> Iterator[None]:
+    """Let the attention functions of this module, while the context lasts, record keys and values or join them.
+
+    Args:
+        what: Where to put them, or what to join.
+
+    Yields:
+        None: The attention functions know of it.
+    """
+    token = _AROUND.set(what)
+    try:
+        yield
+    finally:
+        _AROUND.reset(token)
+
+
 def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    replayed: Replayed,
+    *,
+    detached: bool,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    calls = len(replayed.primals)
+    if attention_mask is None or position_bias is not None or calls == len(replayed.recorded):
+        raise InputError(
+            f"linearised attention needs one call as it was recorded, with a mask and no position bias, and "
+            f'{type(module).__name__} makes another: use method="jacrev"'
+        )
+    keys, values = (
+        torch.cat([recorded.to(live.dtype), live.detach()], dim=2)
+        for recorded, live in zip(replayed.recorded[calls], (key, value), strict=True)
+    )
+    primal = attention_primal(
+        query.detach(),
+        keys,
+        values,
+        _additive(attention_mask, query.dtype),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=softcap,
+        sinks=s_aux,
+        detached=detached or replayed.only_others,
+    )
+    replayed.primals.append(primal)
+    output = primal.at(query, key, value)
+    if replayed.only_others:
+        output = output - primal.live @ value[:, :, None]
+    return output.flatten(1, 2).transpose(1, 2).contiguous(), None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype is not torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def _dispatched(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -180,44 +274,19 @@ def _attend(
     attention_mask: Tensor | None,
     *,
     detached: bool,
-    recorded: PastKeys | None = None,
-    primals: list[AttentionPrimal] | None = None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    position_bias: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    if recorded is None or attention_mask is None or position_bias is not None:
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    what = _AROUND.get()
+    if isinstance(what, Recorder):
+        what.pairs.append((key.detach(), value.detach()))
+        raise Reached
+    if what is not None:
+        return _attend(module, query, key, value, attention_mask, what, detached=detached, **kwargs)
+    if not detached:
         raise InputError(
-            f"linearised attention needs the recorded past and no position bias, and {type(module).__name__} does not "
-            'pass on the one or adds the other: use method="jacrev"'
+            f"linearised attention runs at chosen positions of a recorded context, and {type(module).__name__} was run "
+            "outside one: use `Context.linearised`"
         )
-    primal = attention_primal(
-        query.detach(),
-        key.detach(),
-        value.detach(),
-        attention_mask,
-        recorded,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        softcap=softcap,
-        sinks=s_aux,
-        detached=detached,
-    )
-    if primals is not None:
-        primals.append(primal)
-    return primal.at(query, key, value).flatten(1, 2).transpose(1, 2).contiguous(), None
-
-
-def _linearised(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    return _attend(*args, detached=False, **kwargs)
-
-
-def _detached(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    if "recorded" in kwargs:
-        return _attend(module, query, key, value, attention_mask, detached=True, **kwargs)
     length, scaling = query.shape[2], kwargs.get("scaling")
     before = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     if attention_mask is not None:
@@ -229,5 +298,5 @@ def _detached(
     return (shares @ value[:, :, None]).flatten(1, 2).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(LINEARISED, _linearised)
-AttentionInterface.register(DETACHED, _detached)
+AttentionInterface.register(LINEARISED, partial(_dispatched, detached=False))
+AttentionInterface.register(DETACHED, partial(_dispatched, detached=True))

@@ -1,62 +1,87 @@
-"""The recorded call of a block in a forward pass, and its arguments cut to chosen positions."""
+"""The recorded call of a block in a forward pass, frozen: nothing that runs later changes it."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections import UserDict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.model import LanguageModel, evaluating, first_tensor
 
-CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past", "past_key_value", "cache_params")
+CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past", "past_key_value", "cache_params", "state")
 """Names of the cache argument in the architectures and versions of transformers."""
-BIAS_BY_HEAD = "alibi"
-"""Name of an argument that, if it has three axes, holds a row for each window and head (Bloom)."""
+
+Path = tuple[str, ...]
+"""Where a tensor stands among the arguments of a call: the argument's name, then keys and indices."""
+
+
+class Reached(Exception):
+    """What was wanted of a pass is there."""
 
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The keyword arguments of one block in a recorded forward pass, except the hidden states and the cache."""
+    """The keyword arguments of one block in a recorded forward pass, except the hidden states and the cache.
+
+    Attributes:
+        hidden_name: Name of the argument that is the stream.
+        cache_name: Name of the cache argument; None if the block was given none.
+        arguments: The others.
+        cache: The cache that the block was given, as it was before the block ran.
+    """
 
     hidden_name: str
     cache_name: str | None
     arguments: Mapping[str, Any]
+    cache: Any = None
 
     def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Tensor:
         """Run a block on the input `hidden`, with the recorded arguments except those in `changed`."""
-        arguments = {**self.arguments, **changed, self.hidden_name: hidden}
+        return first_tensor(self.output(block, hidden, cache, **changed))
+
+    def output(self, block: nn.Module, hidden: Tensor, cache: Any = None, **changed: Any) -> Any:
+        """Run a block as `run` does, and return all that it returns."""
+        # Blocks write into dictionaries and lists that they are given.
+        arguments = rebuilt({**self.arguments, **changed}, lambda _, tensor: tensor)
+        arguments[self.hidden_name] = hidden
         if self.cache_name is not None:
             arguments[self.cache_name] = cache
         with evaluating(block):
-            return first_tensor(block(**arguments))
+            return block(**arguments)
 
 
 @contextmanager
-def recorded_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
-    """Record each block's call, in depth order; the hooks are removed afterwards, also after an exception."""
-    calls: list[BlockCall] = []
+def recorded_calls(model: LanguageModel, layers: Collection[int] | None = None) -> Iterator[dict[int, list[BlockCall]]]:
+    """Record the calls of blocks; the hooks are removed afterwards, also after an exception.
 
-    def remember(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # The blocks of a TransformerBridge take *args and pass them on to the block that they wrap.
-        bound = inspect.signature(getattr(block, "original_component", block).forward).bind(*args, **kwargs)
-        arguments: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            variadic = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            arguments.update(value if variadic else {name: value})
-        hidden_name = next(iter(bound.signature.parameters))
-        arguments.pop(hidden_name)
-        cache_name = next((name for name in CACHE_ARGUMENTS if name in arguments), None)
-        if cache_name is not None:
-            arguments.pop(cache_name)
-        calls.append(BlockCall(hidden_name, cache_name, arguments))
+    Args:
+        model: The model.
+        layers: Indices of the blocks; None: all.
 
-    handles = [block.register_forward_pre_hook(remember, with_kwargs=True) for block in model.blocks]
+    Yields:
+        The calls of each block, in the order in which they came, by layer.
+    """
+    calls: dict[int, list[BlockCall]] = {}
+    frozen: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def remember(layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.setdefault(layer, []).append(_call(block, args, kwargs, frozen))
+
+    handles = []
+    for layer in range(model.n_layers) if layers is None else sorted(layers):
+
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int = layer) -> None:
+            remember(layer, block, args, kwargs)
+
+        handles.append(model.blocks[layer].register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield calls
     finally:
@@ -64,64 +89,132 @@ def recorded_calls(model: LanguageModel) -> Iterator[list[BlockCall]]:
             handle.remove()
 
 
-def cache_argument(module: nn.Module) -> str | None:
-    """Find the name of the cache argument of a module's `forward`.
+def _call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], frozen: dict[Any, Any]) -> BlockCall:
+    # The blocks of a TransformerBridge take *args and pass them on to the block that they wrap.
+    bound = inspect.signature(getattr(block, "original_component", block).forward).bind(*args, **kwargs)
+    arguments: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        variadic = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        arguments.update(value if variadic else {name: value})
+    hidden_name = next(iter(bound.signature.parameters))
+    arguments.pop(hidden_name)
+    cache_name = next((name for name in CACHE_ARGUMENTS if name in arguments), None)
+    cache = None if cache_name is None else copy.deepcopy(arguments.pop(cache_name))
+    return BlockCall(hidden_name, cache_name, rebuilt(arguments, lambda _, tensor: _frozen(tensor, frozen)), cache)
+
+
+def _frozen(tensor: Tensor, memo: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> Tensor:
+    """A copy that later writes do not reach; blocks that are given one tensor share one copy."""
+    if tensor.is_inference():
+        return tensor.clone()
+    key = (id(tensor), tensor._version)
+    if key not in memo:
+        # what is expanded stays expanded
+        kept = tuple(slice(None) if step else slice(0, 1) for step in tensor.stride())
+        memo[key] = tensor, tensor.detach()[kept].clone().expand(tensor.shape)
+    return memo[key][1]
+
+
+def rebuilt(value: Any, change: Callable[[Path, Tensor], Any], path: Path = ()) -> Any:
+    """Build containers anew, with each tensor in them replaced.
 
     Args:
-        module: A model or a block.
+        value: A tensor; a tuple, list, dictionary or dataclass of such values; or anything else, which is kept.
+        change: Called with the path and the tensor; returns what takes its place.
+        path: Where the value itself stands.
 
     Returns:
-        One of `CACHE_ARGUMENTS`; None if the module takes no cache.
+        The new value.
     """
-    parameters = inspect.signature(module.forward).parameters
-    return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
+    if isinstance(value, Tensor):
+        return change(path, value)
+    if isinstance(value, tuple | list):
+        parts = [rebuilt(part, change, (*path, str(index))) for index, part in enumerate(value)]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, dict | UserDict):
+        twin: Any = copy.copy(value)
+        for key, part in value.items():
+            twin[key] = rebuilt(part, change, (*path, str(key)))
+        return twin
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        twin = copy.copy(value)
+        for field in dataclasses.fields(value):
+            part = getattr(value, field.name)
+            object.__setattr__(twin, field.name, rebuilt(part, change, (*path, field.name)))
+        return twin
+    return value
 
 
-def accepts_more(block: nn.Module) -> bool:
-    """Check that a block takes further keyword arguments, which it passes on to its attention.
+def tensors_of(value: Any) -> dict[Path, Tensor]:
+    """Collect the tensors in containers.
 
     Args:
-        block: The block.
+        value: As in `rebuilt`.
 
     Returns:
-        True if its `forward` has `**kwargs`.
+        Each tensor by its path.
     """
-    parameters = inspect.signature(block.forward).parameters.values()
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    found: dict[Path, Tensor] = {}
+
+    def collect(path: Path, tensor: Tensor) -> Tensor:
+        found[path] = tensor
+        return tensor
+
+    rebuilt(value, collect)
+    return found
 
 
-def cut_to_positions(
-    arguments: Mapping[str, Any], positions: Int[Tensor, "window row"], length: int, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Cut position embeddings, position ids and mask rows of a recorded call to `positions`."""
-    changed: dict[str, Any] = {"attention_mask": _mask_rows(arguments.get("attention_mask"), positions, length, dtype)}
-    for name in ("position_ids", "cache_position"):
-        value = arguments.get(name)
-        if isinstance(value, Tensor):
-            changed[name] = value.expand(len(positions), length).gather(1, positions)
-    embeddings = arguments.get("position_embeddings")
-    if embeddings is not None:
-        changed["position_embeddings"] = tuple(
-            table
-            .expand(len(positions), -1, -1)
-            .gather(1, positions[..., None].expand(-1, -1, table.shape[-1]))
-            .to(dtype)
-            for table in embeddings
-        )
-    return changed
+def accepts(block: nn.Module, name: str) -> bool:
+    """Check that a block's `forward` takes an argument of this name, or any."""
+    parameters = inspect.signature(getattr(block, "original_component", block).forward).parameters
+    return name in parameters or any(part.kind is inspect.Parameter.VAR_KEYWORD for part in parameters.values())
 
 
-def _mask_rows(
-    mask: Tensor | None, positions: Int[Tensor, "window row"], length: int, dtype: torch.dtype
-) -> Float[Tensor, "window 1 row key"]:
-    """Additive mask: a row sees the earlier recorded keys that its recorded mask shows, and its own live key."""
-    windows, rows = positions.shape
-    before = torch.arange(length, device=positions.device) < positions[..., None]  # (window, row, length)
-    if mask is not None:
-        recorded = mask.expand(windows, mask.shape[1], length, length)[:, 0]
-        chosen = recorded.gather(1, positions[..., None].expand(-1, -1, length))
-        before &= chosen if chosen.dtype is torch.bool else chosen >= 0
-    itself = torch.eye(rows, dtype=torch.bool, device=positions.device).expand(windows, rows, rows)
-    seen = torch.cat([before, itself], dim=-1)
-    additive = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
-    return additive.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+@contextmanager
+def ending_after(block: nn.Module) -> Iterator[None]:
+    """End a pass behind a block, whose output is the last that is needed; hooks put on before see that output."""
+
+    def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
+        raise Reached
+
+    handle = block.register_forward_hook(stop)
+    try:
+        yield
+    except Reached:
+        pass
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def entering(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Change the stream that enters a block, while the context lasts."""
+
+    def put(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    handle = block.register_forward_pre_hook(put, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def caching(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Let a block that is told so write into the cache that it is given."""
+    return {**arguments, "use_cache": True} if "use_cache" in arguments else arguments
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Convert the floating tensors of recorded arguments to another dtype.
+
+    Args:
+        value: As in `rebuilt`.
+        dtype: The floating dtype.
+
+    Returns:
+        The value; everything else in it is unchanged.
+    """
+    return rebuilt(value, lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from probe.model import Site, first_tensor
 
 
 def working_copy(
@@ -40,11 +43,12 @@ def working_copy(
     for hooks in _hooks(block):
         memo[id(hooks)] = copy.copy(hooks)
     twin = copy.deepcopy(block, memo).eval()
-    if attention is not None:
-        for part in twin.modules():
-            config: Any = getattr(part, "config", None)
-            if hasattr(config, "_attn_implementation"):
-                config._attn_implementation = attention
+    for part in twin.modules():
+        config: Any = getattr(part, "config", None)
+        if attention is not None and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = attention
+        if dtype is torch.float64 and hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"  # grouped products have no float64
     return twin
 
 
@@ -53,16 +57,27 @@ def _hooks(block: nn.Module) -> Iterator[Any]:
         yield from (value for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict))
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Convert the floating tensors of a recorded argument to another dtype.
+@contextmanager
+def reading(site: Site, block: nn.Module, copy: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect a site's tensor whenever a working copy runs, with its graph.
 
     Args:
-        value: Tensor, tuple of values, or anything else.
-        dtype: The floating dtype.
+        site: A site inside the block.
+        block: The block.
+        copy: Its working copy, or the block itself.
 
-    Returns:
-        The value; everything else in it is unchanged.
+    Yields:
+        The tensors of all runs.
     """
-    if isinstance(value, tuple):
-        return tuple(cast(part, dtype) for part in value)
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    path = next(path for path, module in block.named_modules() if module is site.module)
+    module, seen = copy.get_submodule(path), list[Tensor]()
+    if site.side == "input":
+        handle = module.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    else:
+        handle = module.register_forward_hook(lambda _, __, output: seen.append(first_tensor(output)))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,102 +1,210 @@
-"""The past of a block: keys and values of earlier positions, or the state that a state-space block carries."""
+"""The past of a block: keys and values of all positions, or what the block's own cache carried into each of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections import UserDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from probe.model import LanguageModel
-from probe.replay.calls import cache_argument
+from probe.replay.axes import Uncuttable
 
 
 @dataclass(frozen=True)
 class PastKeys:
-    """A read-only prefix cache for one block: recorded keys and values, followed by live ones.
+    """A read-only cache for one block: recorded keys and values of all positions, followed by live ones.
 
     Transformers' attention modules call `update`, as they would a cache's; nothing is ever written.
+
+    Attributes:
+        layers: Keys and values of each attention in the block, by its index in the cache.
+        indexed: Keys of an indexer, likewise.
+        without: Which live values count as zero: "own", or "all" with the recorded ones.
     """
 
-    keys: Float[Tensor, "window head position d_head"]
-    values: Float[Tensor, "window head position d_head"]
-    own_value: bool = True
+    layers: dict[int, tuple[Float[Tensor, "window head position d_key"], Float[Tensor, "window head position d_value"]]]
+    indexed: dict[int, Tensor]
+    without: str = ""
 
-    def select(self, windows: slice, _chosen: slice) -> PastKeys:
+    def select(self, windows: slice) -> PastKeys:
         """Select the part of some windows."""
-        return PastKeys(self.keys[windows], self.values[windows], self.own_value)
+        layers = {index: (keys[windows], values[windows]) for index, (keys, values) in self.layers.items()}
+        return replace(self, layers=layers, indexed={index: keys[windows] for index, keys in self.indexed.items()})
 
-    def empty(self, windows: int) -> PastKeys:
-        """Make the past of windows that begin with their chosen position: one key of zeros, which no query may see."""
-        keys, values = (part.new_zeros((windows, part.shape[1], 1, part.shape[3])) for part in (self.keys, self.values))
-        return PastKeys(keys, values, self.own_value)
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Join recorded and live keys and values."""
+        keys, values = self.layers[layer_idx]
+        if self.without:
+            value = torch.zeros_like(value)
+        if self.without == "all":
+            values = torch.zeros_like(values)
+        return torch.cat([keys, key], dim=-2), torch.cat([values, value], dim=-2)
 
-    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Join recorded and live keys and values; with `own_value=False` the live values count as zero."""
-        live = value if self.own_value else torch.zeros_like(value)
-        return torch.cat([self.keys, key], dim=2), torch.cat([self.values, live], dim=2)
+    def update_indexer(self, key: Tensor, layer_idx: int) -> Tensor:
+        """Join recorded and live keys of an indexer."""
+        return torch.cat([self.indexed[layer_idx], key], dim=-2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of recorded positions."""
+        return int(self.layers[layer_idx][0].shape[-2])
+
+
+def unbounded(cache: Any) -> Any:
+    """Let a fresh cache keep the keys of all positions, in sliding layers too."""
+    for index, layer in enumerate(getattr(cache, "layers", [])):
+        if type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[index] = DynamicLayer()
+    return cache
+
+
+def keys_of(cache: Any) -> PastKeys:
+    """Take the keys and values that a block left in its cache.
+
+    Args:
+        cache: The cache, after a run of the block on whole sequences.
+
+    Returns:
+        The past.
+
+    Raises:
+        Uncuttable: If it left something else too.
+    """
+    layers, indexed, kept = {}, {}, set[int]()
+    for index, layer in enumerate(getattr(cache, "layers", [])):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None or not keys.numel():
+            continue
+        layers[index] = keys, values
+        kept |= {id(keys), id(values)}
+        for name, held in vars(layer).items():
+            if "indexer" in name and isinstance(held, Tensor) and held.numel():
+                indexed[index] = held
+                kept.add(id(held))
+    if any(id(tensor) not in kept for tensor in tensors_in(cache) if tensor.ndim and tensor.numel()):
+        raise Uncuttable("the cache holds more than keys and values")
+    return PastKeys(layers, indexed)
 
 
 @dataclass(frozen=True)
-class PastState:
-    """Convolution and recurrent states that a state-space block carried into each chosen position.
+class Carried:
+    """What a block's own cache held before one position, a row for each window that chose the position.
 
     Attributes:
-        convolution: The last inputs of the causal convolution, (window, position, ...).
-        recurrent: The state of the state-space model, (window, position, ...).
+        position: The position.
+        windows: Index of each row's window.
+        columns: Index of the row's position among its window's chosen ones.
+        cache: The cache; None if the block is given none.
     """
 
-    convolution: Tensor
-    recurrent: Tensor
+    position: int
+    windows: list[int]
+    columns: list[int]
+    cache: Any
 
-    def select(self, windows: slice, chosen: slice) -> PastState:
-        """Select the part of some windows and some of their chosen positions."""
-        return PastState(self.convolution[windows, chosen], self.recurrent[windows, chosen])
+    @property
+    def keys(self) -> int:
+        """Number of keys that the cache holds."""
+        return max((layer.shape[-2] for layer in _keys_in(self.cache)), default=0)
 
-    def empty(self, windows: int) -> PastState:
-        """Make the past of windows that begin with their one chosen position: zeros."""
-        return PastState(
-            self.convolution.new_zeros((windows, 1, *self.convolution.shape[2:])),
-            self.recurrent.new_zeros((windows, 1, *self.recurrent.shape[2:])),
+    def rows(self) -> Iterator[Carried]:
+        """Iterate over the rows, each with a cache of its own."""
+        for row, (window, column) in enumerate(zip(self.windows, self.columns, strict=True)):
+            yield Carried(self.position, [window], [column], rows_of([self], 1, torch.tensor([row])))
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Two caches of one signature may be joined along their rows."""
+        rows = len(self.windows)
+        shapes = tuple(
+            tensor.shape[1:] if tensor.ndim and len(tensor) == rows else tuple(tensor.reshape(-1).tolist())
+            for tensor in tensors_in(self.cache)
         )
-
-    def cache(self, model: LanguageModel, layer: int, alternatives: int, *, empty: bool = False) -> DynamicCache:
-        """Make a one-token cache of copies for block `layer`, a row for each (window, alternative, position)."""
-
-        def rows(state: Tensor) -> Tensor:
-            copies = state[:, None].repeat(1, alternatives, *(1,) * (state.ndim - 1)).flatten(0, 2)
-            return torch.zeros_like(copies) if empty else copies
-
-        cache = DynamicCache(config=model.module.config)
-        cache.update_conv_state(rows(self.convolution), layer, conv_kernel_size=self.convolution.shape[-1])
-        cache.update_recurrent_state(rows(self.recurrent), layer)
-        return cache
+        return (*shapes, *_scalars_in(self.cache))
 
 
-def carried_states(model: LanguageModel, tokens: Tensor, positions: Tensor) -> list[PastState]:
-    """Step a state-space model through the windows and copy each block's state before the chosen positions."""
-    cache, argument = DynamicCache(config=model.module.config), cache_argument(model.module)
-    assert argument is not None
-    chosen = {position: (positions == position).nonzero(as_tuple=True) for position in positions.unique().tolist()}
-    kept: list[PastState] = []
-    for position in range(max(chosen, default=0) + 1):
-        before = [(layer.conv_states[0], layer.recurrent_states[0]) for layer in cache.layers]
-        if position in chosen and position > 0:
-            _keep(kept, chosen[position], before)
-        model.final_states(tokens[:, position : position + 1], **{argument: cache}, use_cache=True)
-        if position == 0:  # shapes are known only now; nothing was carried into the first position, so zeros
-            kept = [
-                PastState(*(state.new_zeros(positions.shape + state.shape[1:]) for state in states))
-                for states in ((layer.conv_states[0], layer.recurrent_states[0]) for layer in cache.layers)
-            ]
-    return kept
+def rows_of(carried: Sequence[Carried], alternatives: int, rows: Tensor | None = None) -> Any:
+    """Join caches along their rows, each row several times, in a copy that a run may overwrite.
+
+    Args:
+        carried: Caches of one signature.
+        alternatives: Copies of each row.
+        rows: The rows to take of each cache; None: all.
+
+    Returns:
+        The cache.
+    """
+    if carried[0].cache is None:
+        return None
+    parts = [list(tensors_in(one.cache)) for one in carried]
+    memo: dict[int, Any] = {}
+    for column in zip(*parts, strict=True):
+        taken = [
+            (tensor if rows is None else tensor[rows]).repeat_interleave(alternatives, dim=0)
+            for one, tensor in zip(carried, column, strict=True)
+            if tensor.ndim and len(tensor) == len(one.windows)
+        ]
+        memo[id(column[0])] = torch.cat(taken) if len(taken) == len(column) else column[0].clone()
+    return copied(carried[0].cache, memo)
 
 
-def _keep(kept: list[PastState], chosen: tuple[Tensor, Tensor], before: list[tuple[Tensor, Tensor]]) -> None:
-    windows, columns = chosen
-    for past, (convolution, recurrent) in zip(kept, before, strict=True):
-        past.convolution[windows, columns] = convolution[windows]
-        past.recurrent[windows, columns] = recurrent[windows]
+def copied(cache: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Copy a cache; tensors named in `memo` by their identity are replaced."""
+    memo = {} if memo is None else memo
+    for part in _parts_of(cache):
+        if isinstance(part, PreTrainedConfig):
+            memo[id(part)] = part
+    return copy.deepcopy(cache, memo)
+
+
+def is_container(cache: Any) -> bool:
+    """Tell whether a cache is plain tensors in tuples, lists or dictionaries, with rows from the beginning."""
+    return isinstance(cache, Tensor | tuple | list | dict)
+
+
+def tensors_in(cache: Any) -> Iterator[Tensor]:
+    """Iterate over the tensors of a cache, always in the same order."""
+    return (part for part in _parts_of(cache) if isinstance(part, Tensor))
+
+
+def _scalars_in(cache: Any) -> Iterator[Any]:
+    return (part for part in _parts_of(cache) if isinstance(part, int | float | str))
+
+
+def _keys_in(cache: Any) -> Iterator[Tensor]:
+    for layer in getattr(cache, "layers", []):
+        keys = getattr(layer, "keys", None)
+        if isinstance(keys, Tensor) and keys.ndim > 2:
+            yield keys
+
+
+def _parts_of(value: Any) -> Iterator[Any]:
+    """All that a cache is made of; configurations are not entered."""
+    if isinstance(value, dict | UserDict):
+        for part in value.values():
+            yield from _parts_of(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _parts_of(part)
+    elif isinstance(value, Tensor | PreTrainedConfig | int | float | str) or not hasattr(value, "__dict__"):
+        yield value
+    elif not isinstance(value, nn.Module | type):
+        for part in vars(value).values():
+            yield from _parts_of(part)
+
+
+def chosen_by(positions: Int[Tensor, "window chosen"]) -> dict[int, tuple[list[int], list[int]]]:
+    """Gather windows and columns by the position that was chosen there, in rising order."""
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    for window, row in enumerate(positions.tolist()):
+        for column, position in enumerate(row):
+            windows, columns = found.setdefault(position, ([], []))
+            windows.append(window)
+            columns.append(column)
+    return dict(sorted(found.items()))

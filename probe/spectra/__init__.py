@@ -2,7 +2,7 @@
 
 One function a score, batched over all leading dimensions, any float dtype in, float64 out:
 
-- symmetry, from norms: `antisymmetric_fraction`, `symmetric_share`, `commutator_norm`
+- symmetry, from norms: `antisymmetric_fraction`, `commutator_norm`
 - from a symmetric eigenvalue problem: `numerical_abscissa`
 - eigenvalues: `eigenvalues`, `spectral_radius`, `spectral_abscissa`, `complex_fraction`, `rotation_fraction`
 - non-normality: `henrici_departure`, `eigenvector_condition`
@@ -11,8 +11,8 @@ One function a score, batched over all leading dimensions, any float dtype in, f
 - the resolvent: `pseudospectrum` (on a `spectral_grid`), `kreiss_constant`
 
 `decompose` offers the same scores as lazy attributes that share factorisations; each function takes its result in the
-place of matrices. Interventions: `symmetrised`, `schur_normal`, `schur_shuffle`. Along depth: `cumulative_product`,
-`cumulative_spectra`, `lyapunov_exponents`, `block_coupling`.
+place of matrices. Interventions: `symmetrised`, `schur_normal`, `schur_shuffle`. Along depth: `cumulative_spectra`;
+more in `probe.spectra.products`.
 
 Rotation, non-normality and rank are separate axes: an orthogonal matrix is normal and nearly all complex, a random
 matrix of low rank looks non-normal and real. Of a block's Jacobian J and of the update's K = J − I they say different
@@ -21,8 +21,9 @@ things: as the update shrinks, J → I and every score of J falls, whatever K do
 
 from __future__ import annotations
 
+from probe.errors import renamed
 from probe.spectra.controls import schur_normal, schur_shuffle, symmetrised
-from probe.spectra.decomposition import Spectrum, decompose
+from probe.spectra.decomposition import decompose
 from probe.spectra.normality import (
     antisymmetric_fraction,
     commutator_norm,
@@ -34,15 +35,8 @@ from probe.spectra.normality import (
     rotation_fraction,
     spectral_abscissa,
     spectral_radius,
-    symmetric_share,
 )
-from probe.spectra.products import (
-    CumulativeSpectra,
-    block_coupling,
-    cumulative_product,
-    cumulative_spectra,
-    lyapunov_exponents,
-)
+from probe.spectra.products import cumulative_spectra
 from probe.spectra.ranks import (
     effective_rank,
     energy_effective_rank,
@@ -51,17 +45,12 @@ from probe.spectra.ranks import (
     singular_values,
     stable_rank,
 )
-from probe.spectra.resolvent import Pseudospectrum, kreiss_constant, pseudospectrum, spectral_grid
+from probe.spectra.resolvent import kreiss_constant, pseudospectrum, spectral_grid
 
 __all__ = [
-    "CumulativeSpectra",
-    "Pseudospectrum",
-    "Spectrum",
     "antisymmetric_fraction",
-    "block_coupling",
     "commutator_norm",
     "complex_fraction",
-    "cumulative_product",
     "cumulative_spectra",
     "decompose",
     "effective_rank",
@@ -70,7 +59,6 @@ __all__ = [
     "energy_effective_rank",
     "henrici_departure",
     "kreiss_constant",
-    "lyapunov_exponents",
     "numerical_abscissa",
     "participation_ratio",
     "polar_rotation",
@@ -83,6 +71,13 @@ __all__ = [
     "spectral_grid",
     "spectral_radius",
     "stable_rank",
-    "symmetric_share",
     "symmetrised",
 ]
+
+_MOVED = {
+    "decomposition": ("Spectrum",),
+    "normality": ("symmetric_share",),
+    "products": ("CumulativeSpectra", "block_coupling", "cumulative_product", "lyapunov_exponents"),
+    "resolvent": ("Pseudospectrum",),
+}
+__getattr__ = renamed(__name__, {name: f"{home}.{name}" for home, names in _MOVED.items() for name in names})

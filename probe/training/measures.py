@@ -3,7 +3,8 @@
 All act on stacks (..., layer, out, in) in float64, seeds among the leading axes, and compare each layer with the next:
 a result has one entry a pair. ``W = U Σ Vᵀ``. Signs of singular vectors are arbitrary, so cosines are absolute; where
 σ₁ and σ₂ nearly coincide the leading vector is arbitrary too, so every value is read beside the gap. Where a matrix is
-zero (W − W₀ at step 0) everything is NaN.
+zero (W − W₀ at step 0) or not finite (a training that diverged) everything is NaN; where its rank is too low, what
+needs the directions that it does not have.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class BatchedTriplets:
 def batched_triplets(matrices: Float[Tensor, "*batch out in"], k: int = LEADING) -> BatchedTriplets:
     """Compute the k leading singular triplets of every matrix, from its smaller Gram matrix in float64.
 
-    Half the digits of the small singular values are lost that way; the leading ones and their vectors keep enough.
+    Half the digits of the small singular values are lost that way; the leading ones and their vectors keep enough. What
+    rounding hides, σ_i below √(n ε) σ₁ for a shorter side n, has no direction: u_i and v_i are NaN.
     `probe.spectra.singular.leading_triplets` decomposes one matrix with a stated error.
 
     Args:
@@ -51,14 +53,16 @@ def batched_triplets(matrices: Float[Tensor, "*batch out in"], k: int = LEADING)
         k: Number of triplets, at most min(out, in).
 
     Returns:
-        Triplets; NaN for a matrix of zeros.
+        Triplets. The directions of a matrix of zeros are NaN, and all of one that is not finite.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     wide = (matrices.mT if tall else matrices).double()
+    finite = wide.isfinite().all(-1).all(-1)[..., None]
+    wide = torch.where(finite[..., None], wide, 0)  # eigh refuses NaN
     eigenvalues, vectors = torch.linalg.eigh(wide @ wide.mT)  # eigenvalues rise
-    values = eigenvalues[..., -k:].flip(-1).clamp(min=0).sqrt()
-    near = vectors[..., -k:].flip(-1)
-    near = torch.where(values[..., None, :1] > 0, near, torch.nan)
+    values = torch.where(finite, eigenvalues[..., -k:].flip(-1).clamp(min=0).sqrt(), torch.nan)
+    hidden = (wide.shape[-2] * torch.finfo(torch.float64).eps) ** 0.5 * values[..., :1]
+    near = torch.where((values > hidden)[..., None, :], vectors[..., -k:].flip(-1), torch.nan)
     far = wide.mT @ near / values[..., None, :]
     return BatchedTriplets(far, values, near) if tall else BatchedTriplets(near, values, far)
 
@@ -125,14 +129,9 @@ def rotation(a: Float[Tensor, "*batch n k"], b: Float[Tensor, "*batch n k"]) -> 
         b: Orthonormal columns, (..., n, k).
 
     Returns:
-        Degrees in [0, 90], (...); NaN where a frame is missing.
+        Degrees in [0, 90], (...); NaN where a direction is missing.
     """
-    missing = (a.isnan() | b.isnan()).any(-1).any(-1)
-    safe = [
-        torch.where(missing[..., None, None], torch.eye(*a.shape[-2:], dtype=a.dtype, device=a.device), frame)
-        for frame in (a, b)
-    ]
-    return torch.where(missing, torch.nan, principal_angles(*safe).mean(-1))
+    return principal_angles(a, b).mean(-1)
 
 
 def haar_matches(n: int, k: int = LEADING, *, draws: int = 4000) -> Float[np.ndarray, " k"]:

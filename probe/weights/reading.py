@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import Layout
+from probe.model.architectures import Layout, gain_of
 from probe.model.huggingface import LaidOut
+from probe.model.loading import auto_class
 
 Matrix = Float[Tensor, "out in"]
 
@@ -121,7 +122,8 @@ class ModuleWeights(LaidOut):
     @cached_property
     def stored(self) -> tuple[str, ...]:
         """Names of the projections that every block has."""
-        return tuple(self.layout.restricted_to(self.blocks).projections)
+        first, *others = (self.at(layer).projections for layer in range(self.n_layers))
+        return tuple(name for name in first if all(name in other for other in others))
 
     def matrix(self, layer: int, name: str) -> Matrix:
         """Read one projection.
@@ -137,7 +139,7 @@ class ModuleWeights(LaidOut):
             InputError: If the model has no such block or projection.
         """
         require_projection(self, layer, name)
-        projection = self.layout.projections[name]
+        projection = self.at(layer).projections[name]
         block = self._filled(layer, projection.module)
         weight = projection.weight(block, self.heads.query if self.heads else 1).detach()
         if self.permuted is not None:
@@ -155,14 +157,13 @@ class ModuleWeights(LaidOut):
             name: A projection or a composite.
 
         Returns:
-            γ, with the architecture's offset (Gemma: 1); None where no such norm is known, or it has no gain.
+            γ, as the norm's own code makes it of its weight; None where no such norm is known, or it has no gain.
         """
-        found = self.layout.norm_of(name)
-        if found is None:
+        path = self.at(layer).norm_of(name)
+        if path is None:
             return None
-        path, offset = found
-        weight = getattr(self._filled(layer, path).get_submodule(path), "weight", None)
-        return None if weight is None else weight.detach().float() + offset
+        gain = gain_of(self._filled(layer, path).get_submodule(path), self.d_model)
+        return None if gain is None else gain.float()
 
     def _filled(self, layer: int, path: str) -> nn.Module:
         """The block with values at a path: the module's own, or a filled copy of the skeleton's."""
@@ -281,13 +282,11 @@ def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_c
     Returns:
         The module.
     """
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
         if like is not None:
             made: nn.Module = like(copy.deepcopy(config))
         else:
-            made = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            made = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     return made.eval()
 
 

@@ -169,6 +169,7 @@ def test_the_same_seed_gives_the_same_result(result, folder, text):
 
 
 COMMAND = [sys.executable, "-m", "probe.analyses.tokenwise"]
+TIME_LIMIT = 900  # seconds of a process, for a machine that does other things as well
 
 
 def _options(config, out):
@@ -184,23 +185,23 @@ def _options(config, out):
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(result, folder, text):
-    """kill -9 once some units are done, then the same command: the result of an uninterrupted run."""
+    """kill -9 once some tasks are done, then the same command: the result of an uninterrupted run."""
     config, out = _config(saved(folder, "llama"), text), folder / "killed"
     with subprocess.Popen([*COMMAND, *_options(config, out)]) as first:
-        deadline = time.monotonic() + 240
-        while not list(out.glob("units/fit/*")) and first.poll() is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + TIME_LIMIT
+        while not list(out.glob("units/fit/*.safetensors")) and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert first.poll() is None
         first.send_signal(signal.SIGKILL)
-    finished = {path: path.stat().st_mtime_ns for path in out.glob("units/*/*")}
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("units/*/*.safetensors")}  # none half written
     assert finished
     assert not (out / "results.nc").exists()
     second = subprocess.run(
-        [*COMMAND, *_options(config, out)], capture_output=True, text=True, timeout=300, check=False
+        [*COMMAND, *_options(config, out)], capture_output=True, text=True, timeout=TIME_LIMIT, check=False
     )
     assert second.returncode == 0, second.stderr
     assert second.stdout.strip().endswith("report.html")
-    assert all(path.stat().st_mtime_ns == when for path, when in finished.items() if ".safetensors" in path.name)
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
     resumed = xr.open_dataset(out / "results.nc", engine="h5netcdf")
     for name in result.data.data_vars:
         np.testing.assert_allclose(resumed[name].values, result.data[name].values, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -248,22 +248,6 @@ def test_several_models_and_revisions_make_one_run_each_and_a_comparison(
 
 
 @pytest.mark.parametrize(
-    ("said", "typed"),
-    [
-        ("layers must lie between 0 and 3", "layers must lie between 0 and 3"),
-        ("window_length= must be at least 2", "--window-length must be at least 2"),
-        ("pass window_length=64, or out='a b'", "pass --window-length 64, or --out a b"),
-        ("pass fresh=True, or quiet=False.", "pass --fresh, or --no-quiet."),
-        ("in the cell stream-seed=3 of my_seed=4", "in the cell stream-seed=3 of my_seed=4"),
-        ("tokenizer= is no option", "tokenizer= is no option"),
-    ],
-)
-def test_messages_say_options_as_they_are_typed(said: str, typed: str) -> None:
-    assert command.as_typed(said, (TextConfig, RunOptions)) == typed
-    assert command.as_typed(said, ()) == said
-
-
-@pytest.mark.parametrize(
     ("text", "layers"), [("all", [0, 1, 2, 3]), ("0,3", [0, 3]), ("3, 1,3", [1, 3]), ("2", [2])], ids=str
 )
 def test_layers_are_all_or_a_comma_list(text: str, layers: list[int]) -> None:

@@ -328,5 +328,7 @@ def patched(case: Case) -> float:
     state = torch.where(counted[..., None], everywhere, oracle.plain.inputs[layer + 1])
     changed = oracle.run(case.tokens, {layer + 1: state}).logits
     moved = (changed - oracle.plain.logits).norm(dim=-1).gather(1, case.positions)
-    found = patching.all_positions(recorded, layer, everywhere[:, None].to(case.dtype), counted, measures=("logit_distance",))
+    found = patching.all_positions(
+        recorded, layer, everywhere[:, None].to(case.dtype), counted, measures=("logit_distance",)
+    )
     return max(worst, within(found["logit_distance"][0], moved, FLOAT32, "distance of logits, all positions replaced"))

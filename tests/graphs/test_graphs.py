@@ -419,3 +419,10 @@ def test_a_relabelled_graph_is_the_same_graph() -> None:
     graph = random_graph(25, 0.3)
     order = np.random.default_rng(0).permutation(25)
     np.testing.assert_array_equal(dense(relabelled(graph, order))[np.ix_(order, order)], dense(graph))
+
+
+def test_constants_are_no_public_names() -> None:
+    assert not [name for name in graphs.__all__ if name.isupper()]
+    with pytest.warns(DeprecationWarning, match=r"use probe\.graphs\.detect\.RESOLUTIONS$"):
+        found = graphs.RESOLUTIONS
+    assert list(found) == [2.0**power for power in range(-4, 4)]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from probe import inference
 from probe.errors import InputError
 from probe.inference import (
     Ranking,
@@ -384,3 +385,9 @@ class TestSpearman:
         assert fisher_mean(rho)[1] == pytest.approx(0.5)
         assert fisher_mean(np.array([1.0, 1.0])) == pytest.approx(1.0)
         assert np.isnan(fisher_mean(np.array([0.3, np.nan])))
+
+
+def test_constants_are_no_public_names() -> None:
+    assert not [name for name in inference.__all__ if name.isupper()]
+    with pytest.warns(DeprecationWarning, match=r"use probe\.inference\.ranks\.LARGEST_RHO$"):
+        assert inference.LARGEST_RHO == 1 - 1e-12

@@ -343,20 +343,19 @@ def test_state_space_projections_act_as_the_modules_do(architecture: str) -> Non
 @every_architecture
 def test_our_table_agrees_with_transformer_lens(architecture: str) -> None:
     module = tiny_module(architecture)
-    theirs = adapters.layout(module)
-    ours = tiny_model(architecture).layout
-    for name in ("blocks", "embedding", "final_norm", "head", "recurrent"):
-        assert getattr(ours, name) == getattr(theirs, name)
-    parallel = tiny_model(architecture).parallel
-    assert parallel == theirs.parallel
-    mine = {name: (site.module, site.side) for name, site in ours.sites.items()}
-    if parallel:
-        mine.pop("hook_resid_mid", None)
-    assert mine == {name: (site.module, site.side) for name, site in theirs.sites.items()}
+    layout, model = adapters.layout(module), tiny_model(architecture)
+    for name in ("blocks", "embedding", "final_norm", "head"):
+        assert getattr(model.layout, name) == getattr(layout, name)
+    ours, theirs = model.at(1), layout.of(model.blocks[1])
+    assert ours.parallel == theirs.parallel
+    assert ours.recurrent == theirs.recurrent
+    places = ({name: (site.module, site.side) for name, site in kind.sites.items()} for kind in (ours, theirs))
+    assert next(places) == next(places)
     assert set(theirs.projections) <= set(ours.projections)
-    block = module.get_submodule(ours.blocks)[1]
     for name, projection in theirs.projections.items():
-        assert torch.equal(projection.weight(block, 4), ours.projections[name].weight(block, 4)), name
+        assert torch.equal(projection.weight(model.blocks[1], 4), ours.projections[name].weight(model.blocks[1], 4)), (
+            name
+        )
 
 
 GROUPED = {
@@ -379,10 +378,10 @@ BY_ADAPTER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**GROUPED, "logit_scale": 0.3},
         {"parallel": True, "added": ("hook_attn_out", "hook_mlp_out"), "projections": 7},
     ),
-    # Multiplies each sub-layer's output before it adds it: no module's output is what is added.
+    # Multiplies each sub-layer's output before it adds it: the site is the product.
     "Granite": (
         {**GROUPED, "residual_multiplier": 0.5, "logits_scaling": 3.0},
-        {"parallel": False, "added": (), "projections": 7},
+        {"parallel": False, "added": ("hook_attn_out", "hook_mlp_out"), "projections": 7},
     ),
     # Adds inside its sub-layers, so that their last matrices give what is added.
     "Bloom": (
@@ -419,7 +418,7 @@ def test_other_architectures_go_by_the_adapters_of_transformer_lens(family: str)
     assert isinstance(model, HuggingFaceModel)
     assert model.architecture not in ROWS
     assert model.parallel == expected["parallel"]
-    assert model.layout.added == expected["added"]
+    assert model.at(1).added == expected["added"]
     assert len(model.projections(1)) == expected["projections"]
     tokens = tiny_tokens()
     with torch.no_grad():
@@ -427,8 +426,8 @@ def test_other_architectures_go_by_the_adapters_of_transformer_lens(family: str)
     logits, seen = watched(model, tokens)
     assert torch.equal(plain, logits)
     torch.testing.assert_close(model.unembed(seen["blocks.1.hook_resid_post"]), logits)
-    if model.layout.added:
-        added = sum(seen[f"blocks.1.{name}"] for name in model.layout.added)
+    if model.at(1).added:
+        added = sum(seen[f"blocks.1.{name}"] for name in model.at(1).added)
         torch.testing.assert_close(seen["blocks.1.hook_resid_pre"] + added, seen["blocks.1.hook_resid_post"])
 
 
@@ -436,7 +435,7 @@ def test_an_adapters_layout_holds_in_bfloat16() -> None:
     settings, expected = BY_ADAPTER["Mistral"]
     model = load_model(other_module("Mistral", settings).to(torch.bfloat16))
     assert isinstance(model, HuggingFaceModel)
-    assert model.layout.added == expected["added"]
+    assert model.at(1).added == expected["added"]
 
 
 def test_a_joint_matrix_of_an_adapter_is_taken_apart() -> None:
@@ -620,25 +619,15 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
     refused(lambda: tiny_model("llama", is_causal=False), "must be causal", "llama")
 
 
-def test_a_stream_that_the_head_does_not_read_is_refused() -> None:
-    bert = other_module(
-        "Bert",
-        {
-            "vocab_size": VOCABULARY,
-            "num_hidden_layers": 2,
-            "hidden_size": WIDTH,
-            "num_attention_heads": 4,
-            "intermediate_size": 48,
-            "is_decoder": True,
-        },
-        "LMHeadModel",
-    )
-    refused(lambda: load_model(bert), "residual stream of constant width", "bert")
+def test_an_encoder_is_seen_to_look_ahead() -> None:
+    settings = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "hidden_size": WIDTH, "num_attention_heads": 4}
+    bert = other_module("Bert", {**settings, "intermediate_size": 48}, "LMHeadModel")
+    refused(lambda: load_model(bert), "causal", "BertLMHeadModel")
 
 
-def test_an_architecture_that_nobody_knows_is_refused() -> None:
+def test_a_model_of_two_parts_is_refused() -> None:
     t5 = other_module("T5", {"vocab_size": VOCABULARY, "d_model": WIDTH, "num_layers": 2}, "ForConditionalGeneration")
-    refused(lambda: load_model(t5), "T5ForConditionalGeneration", "layout")
+    refused(lambda: load_model(t5), "T5ForConditionalGeneration", "encoder-decoder")
 
 
 def test_a_site_or_layer_that_is_not_there_is_refused() -> None:
@@ -665,7 +654,8 @@ def test_flat_sites_are_only_those_of_opt() -> None:
     flat = {
         (architecture, name)
         for architecture, layout in ROWS.items()
-        for name, site in layout.sites.items()
+        for kind in layout.kinds
+        for name, site in kind.sites.items()
         if site == SitePath(site.module, site.side, flat=True)
     }
     assert flat == {("opt", "hook_resid_mid"), ("opt", "hook_mlp_out")}

@@ -64,6 +64,7 @@ GEOMETRY = _mutants(
             ("overlap = wide.mT @ narrow", "overlap = wide.mT @ narrow.flip(-2)"),
             ("torch.linalg.svdvals(narrow - wide @ overlap)", "torch.linalg.svdvals(narrow + wide @ overlap)"),
             ("sines.arcsin(), cosines.arccos()", "cosines.arccos(), sines.arcsin()"),
+            ("torch.where(finite[..., 0], angles, torch.nan)", "torch.where(finite[..., 0], angles, 0.0)"),
             ("svdvals(narrow - wide @ overlap).flip(-1)", "svdvals(narrow - wide @ overlap)"),
             ("x.double().square().mean(-2).sqrt()", "x.double().mean(-2).abs()"),
             ("x.double().square().mean(-2).sqrt()", "x.double().square().mean(-2)"),

@@ -64,6 +64,8 @@ TRAINING: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("return _squares(vectors).amax(-1)", "return _squares(vectors).amax(-2)"),
                 ("(unit[..., :-1, :] * unit[..., 1:, :]).sum(-1)", "(unit[..., :-1, :] * unit[..., 1:, :]).mean(-1)"),
                 ("far = wide.mT @ near / values", "far = wide.mT @ near * values"),
+                ("(values > hidden)[..., None, :]", "(values > 0)[..., None, :]"),
+                ("values = torch.where(finite, eigenvalues", "values = torch.where(finite | True, eigenvalues"),
             ],
         ),
     ],

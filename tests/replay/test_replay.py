@@ -93,35 +93,35 @@ def test_sequences_run_on_as_in_a_full_run(architecture):
         assert_same(after[torch.arange(WINDOWS), POSITIONS[:, column]], expected)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_blocks_without_a_cache_are_replayed_on_whole_sequences(architecture):
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "mamba2"])
+def test_every_way_of_running_a_block_gives_the_same(architecture):
     model, tokens = tiny_model(architecture), _tokens()
     context = replay.record(model, tokens, POSITIONS)
-    states = _pushed(context.state(1))[:, None]
-    plain = replay.Context(model, tokens, POSITIONS, context.states, context.calls, None)
+    states = torch.stack([_pushed(context.state(1), seed) for seed in (1, 2)], dim=1)
     with torch.no_grad():
-        assert_same(plain.replay(1, states), context.replay(1, states))
-    with pytest.raises(InputError, match="cache"):
-        plain.off_position_write(1)
+        found = context.replay(1, states)
+        ways = ["carried", "rows", "sequences", *(["keys"] if architecture != "mamba2" else [])]
+        for way in ways:
+            assert_same(context._run(way, 1, states), found)
 
 
 _SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": None}
 _BLOCKS = {**_SIZES, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LOCAL = {"attention_types": [[["global", "local"], 1]], "window_size": 6}
 _HYBRID = {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
-# configuration, and whether the blocks run at single positions: not with masks, biases or states of their own
+# configuration, and the cheapest way of each block
 OTHERS = {
-    "Mistral": ({**_BLOCKS, "num_key_value_heads": 2, "sliding_window": 6}, True),
-    "GPTNeo": ({**_SIZES, "num_layers": 2, "num_heads": 4, **_LOCAL}, False),
-    "Falcon": ({**_BLOCKS, "alibi": True, "multi_query": False, "new_decoder_architecture": False}, False),
-    "Bloom": ({"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}, False),
-    "Jamba": ({**_BLOCKS, "num_key_value_heads": 2, **_HYBRID}, False),
+    "Mistral": ({**_BLOCKS, "num_key_value_heads": 2, "sliding_window": 6}, ["keys", "keys"]),
+    "GPTNeo": ({**_SIZES, "num_layers": 2, "num_heads": 4, **_LOCAL}, ["keys", "carried"]),
+    "Falcon": ({**_BLOCKS, "alibi": True, "multi_query": False, "new_decoder_architecture": False}, ["keys", "keys"]),
+    "Bloom": ({"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4}, ["keys", "keys"]),
+    "Jamba": ({**_BLOCKS, "num_key_value_heads": 2, **_HYBRID}, ["carried", "keys"]),
 }
 
 
 @pytest.mark.parametrize("family", list(OTHERS))
-def test_other_families_replay_at_positions_or_as_whole_sequences(family):
-    settings, at_positions = OTHERS[family]
+def test_other_families_replay_at_positions(family):
+    settings, ways = OTHERS[family]
     config = getattr(transformers, f"{family}Config")(**settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -131,7 +131,7 @@ def test_other_families_replay_at_positions_or_as_whole_sequences(family):
                 parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
     model, tokens = load_model(module), _tokens()
     context = replay.record(model, tokens, POSITIONS)
-    assert (context.past is not None) == at_positions
+    assert [context.way(layer) for layer in range(2)] == ways
     states = torch.stack([_pushed(context.state(1), seed) for seed in (1, 2)], dim=1)  # (W, alternative, chosen, d)
     with torch.no_grad():
         found = context.run_on(1, states)
@@ -216,10 +216,20 @@ def test_leaving_out_attention_needs_attention():
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba"])
 def test_a_cache_under_another_name_is_no_empty_context(architecture, monkeypatch):
-    model = tiny_model(architecture)
     monkeypatch.setattr("probe.replay.calls.CACHE_ARGUMENTS", ("memory",))
-    with pytest.raises(InputError, match=f"a cache by a known name .* under transformers {transformers.__version__}"):
-        replay.record(model, _tokens(), torch.full((WINDOWS, 1), 5))
+    model = tiny_model(architecture)
+    context = replay.record(model, _tokens(), torch.full((WINDOWS, 1), 5))
+    assert context.way(1) == "sequences"
+    assert_same(context.replay(1, context.state(1)[:, None])[:, 0], context.state(2))
+
+
+def test_a_block_that_does_not_run_again_is_refused():
+    model = tiny_model("llama")
+    context = replay.record(model, _tokens(), POSITIONS)
+    with torch.no_grad():
+        model.blocks[1].mlp.down_proj.weight.mul_(2)
+    with pytest.raises(InputError, match=r"block 1 of .* does not"):
+        context.replay(1, context.state(1)[:, None])
 
 
 def test_positions_outside_the_window_are_refused():

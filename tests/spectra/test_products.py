@@ -14,7 +14,7 @@ from torch import Tensor
 
 from probe import geometry, spectra
 from probe.errors import InputError
-from probe.spectra.products import _triangles
+from probe.spectra.products import _triangles, block_coupling, cumulative_product, lyapunov_exponents
 from tests.plant.matrices import F64, draw, ginibre, orthogonal
 
 
@@ -43,7 +43,7 @@ def test_spectra_of_products_with_known_singular_values() -> None:
         torch.testing.assert_close(found.effective_rank[layer], spectra.effective_rank(torch.diag(values)))
         torch.testing.assert_close(found.participation_ratio[layer], spectra.participation_ratio(torch.diag(values)))
     torch.testing.assert_close(found.lyapunov_exponents, steps.log().expand(depth, d), atol=1e-12, rtol=0)
-    torch.testing.assert_close(spectra.lyapunov_exponents(J), found.lyapunov_exponents)
+    torch.testing.assert_close(lyapunov_exponents(J), found.lyapunov_exponents)
     torch.testing.assert_close(found.overlap, torch.ones(depth - 1, 2, dtype=F64))  # always the first frame
 
 
@@ -80,14 +80,14 @@ def test_nothing_over_or_underflows(factor: float) -> None:
     shift = math.log(factor) * torch.arange(1, 7, dtype=F64)[:, None]
     torch.testing.assert_close(scaled.log_singular_values, plain.log_singular_values + shift)
     torch.testing.assert_close(scaled.overlap, plain.overlap)
-    products, logs = spectra.cumulative_product(factor * J)
-    torch.testing.assert_close(products, spectra.cumulative_product(J)[0])
-    torch.testing.assert_close(logs, spectra.cumulative_product(J)[1] + shift[:, 0])
+    products, logs = cumulative_product(factor * J)
+    torch.testing.assert_close(products, cumulative_product(J)[0])
+    torch.testing.assert_close(logs, cumulative_product(J)[1] + shift[:, 0])
 
 
 def test_cumulative_products_are_the_products() -> None:
     J = ginibre(2, 4, 5)
-    products, logs = spectra.cumulative_product(J.float())
+    products, logs = cumulative_product(J.float())
     assert products.dtype == F64
     for i in range(2):
         for layer, expected in enumerate(multiplied(J[i].float().double())):
@@ -149,12 +149,12 @@ def test_layers_with_the_same_singular_vectors_are_perfectly_coupled() -> None:
     U, V = orthogonal(7), orthogonal(7, seed=1)
     values = torch.tensor([[7.0, 5, 4, 3, 2, 1, 0.5], [9.0, 4, 3, 2, 1, 0.5, 0.1]], dtype=F64)
     K = U @ torch.diag_embed(values) @ V.T
-    torch.testing.assert_close(spectra.block_coupling(K, k=3), torch.zeros(2, 2, dtype=F64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(block_coupling(K, k=3), torch.zeros(2, 2, dtype=F64), atol=1e-12, rtol=0)
 
 
 def test_coupling_is_its_definition() -> None:
     K = ginibre(3, 6)
-    found = spectra.block_coupling(K, k=2)
+    found = block_coupling(K, k=2)
     for i in range(3):
         for j in range(3):
             left, _, right = torch.linalg.svd(K[j])
@@ -167,16 +167,16 @@ def test_coupling_is_its_definition() -> None:
 @given(st.integers(0, 10_000), st.floats(0.1, 10))
 def test_coupling_properties(seed: int, scale: float) -> None:
     K = ginibre(2, 3, 6, seed=seed)
-    found = spectra.block_coupling(K, k=4)
+    found = block_coupling(K, k=4)
     assert found.shape == (2, 3, 3)
     torch.testing.assert_close(found.diagonal(0, -2, -1), torch.zeros(2, 3, dtype=F64), atol=1e-10, rtol=0)
-    torch.testing.assert_close(spectra.block_coupling(-scale * K, k=4), found, atol=1e-9, rtol=0)
+    torch.testing.assert_close(block_coupling(-scale * K, k=4), found, atol=1e-9, rtol=0)
     U, V = orthogonal(6, seed=seed), orthogonal(6, seed=seed + 1)
-    torch.testing.assert_close(spectra.block_coupling(U @ K @ V, k=4), found, atol=1e-9, rtol=0)
+    torch.testing.assert_close(block_coupling(U @ K @ V, k=4), found, atol=1e-9, rtol=0)
 
 
 def test_unrelated_layers_are_uncoupled() -> None:
-    found = spectra.block_coupling(ginibre(6, 150), k=10)
+    found = block_coupling(ginibre(6, 150), k=10)
     off = found[~torch.eye(6, dtype=torch.bool)]
     assert off.min() > 0.8
     assert off.max() < 1.1
@@ -185,4 +185,4 @@ def test_unrelated_layers_are_uncoupled() -> None:
 @pytest.mark.parametrize("k", [0, 6])
 def test_coupling_refuses_more_vectors_than_there_are(k: int) -> None:
     with pytest.raises(InputError, match="1 … d = 5"):
-        spectra.block_coupling(draw(2, 5, 5), k=k)
+        block_coupling(draw(2, 5, 5), k=k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import mpmath
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from probe import spectra
 from probe.errors import InputError
-from probe.spectra import lapack
+from probe.spectra import decomposition, lapack, normality, products, resolvent
+from probe.spectra.decomposition import Spectrum
 from tests.plant.matrices import (
     F64,
     draw,
@@ -35,7 +37,7 @@ SCORES = [
     spectra.complex_fraction,
     spectra.rotation_fraction,
     spectra.antisymmetric_fraction,
-    spectra.symmetric_share,
+    normality.symmetric_share,
     spectra.henrici_departure,
     spectra.commutator_norm,
     spectra.eigenvector_condition,
@@ -321,7 +323,7 @@ def test_relative_scores_of_a_zero_matrix_are_not_numbers(score) -> None:
 
 def test_input_that_is_not_square_or_not_finite_is_refused() -> None:
     with pytest.raises(InputError, match=r"square, got shape \(3, 4\)"):
-        spectra.Spectrum(draw(3, 4))
+        Spectrum(draw(3, 4))
     A = draw(2, 3, 3)
     A[1, 0, 0] = torch.nan
     with pytest.raises(InputError, match="finite, got 1 with"):
@@ -391,3 +393,24 @@ def test_what_a_notebook_shows() -> None:
     s = spectra.decompose(torch.stack([torch.eye(2), 3 * torch.eye(2), 5 * torch.eye(2)]))
     _ = s.frobenius_norm, s.henrici_departure
     assert repr(s) == "Spectrum(shape=(3, 2, 2), frobenius_norm=4.243, henrici_departure=0)"
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "home"),
+    [
+        ("CumulativeSpectra", products),
+        ("Pseudospectrum", resolvent),
+        ("Spectrum", decomposition),
+        ("block_coupling", products),
+        ("cumulative_product", products),
+        ("lyapunov_exponents", products),
+        ("symmetric_share", normality),
+    ],
+)
+def test_a_name_that_has_left_the_face_is_found_and_warns(old: str, home: ModuleType) -> None:
+    assert old not in spectra.__all__
+    with pytest.warns(DeprecationWarning, match=rf"use {home.__name__}\.{old}$"):
+        assert getattr(spectra, old) is getattr(home, old)

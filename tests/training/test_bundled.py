@@ -121,11 +121,20 @@ def test_trigrams_against_the_definition():
     assert trigram_bits(learned, held_out) == pytest.approx(sum(bits) / len(bits))
 
 
-def test_the_command_refuses_a_text_that_is_not_there(tmp_path: Path):
-    command = [sys.executable, "-m", "probe.training", "--architecture", "mamba", "--out", str(tmp_path / "m")]
-    done = subprocess.run([*command, "--text", str(tmp_path / "no")], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("typed", "begin", "end"),
+    [
+        (["--text", "no/such"], "the text file must be readable, but no/such is not", ": pass another --text"),
+        ([], "exactly one of a data set and a text file must be named", ": pass either --dataset or --text"),
+        (["--dataset", "no"], "--dataset must be wikitext-2", ": choose one, or pass --text FILE"),
+    ],
+)
+def test_the_command_refuses_in_one_line_of_its_own_words(tmp_path: Path, typed: list[str], begin: str, end: str):
+    command = [sys.executable, "-m", "probe.training", "--architecture", "transformer", "--out", str(tmp_path / "m")]
+    done = subprocess.run([*command, *typed], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: the text file must be readable")
+    assert done.stderr.startswith(f"error: {begin}")
+    assert done.stderr.endswith(f"{end}\n")
     assert done.stderr.count("\n") == 1
 
 
@@ -135,12 +144,3 @@ def test_what_ships_is_small(monkeypatch: pytest.MonkeyPatch):
         with torch.device("meta"):
             module = fresh(architecture, 0)
         assert 5e5 < sum(value.numel() for value in module.parameters()) < 1.95e6  # two bytes each, under 4 MB
-
-
-def test_an_error_names_options_as_they_are_typed():
-    from probe.training.__main__ import _as_typed
-
-    assert _as_typed("pass another out=") == "pass another --out"
-    assert _as_typed("needs window_length=64, got steps=: leave it out") == (
-        "needs --window-length 64, got --steps: leave it out"
-    )

@@ -59,6 +59,32 @@ class TestTriplets:
         assert subspace_continuity(found.right).isnan().all()
         assert rotation(found.right, found.right).isnan().all()
 
+    @pytest.mark.parametrize("shape", [(8, 8), (8, 12), (12, 8)])
+    def test_a_matrix_has_as_many_directions_as_its_rank(self, shape: tuple[int, int]):
+        out, width = shape
+        U, V = frame(out, 3, seed=1), frame(width, 3, seed=2)
+        W = U @ torch.diag(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)) @ V.mT
+        found = batched_triplets(torch.stack([W, W]), 8)
+        for vectors, planted in ((found.left, U), (found.right, V)):
+            torch.testing.assert_close((vectors[0, :, :3].mT @ planted).abs(), torch.eye(3, dtype=torch.float64))
+            assert vectors[..., 3:].isnan().all()
+            torch.testing.assert_close(continuity(vectors), torch.ones(1, dtype=torch.float64))
+            torch.testing.assert_close(subspace_continuity(vectors)[0, :3], torch.ones(3, dtype=torch.float64))
+            assert subspace_continuity(vectors)[0, 3:].isnan().all()
+            assert rotation(vectors[0], vectors[1]).isnan()
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_matrix_that_is_not_finite_leaves_the_others_alone(self, value: float):
+        W = torch.randn(3, 6, 5, generator=generator(0), dtype=torch.float64)
+        spoilt = W.clone()
+        spoilt[1, 2, 3] = value
+        whole, found = batched_triplets(W, 2), batched_triplets(spoilt, 2)
+        for name in ("left", "values", "right", "gap"):
+            torch.testing.assert_close(getattr(found, name)[[0, 2]], getattr(whole, name)[[0, 2]])
+            assert getattr(found, name)[1].isnan().all()
+        assert continuity(found.right).isnan().all()
+        assert rotation(found.right[:-1], found.right[1:]).isnan().all()
+
 
 class TestContinuity:
     @pytest.mark.parametrize("angle", [0.0, 0.3, 1.2])

@@ -167,11 +167,12 @@ def _site(config: Config, model: LanguageModel, layer: int) -> Site:
     """The place of a layer's nodes: the stream that enters the block, or what enters the matrix `down` of its MLP."""
     if config.nodes == "residual":
         return model.site(f"blocks.{layer}.hook_resid_pre")
-    down = model.layout.projections.get("down") if isinstance(model, HuggingFaceModel) else None
+    kind = model.at(layer) if isinstance(model, HuggingFaceModel) else None
+    down = None if kind is None else kind.projections.get("down")
     if down is None:
         raise InputError(f"nodes='mlp' needs blocks with an MLP, and {model.name} has none: pass nodes='residual'")
-    assert isinstance(model, HuggingFaceModel)
-    block, output = model.blocks[layer], model.layout.sites.get("hook_mlp_out")
+    assert kind is not None
+    block, output = model.blocks[layer], kind.sites.get("hook_mlp_out")
     flat = block if output is not None and output.flat else None
     return Site(f"blocks.{layer}.mlp.hook_post", block.get_submodule(down.module), "input", layer, flat)
 

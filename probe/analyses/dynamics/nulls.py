@@ -20,6 +20,7 @@ from probe.analysis import Task
 from probe.jacobian import JacobianOptions, recorded_jacobian
 from probe.runs import Piece, Run
 from probe.spectra import lapack
+from probe.spectra.products import block_coupling
 
 CHUNK = 4  # blocks whose Schur forms are computed at once, two a core
 COUPLING = 10  # singular vectors whose coupling between layers is measured
@@ -107,7 +108,7 @@ def products(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
         "null_participation_ratio": torch.stack(ratios),
         "null_effective_rank": torch.stack(ranks),
         "null_antisymmetric_fraction": torch.stack(fractions),
-        "coupling": spectra.block_coupling(J - _identity(J), min(COUPLING, J.shape[-1])),
+        "coupling": block_coupling(J - _identity(J), min(COUPLING, J.shape[-1])),
     }
     return Piece(arrays, {"null": names, "layer": subject.layers, "query": subject.queries(rows)[0]})
 

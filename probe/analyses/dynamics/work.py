@@ -19,6 +19,7 @@ from probe.analysis import Task
 from probe.analysis.subject import OWN
 from probe.runs import Piece, Run
 from probe.runs.pieces import Labels
+from probe.spectra.decomposition import Spectrum
 
 CLOUDS = 3  # windows whose eigenvalues are kept for the clouds
 OVERLAPS = (1, 4, 8)
@@ -67,7 +68,7 @@ def score(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
     return Piece(arrays, labels)
 
 
-def scores(state: spectra.Spectrum) -> dict[str, Float[Tensor, "matrix ..."]]:
+def scores(state: Spectrum) -> dict[str, Float[Tensor, "matrix ..."]]:
     """Score J and K = J − I.
 
     Args:

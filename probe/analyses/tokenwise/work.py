@@ -74,7 +74,7 @@ def queries(subject: UpdateSubject, task: Task, run: Run) -> Piece:
         "entropy": -(log_p.exp() * log_p).sum(-1),
         "loss": -log_p.gather(1, following[:, None])[:, 0],
     }
-    if context.past is not None:
+    if all(context.at_positions(layer) for layer in subject.layers):
         off_position = [context.off_position_write(layer).flatten(0, 1) for layer in subject.layers]
         arrays["off_position"] = _at_layers(subject, off_position)
     whole = range(rows.start, min(rows.stop, len(subject.whole_windows)))
@@ -139,7 +139,7 @@ def _everywhere(
     if n := len(inside):
         counted = subject.scored.counted(subject.config.skip_first)[rows][:n].to(inside.device)
         part = context.select(slice(0, n), slice(None))
-        states = part.states[layer + 1][:, None] - inside.to(part.states[0])
+        states = part.states[layer + 1][:, None] - inside.to(part.states[layer + 1])
         together[:, :n] = patching.all_positions(part, layer, states, counted, measures=("kl",))["kl"]
         one, maps = slice(chosen // 2, chosen // 2 + 1), len(subject.config.replaced)
         single = part.select(slice(None), one)

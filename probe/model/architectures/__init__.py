@@ -1,6 +1,6 @@
 """The differences between architectures, as data: one row each, a `Layout`, by the `model_type` of its configuration.
 
-`gpt.py`, `llama.py` and `state_space.py` hold the rows, relatives together; `layout.py` defines what a row says. To add
+`gpt.py`, `llama.py`, `experts.py` and `state_space.py` hold the rows, relatives together; `layout.py` defines what a row says. To add
 an architecture, write one more row (CONTRIBUTING.md, "Add an architecture"): no other code asks for an architecture by
 name. Without a row a model goes through its TransformerLens adapter (`probe.model.adapters`).
 """
@@ -10,29 +10,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from probe.model.architectures import gpt, llama, state_space
-from probe.model.architectures.checks import logits_from_head, require_causal_stream
-from probe.model.architectures.form import Form, accounts_for, form_of
-from probe.model.architectures.layout import Layout, Matrix, Projection, SitePath
+from probe.model.architectures import experts, gpt, llama, state_space
+from probe.model.architectures.checks import require_causal_stream
+from probe.model.architectures.form import Experts, Form
+from probe.model.architectures.layout import (
+    BlockLayout,
+    Cut,
+    Layout,
+    Matrix,
+    Projection,
+    SitePath,
+    matrix_of,
+    number_of,
+)
+from probe.model.architectures.norms import NormLaw, gain_of, law_of
 
 __all__ = [
     "ARCHITECTURES",
-    "STANDARD",
+    "BlockLayout",
+    "Cut",
+    "Experts",
     "Form",
     "Layout",
     "Matrix",
+    "NormLaw",
     "Projection",
     "SitePath",
-    "accounts_for",
-    "form_of",
-    "logits_from_head",
+    "gain_of",
+    "law_of",
+    "matrix_of",
+    "number_of",
     "require_causal_stream",
 ]
 
-ARCHITECTURES: Mapping[str, Layout] = MappingProxyType({**gpt.ROWS, **llama.ROWS, **state_space.ROWS})
-"""The rows of the tested architectures, by the `model_type` of their configuration."""
-
-STANDARD: Mapping[str, Form] = MappingProxyType({
-    name: row.form for name, row in ARCHITECTURES.items() if row.form is not None
+ARCHITECTURES: Mapping[str, Layout] = MappingProxyType({
+    **gpt.ROWS,
+    **llama.ROWS,
+    **experts.ROWS,
+    **state_space.ROWS,
 })
-"""The forms of those with a standard block: the analytic Jacobian is composed by them."""
+"""The rows of the tested architectures, by the `model_type` of their configuration."""

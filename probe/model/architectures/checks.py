@@ -1,11 +1,8 @@
-"""Facts that the configuration tells: a causal stream of constant width or none, and the scaling of the logits."""
+"""What the configuration tells: a causal stream of constant width, or none."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from probe.errors import InputError
 
@@ -37,26 +34,3 @@ def require_causal_stream(config: Any) -> None:
             f"a model needs a residual stream of constant width that blocks add to, but this {config.model_type} norms "
             "the sum after every addition (do_layer_norm_before=False); use another size of the family"
         )
-
-
-def logits_from_head(logits: Tensor, config: Any) -> Tensor:
-    """Apply a model's factor, divisor and soft cap (cap · tanh(logits / cap)) to the head's output.
-
-    Args:
-        logits: The head's output.
-        config: The Hugging Face configuration; its fields `logit_scale` (Cohere), `logits_scaling` (Granite) and
-            `final_logit_softcapping` (Gemma) hold those that apply.
-
-    Returns:
-        The logits that the module itself returns.
-    """
-    factor = getattr(config, "logit_scale", None)
-    if factor is not None:
-        logits = logits * factor
-    divisor = getattr(config, "logits_scaling", None)
-    if divisor is not None:
-        logits = logits / divisor
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits

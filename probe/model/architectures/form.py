@@ -1,41 +1,68 @@
-"""Norms and activation of a standard block: with its matrices, all that its Jacobian is composed of."""
+"""What of a block lies around its matrices: with them, all that its Jacobian is composed of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from probe.model.architectures.layout import Projection
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the place of an MLP.
+
+    Attributes:
+        module: Path of the experts; their `forward` takes states, choices and weights, and they hold the stacked
+            matrices `gate_up_proj` (or `up_proj`) and `down_proj`.
+        shared: The matrices `gate up down` of an MLP that is added to the experts' sum.
+        shared_gate: Path of the linear module whose one output gates that MLP.
+    """
+
+    module: str
+    shared: Mapping[str, Projection] = field(default_factory=dict)
+    shared_gate: str | None = None
 
 
 @dataclass(frozen=True)
 class Form:
-    """Paths of the norms and of the activation inside a standard block.
+    """Paths of the norms inside a standard block, and of its experts.
 
     A standard block is attention and an MLP, each with a norm before it, after it, or both, and each added to the
-    stream. Its matrices are the layout's projections `q k v o gate up down` (an MLP without `gate` is not gated).
+    stream. Its matrices are the layout's projections `q k v o gate up down` (an MLP without `gate` is not gated). What
+    lies between a matrix and the attention function, or between the matrices of an MLP, needs no path: it is
+    differentiated as it runs.
 
     Attributes:
-        activation: The MLP's activation.
         attention_norm: The norm before attention.
         attention_out_norm: The norm after attention.
         mlp_norm: The norm before the MLP.
         mlp_out_norm: The norm after the MLP.
-        query_norm: The norm of the queries, of each head or of all together, in models that have it.
-        key_norm: The norm of the keys.
-        gain_offset: Number that the norms add to their weight to get the gain.
-        query_scale: Path of the attribute that multiplies the projected queries before attention.
+        query_norm: The norm of the queries of all heads together. (A norm of each head needs no path.)
+        key_norm: The norm of the keys of all heads together.
+        attention_gate: The matrix of a gate between attention and the matrix `o`, which reads what attention reads.
+        attention_inner_norm: The norm of what enters the matrix `o`.
+        mlp_inner_norm: The norm of what enters the matrix `down`.
+        normed_residual: The name of the configuration's field that says whether the norms before attention and MLP act
+            on the stream itself (Bloom).
+        experts: The mixture of experts, if there is one in the place of the MLP.
     """
 
-    activation: str
     attention_norm: str | None = None
     attention_out_norm: str | None = None
     mlp_norm: str | None = None
     mlp_out_norm: str | None = None
     query_norm: str | None = None
     key_norm: str | None = None
-    gain_offset: float = 0.0
-    query_scale: str | None = None
+    attention_gate: Projection | None = None
+    attention_inner_norm: str | None = None
+    mlp_inner_norm: str | None = None
+    normed_residual: str | None = None
+    experts: Experts | None = None
 
     @property
     def stream_norms(self) -> tuple[str, ...]:
@@ -43,9 +70,18 @@ class Form:
         paths = (self.attention_norm, self.attention_out_norm, self.mlp_norm, self.mlp_out_norm)
         return tuple(dict.fromkeys(path for path in paths if path is not None))
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Paths of the norms of the stream and of what the sub-layers write, each once."""
+        inner = (self.attention_inner_norm, self.mlp_inner_norm)
+        return (*self.stream_norms, *(path for path in inner if path is not None))
+
+
+_INNER = ("query_norm", "key_norm", "attention_inner_norm", "mlp_inner_norm")
+
 
 def form_of(form: Form, block: nn.Module) -> Form:
-    """Restrict an architecture's form to a block: norms of queries and keys that this model lacks are left out.
+    """Restrict an architecture's form to a block: norms inside the sub-layers that it lacks are left out.
 
     Args:
         form: The architecture's form.
@@ -55,20 +91,9 @@ def form_of(form: Form, block: nn.Module) -> Form:
         The block's form.
     """
     paths = dict(block.named_modules())
-    query, key = (path if path in paths else None for path in (form.query_norm, form.key_norm))
-    return replace(form, query_norm=query, key_norm=key)
-
-
-def accounts_for(form: Form, block: nn.Module, matrices: Iterable[str]) -> bool:
-    """Check that a block computes with nothing but its form and its matrices: no other module has a parameter.
-
-    Args:
-        form: The block's form.
-        block: The block.
-        matrices: Paths of the modules that hold its projections.
-
-    Returns:
-        False if some other module of the block has parameters, so that the form would miss its derivative.
-    """
-    known = {form.activation, form.query_norm, form.key_norm, *form.stream_norms, *matrices}
-    return all(name.rpartition(".")[0] in known for name, _ in block.named_parameters())
+    missing = {name: None for name in _INNER if getattr(form, name) not in paths}
+    experts = form.experts
+    if experts is not None:
+        shared = {name: matrix for name, matrix in experts.shared.items() if matrix.module in paths}
+        experts = replace(experts, shared=shared)
+    return replace(form, experts=experts, **missing)

@@ -11,13 +11,15 @@ block, which has no `mid`, `pre + attn + mlp = post`; in a state-space block `pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from operator import attrgetter
+from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
-from probe.model.architectures.form import Form
+from probe.model.architectures.form import Form, form_of
 from probe.model.hooks import Side
 
 
@@ -29,11 +31,14 @@ class SitePath:
         module: Path of the sub-module inside the block.
         side: "input" for its first input, "output" for its (first) output.
         flat: True if the tensor's shape is (windows · positions, width), so that it has to be folded back.
+        factor: What the block multiplies the tensor by before it adds it: a number, or the path of the block's
+            attribute (Granite).
     """
 
     module: str
     side: Side = "output"
     flat: bool = False
+    factor: float | str = 1.0
 
 
 @runtime_checkable
@@ -49,20 +54,88 @@ class Matrix(Protocol):
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How the rows of a joint matrix go: groups of rows, and in each group one piece for each part, in their order.
+
+    Attributes:
+        parts: Names of the parts in their order: `q k v` in some order, or others, which then are equal.
+        groups: Number of groups; or "heads", one for each; or "key heads": one for each, with its queries, its key and
+            its value.
+        output: Path of the module `o`, whose input tells the width of a head; None for equal parts.
+    """
+
+    parts: tuple[str, ...]
+    groups: int | Literal["heads", "key heads"] = 1
+    output: str | None = None
+
+    def rows(self, part: str, block: nn.Module, total: int, heads: int) -> Tensor:
+        """Find the rows of a part.
+
+        Args:
+            part: Its name.
+            block: The block.
+            total: Number of rows of the joint matrix.
+            heads: Number of attention heads.
+
+        Returns:
+            Their indices, in the order of the heads.
+        """
+        groups, sizes = heads if self.groups == "heads" else self.groups, [1] * len(self.parts)
+        if self.output is not None:
+            width = matrix_of(block.get_submodule(self.output)).shape[1] // heads
+            key_heads = (total // width - heads) // 2
+            groups = key_heads if groups == "key heads" else groups
+            sizes = [heads if name == "q" else key_heads for name in self.parts]
+        assert isinstance(groups, int)
+        unit = total // sum(sizes)
+        pieces = torch.arange(total).reshape(groups, -1).split([size * unit // groups for size in sizes], dim=1)
+        rows: Tensor = pieces[self.parts.index(part)].reshape(-1)
+        return rows
+
+
+def matrix_of(linear: nn.Module) -> Tensor:
+    """Return the matrix of a linear module as (out, in).
+
+    Args:
+        linear: The module: GPT-2's Conv1D holds (in, out), all others hold (out, in).
+
+    Returns:
+        A view of the parameter.
+    """
+    matrix = linear.weight
+    assert isinstance(matrix, Tensor)
+    # A wrapper of TransformerLens is known by the module that it wraps.
+    is_conv1d = type(getattr(linear, "original_component", linear)).__name__ == "Conv1D"
+    return matrix.mT if is_conv1d else matrix
+
+
+@dataclass(frozen=True)
 class Projection:
     """A matrix of a block, or one part of a joint matrix.
 
     Attributes:
         module: Path of the linear sub-module inside the block.
-        part: Index of the part, of the `parts` of a joint matrix.
-        parts: Number of equal parts that the rows are cut into (1: the matrix is one projection).
-        by_head: The rows are ordered head, part, entry (GPT-NeoX) instead of part, head, entry.
+        part: Name of the part in `cut`.
+        cut: How a joint matrix is cut; None: the matrix is one projection.
     """
 
     module: str
-    part: int = 0
-    parts: int = 1
-    by_head: bool = False
+    part: str = ""
+    cut: Cut | None = None
+
+    def rows(self, block: nn.Module, heads: int) -> Tensor | None:
+        """Find the rows of the module's matrix that are the projection's, in the order of the heads.
+
+        Args:
+            block: The block that holds it.
+            heads: The number of attention heads.
+
+        Returns:
+            Indices, or None for all rows as they stand.
+        """
+        if self.cut is None:
+            return None
+        return self.cut.rows(self.part, block, len(matrix_of(block.get_submodule(self.module))), heads)
 
     def weight(self, block: nn.Module, heads: int) -> Tensor:
         """Return the matrix as (out, in), so that it acts as `x @ weight.T`.
@@ -74,18 +147,85 @@ class Projection:
         Returns:
             A view of the parameter if possible, otherwise a copy.
         """
-        linear = block.get_submodule(self.module)
-        matrix = linear.weight
-        assert isinstance(matrix, Tensor)
-        # GPT-2's Conv1D holds (in, out); a wrapper of TransformerLens is known by the module that it wraps.
-        if type(getattr(linear, "original_component", linear)).__name__ == "Conv1D":
-            matrix = matrix.T
-        if self.parts == 1:
+        matrix, rows = matrix_of(block.get_submodule(self.module)), self.rows(block, heads)
+        if rows is None:
             return matrix
-        if self.by_head:
-            rows = matrix.reshape(heads, self.parts, -1, matrix.shape[1])
-            return rows[:, self.part].reshape(-1, matrix.shape[1])
-        return matrix.tensor_split(self.parts)[self.part]
+        first, count = int(rows[0]), len(rows)
+        if torch.equal(rows, torch.arange(first, first + count)):
+            return matrix[first : first + count]
+        return matrix[rows.to(matrix.device)]
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """The parts of one kind of block, as paths inside it.
+
+    Attributes:
+        sites: The sites inside the block, by their TransformerLens name, in the order of the forward pass.
+        projections: Its matrices, by name.
+        parallel: True if attention and MLP read the same state; or the name of the configuration's field that says so.
+        recurrent: True if the block carries a state along the positions instead of attention.
+        scale: Factor of the sum that leaves the block: a number, or the path of the block's attribute (Gemma 4).
+        form: Norms and activation of a standard block, for its Jacobian and its gains; None if the block is another.
+    """
+
+    sites: Mapping[str, SitePath] = field(default_factory=dict)
+    projections: Mapping[str, Matrix] = field(default_factory=dict)
+    parallel: bool | str = False
+    recurrent: bool = False
+    scale: float | str = 1.0
+    form: Form | None = None
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The names of the sites that the block adds to the stream."""
+        return tuple(name for name in self.sites if name.endswith("_out"))
+
+    def norm_of(self, projection: str) -> str | None:
+        """Find the norm between the stream and a projection.
+
+        Args:
+            projection: A name of `projections`.
+
+        Returns:
+            The norm's path inside the block; None if there is none, or none that the row names.
+        """
+        if self.form is None:
+            return "norm" if self.recurrent and projection == "in" else None
+        paths = dict.fromkeys("qkv", self.form.attention_norm) | dict.fromkeys(("gate", "up"), self.form.mlp_norm)
+        paths |= {"o": self.form.attention_out_norm, "down": self.form.mlp_out_norm}
+        return paths.get(projection)
+
+    def fits(self, block: nn.Module) -> bool:
+        """Tell whether a block has every module that the sites name, and every norm and the experts of the form.
+
+        Args:
+            block: The block.
+
+        Returns:
+            False if a module is missing.
+        """
+        paths = [site.module for site in self.sites.values()]
+        if self.form is not None:
+            paths += self.form.stream_norms
+            paths += [] if self.form.experts is None else [self.form.experts.module]
+        return all(_has(block, path) for path in paths)
+
+    def restricted_to(self, block: nn.Module) -> BlockLayout:
+        """Leave out the sites, the matrices and the norms that a block does not have.
+
+        Args:
+            block: The block.
+
+        Returns:
+            The layout with the rest; without a form if the block is of another kind.
+        """
+        return replace(
+            self,
+            form=form_of(self.form, block) if self.form is not None and self.fits(block) else None,
+            sites={name: site for name, site in self.sites.items() if _has(block, site.module)},
+            projections={name: matrix for name, matrix in self.projections.items() if _has(block, matrix.module)},
+        )
 
 
 @dataclass(frozen=True)
@@ -97,67 +237,40 @@ class Layout:
         embedding: Path of the token embedding.
         final_norm: Path of the norm after the last block; the attribute may be None.
         head: Path of the unembedding.
-        sites: The sites inside a block, by their TransformerLens name, in the order of the forward pass.
-        projections: The matrices of a block, by name.
-        parallel: True if attention and MLP read the same state; or the name of the configuration's field that says so.
-        recurrent: True if a block carries a state along the positions instead of attention.
-        head_dtype_first: True if the final states are cast to the head's dtype and its logits to float32 (Mamba).
-        form: Norms and activation of a standard block, for its Jacobian and its gains; None if the block is another.
+        kinds: The kinds of its blocks: a block is of the first that fits it, unless `order` says otherwise.
+        order: For each block the index of its kind; None: by what fits.
     """
 
     blocks: str
     embedding: str
     final_norm: str
     head: str = "lm_head"
-    sites: Mapping[str, SitePath] = field(default_factory=dict)
-    projections: Mapping[str, Matrix] = field(default_factory=dict)
-    parallel: bool | str = False
-    recurrent: bool = False
-    head_dtype_first: bool = False
-    form: Form | None = None
+    kinds: tuple[BlockLayout, ...] = (BlockLayout(),)
+    order: tuple[int, ...] | None = None
 
-    @property
-    def added(self) -> tuple[str, ...]:
-        """The names of the sites that a block adds to the stream."""
-        return tuple(name for name in self.sites if name.endswith("_out"))
-
-    def norm_of(self, projection: str) -> tuple[str, float] | None:
-        """Find the norm between the stream and a projection.
+    def at(self, layer: int, block: nn.Module) -> BlockLayout:
+        """Lay out the block at a depth.
 
         Args:
-            projection: A name of `projections`.
+            layer: Its index.
+            block: The block; it may have no values (on the meta device).
 
         Returns:
-            The norm's path inside the block, and the number that it adds to its weight; None if there is none, or none
-            that the row names.
+            Its kind, without what the block does not have.
         """
-        if self.recurrent:
-            return ("norm", 0.0) if projection == "in" else None
-        if self.form is None:
-            return None
-        paths = dict.fromkeys("qkv", self.form.attention_norm) | dict.fromkeys(("gate", "up"), self.form.mlp_norm)
-        paths |= {"o": self.form.attention_out_norm, "down": self.form.mlp_out_norm}
-        path = paths.get(projection)
-        return None if path is None else (path, self.form.gain_offset)
+        return self.of(block) if self.order is None else self.kinds[self.order[layer]].restricted_to(block)
 
-    def restricted_to(self, blocks: Sequence[nn.Module]) -> Layout:
-        """Leave out the sites and the matrices that some block does not have.
+    def of(self, block: nn.Module) -> BlockLayout:
+        """Lay out a block.
 
         Args:
-            blocks: All blocks.
+            block: One of the blocks; it may have no values (on the meta device).
 
         Returns:
-            The layout with the rest.
+            The first kind that fits it, or else the first, without what the block does not have.
         """
-
-        def everywhere(path: str) -> bool:
-            return all(_has(block, path) for block in blocks)
-
-        return replace(
-            self,
-            sites={name: site for name, site in self.sites.items() if everywhere(site.module)},
-            projections={name: matrix for name, matrix in self.projections.items() if everywhere(matrix.module)},
-        )
+        kind = next((kind for kind in self.kinds if kind.fits(block)), self.kinds[0])
+        return kind.restricted_to(block)
 
 
 def _has(module: nn.Module, path: str) -> bool:
@@ -180,18 +293,50 @@ def separate(**paths: str) -> dict[str, Projection]:
     return {name.rstrip("_"): Projection(path) for name, path in paths.items()}
 
 
-def joint_qkv(path: str, *, by_head: bool = False) -> dict[str, Projection]:
+def joint_qkv(
+    path: str, output: str, *, groups: int | Literal["key heads"] = 1, order: str = "qkv"
+) -> dict[str, Projection]:
     """List the projections of queries, keys and values that share one matrix.
 
     Args:
         path: The module of that matrix.
-        by_head: Its rows go head by head, each with its queries, keys and values.
+        output: The module `o`.
+        groups: Number of groups of rows, each with a piece of queries, keys and values; or "key heads": a group for
+            each key head.
+        order: The order of the three in a group.
 
     Returns:
         The projections `q k v` by name.
     """
-    return {name: Projection(path, part, 3, by_head) for part, name in enumerate("qkv")}
+    cut = Cut(tuple(order), groups, output)
+    return {name: Projection(path, name, cut) for name in "qkv"}
+
+
+def joint_gate_up(path: str, *, order: tuple[str, str] = ("gate", "up")) -> dict[str, Projection]:
+    """List the projections of an MLP's gate and its other input that share one matrix.
+
+    Args:
+        path: The module of that matrix.
+        order: The order of the two.
+
+    Returns:
+        The projections `gate up` by name.
+    """
+    return {name: Projection(path, name, Cut(order)) for name in ("gate", "up")}
 
 
 SEPARATE_QKV = separate(q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj")
 """Queries, keys and values under the paths that most families use."""
+
+
+def number_of(block: nn.Module, value: float | str) -> float:
+    """Read a factor of a layout: a number, or the path of an attribute of the block that holds it.
+
+    Args:
+        block: The block.
+        value: The number or the path.
+
+    Returns:
+        The number.
+    """
+    return float(attrgetter(value)(block)) if isinstance(value, str) else value
