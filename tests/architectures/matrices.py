@@ -60,8 +60,9 @@ def explained(oracle: Oracle, layer: int, named: Mapping[str, Tensor]) -> float:
             raise WrongError(math.inf, f"{name} of block {layer} is no map of any module in it")
     worst = 0.0
     for name, handed in (("q", seen.query), ("k", seen.key), ("v", seen.value)) if seen is not None else ():
-        if name in found and found[name][1].numel() == handed[0].numel():
-            error = _handed(found[name][1], handed[0], taps)
+        if name in found:
+            same = found[name][1].numel() == handed[0].numel()
+            error = _handed(found[name][1], handed[0], taps) if same else math.inf
             if not error <= NORMED:
                 raise WrongError(error, f"{name} of block {layer} is not what attention is handed")
             worst = max(worst, error)
@@ -129,10 +130,11 @@ def _gated(layer: int, found: Mapping[str, tuple[Tap, Tensor]], taps: list[Tap])
     (_, gate), (_, up), (down, _) = found["gate"], found["up"], found["down"]
     read = down.given.flatten(0, -2)
     acts = [tap for tap in taps if tap.given.shape == tap.gave.shape and tap.given.numel() == gate.numel()]
-    acts = [tap for tap in acts if relative(tap.given.reshape(gate.shape), gate) < FLOAT64]
+    acts = [tap for tap in acts if any(relative(tap.given.reshape(one.shape), one) < FLOAT64 for one in (gate, up))]
     if not acts or read.shape != up.shape:
         return 0.0
-    error = min(relative(tap.gave.reshape(up.shape) * up, read) for tap in acts)
+    acts = [tap for tap in acts if relative(tap.given.reshape(gate.shape), gate) < FLOAT64]
+    error = min((relative(tap.gave.reshape(up.shape) * up, read) for tap in acts), default=math.inf)
     if not error <= NORMED:
         raise WrongError(error, f"act(gate) · up of block {layer} is not what down reads")
     return error
