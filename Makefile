@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint study bench mutations docs help
+.PHONY: demo test lint soak study bench mutations docs help
 
 help: ## what one can make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ chromium: # the report page is tested in a real browser
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
 	else echo "the tests need a browser: run  sudo apt-get install chromium" >&2; exit 1; fi
+
+soak: $(INSTALLED) ## the long forms: everything on every architecture; goes on where it was interrupted
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m soak
 
 study: $(INSTALLED) ## the long statistical studies
 	$(PYTHON) -m pytest -m study

@@ -1,4 +1,4 @@
-"""One module under test: the questions, the oracle's answers, the library's models of it, and how an answer is judged."""
+"""One module under test: the questions, the oracle's answers, the library's models, and how an answer is judged."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import copy
 import math
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ class Case:
     module: PreTrainedModel
     windows: int = 2
     n_rows: int | None = 3
+    _parts: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def tokens(self) -> Tensor:
@@ -111,6 +112,19 @@ class Case:
         """Rows of every layer's Jacobian, by autograd."""
         return self.oracle.rows(self.positions, self.rows)
 
+    def parts(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of attention's and of the MLP's Jacobian and of their product, through the library's middle; kept."""
+        if layer not in self._parts:
+            where = self.place(layer, "hook_resid_mid")
+            self._parts[layer] = self.oracle.parts(layer, *where, self.positions, self.rows)
+        return self._parts[layer]
+
+    def place(self, layer: int, name: str) -> tuple[str, str]:
+        """Where the library reads a site of a block: the path of a module, and the side."""
+        site = self.double.site(f"blocks.{layer}.{name}")
+        names = {id(part): path for path, part in self.double.module.named_modules()}
+        return names[id(site.module)], site.side
+
     @cached_property
     def floor(self) -> float:
         """What the module's own float32 arithmetic inside its float64 pass costs the states and the rows of K."""
@@ -127,14 +141,31 @@ class Case:
             WrongError: If it is not.
         """
         error = relative(found, expected, scale)
+        if self.dtype is torch.float32:
+            return within(found, expected, FLOAT32, what, scale)
         if error > FLOAT64 and not error <= min(10 * self.floor, FLOAT32):
             raise WrongError(error, what)
         return error
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """Float64, or float32 where the module's own code does not run in float64."""
+        try:
+            with torch.no_grad():
+                in_double(self.module)(input_ids=self.tokens, use_cache=False)
+        except Exception:  # noqa: BLE001 - whatever the module's code raises
+            return torch.float32
+        return torch.float64
+
+    @cached_property
     def double(self) -> LanguageModel:
-        """The library's model of a float64 copy."""
-        return probe.load_model(in_double(self.module))
+        """The library's model of a float64 copy; of the module itself where that does not run in float64."""
+        return self.single if self.dtype is torch.float32 else probe.load_model(in_double(self.module))
+
+    def jacobian(self, layer: int, **options: Any) -> Tensor:
+        """The library's block Jacobian of `double`, in float64."""
+        found = probe.block_jacobian(self.double, self.tokens, layer, self.positions, dtype=self.dtype, **options)
+        return found.double()
 
     @cached_property
     def single(self) -> LanguageModel:
@@ -196,6 +227,13 @@ def check(*, quick: bool = False, side: bool = False) -> Callable[[Check], Check
         return function
 
     return enter
+
+
+@check(quick=True)
+def load(case: Case) -> float:
+    """The library takes the model, or refuses it."""
+    _ = case.double, case.single
+    return 0.0
 
 
 def measure(case: Case, name: str) -> Finding:

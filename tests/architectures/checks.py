@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import torch
@@ -60,13 +61,13 @@ def jacobian(case: Case) -> float:
         column = case.oracle.columns(layer, case.positions, case.direction)
         own = relative(expected @ case.direction, column @ case.rows.T, (column - case.direction) @ case.rows.T)
         assert own < 1e-6, f"the oracle's derivatives of block {layer} differ from its differences by {own:.1e}"
-        found = probe.block_jacobian(case.double, case.tokens, layer, case.positions, dtype=torch.float64)
+        found = case.jacobian(layer)
         error = case.agree(case.rows @ found, expected, f"rows of J of block {layer}", expected - case.rows)
         what = f"a column of J of block {layer}"
         other = case.agree(found @ case.direction, column, what, column - case.direction)
         worst = max(worst, error, other)
     layer, eye = len(case.expected_rows) - 1, torch.eye(case.oracle.d, dtype=torch.float64)
-    moved = probe.block_jacobian(case.double, case.tokens, layer, case.positions, of="update", dtype=torch.float64)
+    moved = case.jacobian(layer, of="update")
     return max(worst, case.agree(moved, found - eye, "J − I"))
 
 
@@ -75,9 +76,7 @@ def alone(case: Case) -> float:
     """Jacobians of each state as a one-token input: real one-token passes, fed with the state."""
     worst = 0.0
     for layer, expected in enumerate(case.oracle.rows_alone(case.positions, case.rows)):
-        found = probe.block_jacobian(
-            case.double, case.tokens, layer, case.positions, context="alone", dtype=torch.float64
-        )
+        found = case.jacobian(layer, context="alone")
         what = f"rows of J of block {layer} alone"
         worst = max(worst, case.agree(case.rows @ found, expected, what, expected - case.rows))
     return worst
@@ -105,7 +104,7 @@ def sites(case: Case) -> float:
             if name in here and start is not None and end is not None:
                 worst = max(worst, case.agree(start + here[name], end, f"the sum with {name} of block {layer}", end))
         if middle is not None:
-            _, _, through = case.oracle.parts(layer, *place(case, layer, "hook_resid_mid"), case.positions, case.rows)
+            _, _, through = case.parts(layer)
             expected = case.expected_rows[layer]
             what = f"rows of J of block {layer} through hook_resid_mid"
             worst = max(worst, case.agree(through, expected, what, expected - case.rows))
@@ -113,13 +112,6 @@ def sites(case: Case) -> float:
 
 
 ENDS = ("hook_resid_pre", "hook_resid_post")
-
-
-def place(case: Case, layer: int, name: str) -> tuple[str, str]:
-    """Where the library reads a site of a block: the path of a module, and the side."""
-    site = case.double.site(f"blocks.{layer}.{name}")
-    names = {id(part): path for path, part in case.double.module.named_modules()}
-    return names[id(site.module)], site.side
 
 
 @check(quick=True, side=True)
@@ -130,12 +122,10 @@ def part(case: Case) -> float:
         if f"blocks.{layer}.hook_resid_mid" not in case.double.sites:
             continue
         asked = True
-        attention, mlp, _ = case.oracle.parts(layer, *place(case, layer, "hook_resid_mid"), case.positions, case.rows)
+        attention, mlp, _ = case.parts(layer)
         expected = {"attention": attention, "mlp": mlp}
         for name, rows in expected.items():
-            found = probe.block_jacobian(
-                case.double, case.tokens, layer, case.positions, part=name, dtype=torch.float64
-            )
+            found = case.jacobian(layer, part=name)
             what = f"rows of J of the {name} of block {layer}"
             worst = max(worst, case.agree(case.rows @ found, rows, what, rows - case.rows))
     if not asked:
@@ -153,7 +143,7 @@ def off_position(case: Case) -> float:
         found = recorded.off_position_write(layer)
         if f"blocks.{layer}.hook_attn_out" in model.sites and case.oracle.records:
             asked = True
-            write = case.oracle.off_position(layer, *place(case, layer, "hook_attn_out"))
+            write = case.oracle.off_position(layer, *case.place(layer, "hook_attn_out"))
             what = f"the write of other positions in block {layer}"
             worst = max(worst, case.agree(found, at(write, case.positions), what))
     if not asked:
@@ -163,7 +153,7 @@ def off_position(case: Case) -> float:
 
 @check(quick=True)
 def continuity(case: Case) -> float:
-    """|cos| of the leading singular vectors of neighbouring layers' matrices, by plain SVD of what `projections` has."""
+    """|cos| of the leading singular vectors of neighbouring layers' matrices, by plain SVD of `projections`."""
     model = case.double
     data = probe.weights.continuity(model)
     worst = 0.0
@@ -173,7 +163,7 @@ def continuity(case: Case) -> float:
             continue
         bases = [torch.linalg.svd(matrices[name].double(), full_matrices=False) for matrices in layers]
         for space, vectors in (("input", [b[2][0] for b in bases]), ("output", [b[0][:, 0] for b in bases])):
-            cosines = torch.stack([(one @ after).abs() for one, after in zip(vectors, vectors[1:], strict=False)])
+            cosines = torch.stack([(one @ after).abs() for one, after in itertools.pairwise(vectors)])
             found = torch.as_tensor(data[f"{space}_continuity"].sel(projection=name).values)
             worst = max(worst, within(found[: len(cosines)], cosines, 1e-3, f"the {space} continuity of {name}"))
     return worst
@@ -200,9 +190,8 @@ def windows(case: Case) -> float:
     worst = 0.0
     for layer, expected in enumerate(wide.expected_rows):
         for count in (1, 3, 4):
-            found = probe.block_jacobian(
-                case.double, wide.tokens[:count], layer, wide.positions[:count], dtype=torch.float64
-            )
+            asked = (wide.tokens[:count], layer, wide.positions[:count])
+            found = probe.block_jacobian(case.double, *asked, dtype=case.dtype).double()
             moved = expected[:count] - wide.rows
             what = f"rows of J of block {layer} with {count} windows"
             worst = max(worst, wide.agree(wide.rows @ found, expected[:count], what, moved))
@@ -244,8 +233,8 @@ def cumulative(case: Case) -> float:
     """The product over depth: autograd from the first layer's input to the last one's output."""
     depth = case.double.n_layers
     expected = case.oracle.rows_through(0, case.positions, case.rows)
-    found = cumulative_jacobian(case.double, case.tokens, 0, depth, case.positions, dtype=torch.float64)
-    return case.agree(case.rows @ found, expected, "rows of the product over depth", expected - case.rows)
+    found = cumulative_jacobian(case.double, case.tokens, 0, depth, case.positions, dtype=case.dtype)
+    return case.agree(case.rows @ found.double(), expected, "rows of the product over depth", expected - case.rows)
 
 
 @check()
@@ -255,8 +244,8 @@ def logits(case: Case) -> float:
     rows = case.random(3, case.oracle.plain.logits.shape[-1])
     expected = case.oracle.rows_through(layer, case.positions, rows, logits=True)
     site = f"blocks.{layer}.hook_resid_pre"
-    found = site_jacobian(case.double, case.tokens, site, "logits", case.positions, dtype=torch.float64)
-    return case.agree(rows @ found, expected, f"rows of ∂logits/∂{site}")
+    found = site_jacobian(case.double, case.tokens, site, "logits", case.positions, dtype=case.dtype)
+    return case.agree(rows @ found.double(), expected, f"rows of ∂logits/∂{site}")
 
 
 @check()
@@ -266,9 +255,7 @@ def cross(case: Case) -> float:
     leaves = case.oracle.leaves(case.oracle.plain.inputs)
     done = case.oracle.run(case.tokens, leaves, grad=True)
     for layer, leaf in leaves.items():
-        found = cross_jacobian(
-            case.double, case.tokens, layer, out_position=late, in_position=early, dtype=torch.float64
-        )
+        found = cross_jacobian(case.double, case.tokens, layer, out_position=late, in_position=early, dtype=case.dtype)
         rows = []
         for row in case.rows:
             read = (done.outputs[layer][:, late] @ row).sum()
@@ -279,7 +266,9 @@ def cross(case: Case) -> float:
             if found.norm() > 1e-9:
                 raise WrongError(math.inf, f"J of block {layer} between positions, which is zero")
             continue
-        worst = max(worst, case.agree(case.rows @ found, expected, f"rows of J of block {layer} between positions"))
+        worst = max(
+            worst, case.agree(case.rows @ found.double(), expected, f"rows of J of block {layer} between positions")
+        )
     return worst
 
 
@@ -288,18 +277,18 @@ def products(case: Case) -> float:
     """The operator of a block, and of all blocks from there, times vectors from both sides."""
     window, layer = case.windows - 1, case.double.n_layers - 1
     position = int(case.positions[window, 0])
-    one = operator(case.double, case.tokens, layer, position, window=window, dtype=torch.float64)
+    one = operator(case.double, case.tokens, layer, position, window=window, dtype=case.dtype)
     expected = case.expected_rows[layer][window, 0]
-    found = torch.from_numpy(one.rmatmat(case.rows.T.numpy())).T
+    found = torch.from_numpy(one.rmatmat(case.rows.T.numpy())).double().T
     worst = case.agree(found, expected, f"rows of the operator of block {layer}", expected - case.rows)
     column = case.oracle.columns(layer, case.positions, case.direction)[window, 0]
-    found = torch.from_numpy(one.matvec(case.direction.numpy()))
+    found = torch.from_numpy(one.matvec(case.direction.numpy())).double()
     worst = max(worst, case.agree(found, column, f"a column of the operator of block {layer}", column - case.direction))
     whole = operator(
-        case.double, case.tokens, 0, position, window=window, to_layer=case.double.n_layers, dtype=torch.float64
+        case.double, case.tokens, 0, position, window=window, to_layer=case.double.n_layers, dtype=case.dtype
     )
     expected = case.oracle.rows_through(0, case.positions, case.rows)[window, 0]
-    found = torch.from_numpy(whole.rmatmat(case.rows.T.numpy())).T
+    found = torch.from_numpy(whole.rmatmat(case.rows.T.numpy())).double().T
     return max(worst, case.agree(found, expected, "rows of the operator over depth", expected - case.rows))
 
 
@@ -327,10 +316,10 @@ def patched(case: Case) -> float:
             distance[alternative, :, column] = (changed - oracle.plain.logits).norm(dim=-1)[window, where]
             for w in range(case.windows):
                 later[alternative, w, column] = divergence[w, where[w] :].sum()
-    one = patching.one_position(recorded, layer, states, measures=("kl", "logit_distance"))
+    one = patching.one_position(recorded, layer, states.to(case.dtype), measures=("kl", "logit_distance"))
     worst = within(one["logit_distance"], distance, FLOAT32, "distance of logits, one position replaced")
     worst = max(worst, within(one["kl"], kl, FLOAT32, "KL, one position replaced"))
-    all_later = patching.one_position_later(recorded, layer, states)
+    all_later = patching.one_position_later(recorded, layer, states.to(case.dtype))
     worst = max(worst, within(all_later, later, FLOAT32, "KL there and later, one position replaced"))
     length = case.tokens.shape[1]
     everywhere = oracle.plain.outputs[layer] + size * case.random(case.windows, length, oracle.d)
@@ -339,5 +328,7 @@ def patched(case: Case) -> float:
     state = torch.where(counted[..., None], everywhere, oracle.plain.inputs[layer + 1])
     changed = oracle.run(case.tokens, {layer + 1: state}).logits
     moved = (changed - oracle.plain.logits).norm(dim=-1).gather(1, case.positions)
-    found = patching.all_positions(recorded, layer, everywhere[:, None], counted, measures=("logit_distance",))
+    found = patching.all_positions(
+        recorded, layer, everywhere[:, None].to(case.dtype), counted, measures=("logit_distance",)
+    )
     return max(worst, within(found["logit_distance"][0], moved, FLOAT32, "distance of logits, all positions replaced"))

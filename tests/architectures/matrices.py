@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -12,101 +13,128 @@ from torch import Tensor, nn
 from tests.architectures.case import FLOAT64, WrongError, relative
 from tests.architectures.oracle import Oracle, Seen, first_state, output_state
 
+NORMED = 1e-5
+"""Error of a direction that a norm or a scale has passed."""
+
+
+class Tap:
+    """What one module of a block was given and gave in the oracle's pass."""
+
+    def __init__(self, given: Tensor, gave: Tensor) -> None:
+        self.given, self.gave = given.detach().clone(), gave.detach().clone()
+
+    def columns(self, matrix: Tensor) -> Tensor | None:
+        """x Mᵀ and the bias that the module adds, (window · position, out); None if the module does not do it."""
+        given, gave = self.given.flatten(0, -2), self.gave.flatten(0, -2)
+        if given.shape[-1] != matrix.shape[1] or len(given) != len(gave) or gave.shape[-1] < len(matrix):
+            return None
+        expected = given @ matrix.T
+        centred = expected - expected.mean(0)
+        # Each column is looked for among those of the output, for joint matrices order their rows in ways of their own.
+        distance = torch.cdist(centred.T, (gave - gave.mean(0)).T, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest, index = distance.min(1)
+        if not bool((nearest <= FLOAT64 * centred.norm(dim=0).clamp_min(1e-6)).all()):
+            return None
+        return gave[:, index]
+
 
 def explained(oracle: Oracle, layer: int, named: Mapping[str, Tensor]) -> float:
     """The largest error of the matrices of a block, each (out, in).
 
     A matrix is right if some module of the block maps an input x to an output that has x Mᵀ, up to a bias, among its
     columns. Queries, keys and values have to be those that attention is handed at position 0, where rotary embeddings
-    do nothing, or the input of the norm that makes them.
+    do nothing, or what a norm makes of them; the output matrix has to read what attention gives, or what a gate makes
+    of it; act(gate x) · (up x) has to be what `down` reads, where the activation is a module.
 
     Raises:
         WrongError: If a matrix acts on nothing in the block, or as another one than its name says.
     """
-    taps, seen = _taps(oracle, layer)
-    worst = 0.0
+    taps, silent, seen = _taps(oracle, layer)
+    found: dict[str, tuple[Tap, Tensor]] = {}
     for name, matrix in named.items():
         matrix = matrix.detach().double()
-        found = [one for one in taps if one.maps(matrix)]
-        if not found:
-            raise WrongError(float("inf"), f"{name} of block {layer} is no map of any module in it")
-        if name in ("q", "k", "v") and seen is not None:
-            worst = max(worst, _handed(name, layer, matrix, found[0], taps, seen))
-        if name in ("gate", "up"):
-            continue
+        maps = [(tap, columns) for tap in taps if (columns := tap.columns(matrix)) is not None]
+        if maps:
+            found[name] = maps[0]
+        elif not any(weight.shape == matrix.shape and torch.equal(weight, matrix) for weight in silent):
+            raise WrongError(math.inf, f"{name} of block {layer} is no map of any module in it")
+    worst = 0.0
+    for name, handed in (("q", seen.query), ("k", seen.key), ("v", seen.value)) if seen is not None else ():
+        if name in found:
+            same = found[name][1].numel() == handed[0].numel()
+            error = _handed(found[name][1], handed[0], taps) if same else math.inf
+            if not error <= NORMED:
+                raise WrongError(error, f"{name} of block {layer} is not what attention is handed")
+            worst = max(worst, error)
+    if {"gate", "up", "down"} <= set(found):
+        worst = max(worst, _gated(layer, found, taps))
     return worst
 
 
-class _Tap:
-    """What one module of a block was given and gave: the last dimension as columns, all else as rows."""
+def _taps(oracle: Oracle, layer: int) -> tuple[list[Tap], list[Tensor], Seen | None]:
+    """The modules of a block that ran, weights of those that did not, and attention's call, if there is one alone."""
+    taps: list[Tap] = []
+    ran: set[nn.Module] = set()
 
-    def __init__(self, given: Tensor, gave: Tensor) -> None:
-        self.given, self.gave = given.flatten(0, -2), gave.flatten(0, -2)
-        self.shape = gave.shape
-
-    def columns(self, matrix: Tensor) -> Tensor | None:
-        """x Mᵀ, with the bias that the module adds; None if the module does not do it."""
-        if self.given.shape[-1] != matrix.shape[1] or len(self.given) != len(self.gave):
-            return None
-        expected = self.given @ matrix.T
-        centred, gave = expected - expected.mean(0), self.gave - self.gave.mean(0)
-        scale = centred.norm(dim=0)
-        # Each column is looked for among those of the output, for joint matrices order rows in ways of their own.
-        distance = torch.cdist(centred.T, gave.T)
-        best, index = distance.min(1)
-        if not bool((best <= FLOAT64 * scale.clamp_min(1e-9)).all()):
-            return None
-        return self.gave[:, index]
-
-    def maps(self, matrix: Tensor) -> bool:
-        """Whether the module does x Mᵀ, among other things."""
-        return self.columns(matrix) is not None
-
-
-def _taps(oracle: Oracle, layer: int) -> tuple[list[_Tap], Seen | None]:
-    taps: list[_Tap] = []
-
-    def keep(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given, gave = first_state(args, kwargs), output_state(output)
-        if given is not None and gave is not None and given.is_floating_point() and gave.ndim > 1 < given.ndim:
-            taps.append(_Tap(given.detach().clone(), gave.detach().clone()))
+        ran.add(module)
+        if given is not None and gave is not None and given.is_floating_point() and min(given.ndim, gave.ndim) > 1:
+            taps.append(Tap(given, gave))
 
-    seen = Seen() if oracle.records else None
+    seen, marks = Seen(), []
+    block = oracle.layers[layer]
     with ExitStack() as stack:
-        for module in oracle.layers[layer].modules():
+        for module in block.modules():
             stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
-        # A layer is run in its own pass, so that attention's record holds its call alone at a known place.
-        before = len(seen.query) if seen is not None else 0
-        marks: list[int] = []
-        if seen is not None:
-            stack.callback(
-                oracle.layers[layer].register_forward_pre_hook(lambda *_: marks.append(len(seen.query))).remove
-            )
-            stack.callback(oracle.layers[layer].register_forward_hook(lambda *_: marks.append(len(seen.query))).remove)
+        stack.callback(block.register_forward_pre_hook(lambda *_: marks.append(len(seen.query))).remove)
+        stack.callback(block.register_forward_hook(lambda *_: marks.append(len(seen.query))).remove)
         oracle.run(oracle.tokens, seen=seen)
-    if seen is None or marks[1] - marks[0] != 1:
-        return taps, None
-    call = slice(marks[0] + before, marks[1])
-    return taps, Seen(seen.query[call], seen.key[call], seen.value[call], seen.output[call])
+    silent = [
+        module.weight.detach().double()
+        for module in block.modules()
+        if module not in ran and isinstance(module, nn.Linear)
+    ]
+    start, end = marks
+    if end - start != 1:
+        return taps, silent, None
+    call = slice(start, end)
+    return taps, silent, Seen(seen.query[call], seen.key[call], seen.value[call], seen.output[call])
 
 
-def _handed(name: str, layer: int, matrix: Tensor, tap: _Tap, taps: list[_Tap], seen: Seen) -> float:
-    """The error of queries, keys or values at position 0, beside what attention is handed."""
-    handed = {"q": seen.query, "k": seen.key, "v": seen.value}[name][0]  # (window, head, position, entry)
+def _handed(columns: Tensor, handed: Tensor, taps: list[Tap]) -> float:
+    """The error of queries, keys or values at position 0 to what attention is handed, (window, head, position, n)."""
     windows, heads, length, width = handed.shape
-    columns = tap.columns(matrix)
-    assert columns is not None
-    if columns.numel() != handed.numel():
-        return 0.0  # attention is handed something else: expanded latents, keys of another layer
-    made = columns.reshape(windows, length, heads, width)
-    first = handed.transpose(1, 2)[:, 0]
-    candidates = [made]
-    for other in taps:  # a norm of queries and keys stands between
-        if other.given.numel() == made.numel() and other.gave.numel() == made.numel():
-            if relative(other.given.reshape(made.shape), made) < FLOAT64:
-                candidates.append(other.gave.reshape(made.shape))
-    sizes = [(c[:, 0] * first).sum() / (c[:, 0] * c[:, 0]).sum() for c in candidates]  # a scale may be applied
-    errors = [relative(size * c[:, 0], first) for size, c in zip(sizes, candidates, strict=True)]
-    if not min(errors) <= 1e-5:
-        raise WrongError(min(errors), f"{name} of block {layer} is not what attention is handed")
-    return min(errors)
+    first = columns.reshape(windows, length, heads, width)[:, 0]
+    candidates = [first]
+    for tap in taps:  # a norm of queries and keys may stand between, heads before positions or behind them
+        for given, gave in _at_position_0(tap, windows, length):
+            if given.numel() == first.numel() == gave.numel() and relative(given.reshape(first.shape), first) < FLOAT64:
+                candidates.append(gave.reshape(first.shape))
+    expected = handed[:, :, 0]
+    # a scale may be applied to all of them
+    sizes = [(one * expected).sum() / (one * one).sum() for one in candidates]
+    return min(relative(size * one, expected) for size, one in zip(sizes, candidates, strict=True))
+
+
+def _at_position_0(tap: Tap, windows: int, length: int) -> list[tuple[Tensor, Tensor]]:
+    given, gave = tap.given, tap.gave
+    places = [axis for axis in (1, 2) if given.ndim > axis + 1 and given.shape[axis] == length == gave.shape[axis]]
+    if given.shape != gave.shape or len(given) != windows:
+        return []
+    return [(given.select(axis, 0), gave.select(axis, 0)) for axis in places]
+
+
+def _gated(layer: int, found: Mapping[str, tuple[Tap, Tensor]], taps: list[Tap]) -> float:
+    """The error of act(gate x) · (up x) beside what `down` reads; 0 where no module of the block is the activation."""
+    (_, gate), (_, up), (down, _) = found["gate"], found["up"], found["down"]
+    read = down.given.flatten(0, -2)
+    acts = [tap for tap in taps if tap.given.shape == tap.gave.shape and tap.given.numel() == gate.numel()]
+    acts = [tap for tap in acts if any(relative(tap.given.reshape(one.shape), one) < FLOAT64 for one in (gate, up))]
+    if not acts or read.shape != up.shape:
+        return 0.0
+    acts = [tap for tap in acts if relative(tap.given.reshape(gate.shape), gate) < FLOAT64]
+    error = min((relative(tap.gave.reshape(up.shape) * up, read) for tap in acts), default=math.inf)
+    if not error <= NORMED:
+        raise WrongError(error, f"act(gate) · up of block {layer} is not what down reads")
+    return error

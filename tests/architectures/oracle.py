@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -174,10 +174,8 @@ class Oracle:
         if not self.records:
             self._set("eager")
         if hasattr(self.module, "set_experts_implementation"):
-            try:
+            with suppress(ValueError):
                 self.module.set_experts_implementation("eager")
-            except ValueError:
-                pass
         with in_float64():
             self.path, self.layers = find_layers(self.module, tokens)
         self.plain = self.run(tokens)
@@ -292,7 +290,7 @@ class Oracle:
         return [pulled(done.outputs[i], leaves[i], first, rows).reshape(shape) for i in leaves]
 
     def parts(self, layer: int, path: str, side: str, positions: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of ∂mid/∂pre and of ∂post/∂mid at the positions, and of their product, which is J if mid is all there is.
+        """Rows of ∂mid/∂pre and ∂post/∂mid at the positions, and of their product, which is J if mid is all there is.
 
         Args:
             layer: The layer.

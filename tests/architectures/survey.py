@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import time
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from probe.jacobian import method_of
-from tests.architectures import checks as _checks  # noqa: F401 - enters the checks into their table
+from tests.architectures import checks as _checks  # noqa: F401 - enter their checks into the table
 from tests.architectures import zoo
-from tests.architectures.case import CHECKS, SIDE, WORST, Case, Finding, Outcome, measure
+from tests.architectures.case import SIDE, WORST, Case, Finding, Outcome, measure
 from tests.architectures.oracle import NotADecoderError
 
 
@@ -56,81 +56,92 @@ def judge(findings: Sequence[Finding]) -> tuple[Outcome, str]:
     return worst.outcome, f"{worst.check}: {worst.line}{error}"
 
 
-def examine(name: str, checks: Sequence[str], *, n_rows: int | None = 3, layers: int = 4) -> Result:
-    """Build one type and run the checks on it, in this process."""
+def examine(name: str, checks: Sequence[str], *, n_rows: int | None = 2, layers: int = zoo.DEEP) -> Result:
+    """Build one type, or a variant of it, and run checks on it, in this process.
+
+    Args:
+        name: The type; a variant of it behind a colon.
+        checks: Names of checks.
+        n_rows: Number of random vectors v whose vᵀJ are compared; None: whole matrices.
+        layers: Number of layers.
+    """
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             module = zoo.tiny(name, layers=layers)
         except Exception as error:  # noqa: BLE001 - the reason is the result
-            return Result(name, "unbuilt", line=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return Result(name, "unbuilt", line=_line(error))
         case = Case(module, n_rows=n_rows)
-        result = Result(name, "exact")
-        try:
-            oracle = case.oracle
-            missing = [word for word, has in (("causal", oracle.causal), ("continuous", oracle.continuous)) if not has]
-            result.facts = "decoder" if not missing else f"not {' and not '.join(missing)}"
-        except NotADecoderError as error:
-            result.facts = str(error)
-        try:
-            result.method = str(method_of(case.double))
-        except Exception:  # noqa: BLE001 - the checks say what happens
-            result.method = "–"
-        result.findings = [_guarded(case, check, result.facts) for check in checks]
-        result.outcome, result.line = judge(result.findings)
-    result.seconds = time.perf_counter() - start
-    return result
+        facts = facts_of(case)
+        findings = [measure(case, "load")]
+        if findings[0].outcome == "exact" and facts in TAKEABLE:
+            findings += [measure(case, one) for one in checks if one != "load"]
+        elif findings[0].outcome == "exact":
+            findings.append(Finding("load", "wrong", math.inf, f"taken, though it {facts}"))
+        outcome, line = judge(findings)
+        return Result(name, outcome, _method(case), line, facts, findings, time.perf_counter() - start)
 
 
-def _guarded(case: Case, check: str, facts: str) -> Finding:
-    finding = measure(case, check)
-    if finding.outcome == "crash" and finding.line.startswith("NotADecoderError"):
-        # The oracle knows no stream: the library has to refuse, and is asked alone.
-        try:
-            _ = case.double
-        except Exception:  # noqa: BLE001
-            return measure_load(case)
-        return Finding(check, "wrong", float("inf"), f"taken, although the oracle finds no stream: {facts}")
-    return finding
+TAKEABLE = ("decoder", "is not causal", "hands a layer more than the one before it gave")
+"""Facts under which the oracle has answers: whatever the library says of such a model is compared."""
 
 
-def measure_load(case: Case) -> Finding:
-    """Load the model alone."""
-    CHECKS.setdefault("load", _load)
-    return measure(case, "load")
+def facts_of(case: Case) -> str:
+    """What the oracle sees: "decoder", or why the model is no plain one."""
+    try:
+        oracle = case.oracle
+    except NotADecoderError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - said in the result
+        return f"breaks the oracle: {_line(error)}"
+    if not oracle.causal:
+        return "is not causal"
+    return "decoder" if oracle.continuous else "hands a layer more than the one before it gave"
 
 
-def _load(case: Case) -> float:
-    _ = case.double
-    return 0.0
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _method(case: Case) -> str:
+    try:
+        return str(method_of(case.double))
+    except Exception:  # noqa: BLE001 - the checks say what happens
+        return "–"
 
 
 def _child(name: str, options: dict[str, Any], pipe: Any) -> None:
     torch.set_num_threads(1)
     try:
         pipe.send(asdict(examine(name, **options)))
-    except BaseException:  # noqa: BLE001 - said to the parent
-        pipe.send({"name": name, "outcome": "crash", "line": traceback.format_exc().strip().splitlines()[-1]})
+    except BaseException as error:  # noqa: BLE001 - said to the parent
+        pipe.send(asdict(Result(name, "crash", line=f"{type(error).__name__}: {error}")))
 
 
 def survey(names: Iterable[str], options: dict[str, Any], *, limit: float, kept: Path | None) -> Iterator[Result]:
-    """Examine types one after the other, each in a process of its own; results are added to a file of JSON lines."""
+    """Examine types one after the other, each in a process of its own.
+
+    Args:
+        names: Types and variants.
+        options: Of `examine`.
+        limit: Seconds that a type may take.
+        kept: A file of JSON lines to which each result is added at once.
+
+    Yields:
+        The results, in the order of the names.
+    """
     context = multiprocessing.get_context("fork")
-    examine("mixtral", ["jacobian"])  # imports for all processes that are forked from here
+    examine("llama", options["checks"], layers=2)  # what it imports is there for all processes that are forked
     for name in names:
         receive, send = context.Pipe(duplex=False)
         child = context.Process(target=_child, args=(name, options, send))
         child.start()
         send.close()
         try:
-            found = (
-                receive.recv()
-                if receive.poll(limit)
-                else {"name": name, "outcome": "crash", "line": f"no answer in {limit:.0f} s"}
-            )
+            found = receive.recv() if receive.poll(limit) else _ended(name, f"no answer in {limit:.0f} seconds")
         except EOFError:
-            found = {"name": name, "outcome": "crash", "line": "its process died"}
+            found = _ended(name, "its process died")
         child.kill()
         child.join()
         if kept is not None:
@@ -139,9 +150,13 @@ def survey(names: Iterable[str], options: dict[str, Any], *, limit: float, kept:
         yield restored(found)
 
 
+def _ended(name: str, how: str) -> dict[str, Any]:
+    return asdict(Result(name, "crash", line=how))
+
+
 def restored(found: dict[str, Any]) -> Result:
     """A result from its JSON."""
-    return Result(**{**found, "findings": [Finding(**one) for one in found.get("findings", [])]})
+    return Result(**{**found, "findings": [Finding(**one) for one in found["findings"]]})
 
 
 def read(kept: Path) -> dict[str, Result]:
@@ -157,8 +172,7 @@ def read(kept: Path) -> dict[str, Result]:
 
 
 def counted(results: Iterable[Result]) -> str:
-    """The line of counts."""
+    """The line of counts, of the models that could be built."""
     outcomes = [result.outcome for result in results]
-    built = [outcome for outcome in outcomes if outcome != "unbuilt"]
-    counts = ", ".join(f"{built.count(word)} {word}" for word in ("exact", "refused", "crash", "wrong"))
-    return f"{counts} of {len(built)}"
+    counts = ", ".join(f"{outcomes.count(word)} {word}" for word in ("exact", "refused", "crash", "wrong"))
+    return f"{counts} of {len(outcomes) - outcomes.count('unbuilt')}"

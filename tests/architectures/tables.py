@@ -15,101 +15,90 @@ HEAD = WIDTH // HEADS
 VOCABULARY = 96
 POSITIONS = 64
 
-SMALL: dict[str, Any] = (
-    dict.fromkeys(
-        (
-            "hidden_size",
-            "n_embd",
-            "d_model",
-            "embedding_dim",
-            "emb_dim",
-            "dim",
-            "embedding_size",
-            "input_embedding_size",
-        )
-        + ("output_embedding_size", "word_embed_proj_dim", "lru_width", "attention_hidden_size", "hidden_dim"),
+_GROUPS: tuple[tuple[Any, str], ...] = (
+    (
         WIDTH,
-    )
-    | dict.fromkeys(
-        ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads")
-        + ("num_decoder_attention_heads", "num_encoder_attention_heads", "attention_heads", "linear_num_heads")
-        + ("num_query_groups", "swa_num_attention_heads", "linear_num_value_heads"),
+        "hidden_size n_embd d_model embedding_dim emb_dim dim embedding_size input_embedding_size "
+        "output_embedding_size word_embed_proj_dim lru_width attention_hidden_size hidden_dim "
+        "pronunciation_embed_dim shape_embed_dim",
+    ),
+    (
         HEADS,
-    )
-    | dict.fromkeys(
-        ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "linear_num_key_heads", "indexer_kv_heads")
-        + ("kv_n_heads",),
+        "num_attention_heads n_head n_heads num_heads decoder_attention_heads encoder_attention_heads attention_heads "
+        "num_decoder_attention_heads num_encoder_attention_heads linear_num_heads num_query_groups "
+        "swa_num_attention_heads linear_num_value_heads mamba_n_heads mamba_num_heads n_mamba_heads",
+    ),
+    (
         2,
-    )
-    | dict.fromkeys(
-        ("head_dim", "d_head", "dim_head", "kv_channels", "attention_head_size", "swa_head_dim", "linear_key_head_dim")
-        + ("linear_value_head_dim", "linear_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "index_head_dim")
-        + ("indexer_head_dim", "rotary_dim"),
+        "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads indexer_kv_heads kv_n_heads "
+        "n_groups mamba_n_groups mamba_ngroups encoder_layers num_encoder_layers type_vocab_size",
+    ),
+    (
         HEAD,
-    )
-    | dict.fromkeys(("v_head_dim",), 12)
+        "head_dim d_head dim_head kv_channels attention_head_size swa_head_dim linear_key_head_dim "
+        "linear_value_head_dim linear_head_dim qk_nope_head_dim qk_rope_head_dim index_head_dim indexer_head_dim "
+        "rotary_dim state_size ssm_state_size mamba_d_state block_size chunk_size mamba_chunk_size d_rel rel_extent",
+    ),
+    (2 * HEAD, "qk_head_dim mamba_d_head mamba_head_dim mamba_headdim mamba_d_ssm"),
+    (12, "v_head_dim kv_lora_rank gated_norm_rank loop_gate_rank router_hidden_size"),
+    (16, "q_lora_rank o_lora_rank laurel_rank adapter_rank hc_lowrank hidden_size_per_layer_input"),
     # the scores of few index heads tie at 0, and then a row's length decides which keys are kept
-    | dict.fromkeys(("index_n_heads", "indexer_n_heads"), 64)
-    | dict.fromkeys(("qk_head_dim",), 2 * HEAD)
-    | dict.fromkeys(
-        ("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size", "d_inner")
-        + ("feed_forward_size", "dim_ff", "dff", "ffn_config_hidden", "prompt_mid_dim", "intermediate_size_mlp")
-        + ("dense_intermediate_size", "prefix_dense_intermediate_size", "shared_intermediate_size"),
+    (64, "index_n_heads indexer_n_heads"),
+    (
         48,
-    )
-    | dict.fromkeys(
-        ("moe_intermediate_size", "shared_expert_intermediate_size", "shared_experts_intermediate_size")
-        + ("moe_shared_expert_intermediate_size", "expert_ffn_hidden_size"),
+        "intermediate_size n_inner ffn_dim decoder_ffn_dim encoder_ffn_dim ffn_hidden_size d_inner feed_forward_size "
+        "dim_ff dff prompt_mid_dim intermediate_size_mlp dense_intermediate_size prefix_dense_intermediate_size "
+        "shared_intermediate_size",
+    ),
+    (
         24,
-    )
-    | dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "zero_expert_num"), 4)
-    | dict.fromkeys(
-        (
-            "num_experts_per_tok",
-            "moe_topk",
-            "moe_k",
-            "num_experts_per_token",
-            "top_k_experts",
-            "moe_num_active_primary_experts",
-        ),
-        2,
-    )
-    | dict.fromkeys(("n_group", "topk_group", "num_expert_group", "n_shared_experts", "num_shared_experts"), 1)
-    | dict.fromkeys(("moe_num_shared_experts", "num_nextn_predict_layers", "first_k_dense_replace"), 1)
-    | dict.fromkeys(("num_dense_layers", "moe_layer_start_index"), 1)
-    | dict.fromkeys(("q_lora_rank", "o_lora_rank", "laurel_rank", "adapter_rank", "hc_lowrank"), 16)
-    | dict.fromkeys(("kv_lora_rank", "gated_norm_rank", "loop_gate_rank", "router_hidden_size"), 12)
-    | dict.fromkeys(
-        ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length", "max_target_positions")
-        + ("max_source_positions", "model_max_length", "original_max_position_embeddings"),
+        "moe_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size expert_ffn_hidden_size "
+        "moe_shared_expert_intermediate_size",
+    ),
+    (4, "num_experts n_routed_experts num_local_experts moe_num_experts zero_expert_num moe_num_experts"),
+    (2, "num_experts_per_tok moe_topk moe_k num_experts_per_token top_k_experts moe_top_k"),
+    (
+        1,
+        "n_group topk_group num_expert_group n_shared_experts num_shared_experts moe_num_shared_experts "
+        "num_nextn_predict_layers first_k_dense_replace num_dense_layers moe_layer_start_index",
+    ),
+    (
         POSITIONS,
-    )
-    | dict.fromkeys(
-        ("sliding_window", "sliding_window_size", "window_size", "attention_window_size", "local_attention")
-        + ("attention_chunk_size", "local_attention_window_len", "keep_window_size"),
+        "max_position_embeddings n_positions n_ctx max_seq_len context_length max_target_positions "
+        "max_source_positions model_max_length original_max_position_embeddings",
+    ),
+    (
         4,
-    )
-    | dict.fromkeys(
-        ("state_size", "ssm_state_size", "mamba_d_state", "block_size", "chunk_size", "mamba_chunk_size"), 8
-    )
-    | dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4)
-    | dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim", "mamba_d_ssm"), 16)
-    | dict.fromkeys(("n_groups", "mamba_n_groups", "mamba_ngroups"), 2)
-    | dict.fromkeys(("time_step_rank", "mamba_dt_rank", "o_groups"), 4)
-    | dict.fromkeys(("index_topk", "index_block_size", "index_topk_blocks"), 4)
-    | dict.fromkeys(("d_rel", "rel_extent"), 8)
-    | dict.fromkeys(("encoder_layers", "num_encoder_layers"), 2)
-    | {"routed_scaling_factor": 1.3, "moe_routed_scaling_factor": 1.3, "route_scale": 1.3, "embedding_multiplier": 1.7}
-    | {"logits_scaling": 1.4, "residual_multiplier": 0.7, "attention_multiplier": 0.4, "lm_head_multiplier": 0.8}
-    | {"key_multiplier": 1.2, "attention_out_multiplier": 0.8, "attention_in_multiplier": 1.1, "logit_scale": 0.7}
-    | {"ssm_in_multiplier": 1.1, "ssm_out_multiplier": 0.9, "mlp_multipliers": [1.2, 0.8], "time_step_scale": 1.2}
-    | {"ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7]}
-    | {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    | {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16, "type_vocab_size": 2}
-    | {"unpadded_vocab_size": VOCABULARY, "pronunciation_vocab_size": VOCABULARY, "shape_vocab_size": VOCABULARY}
-    | {"pronunciation_embed_dim": WIDTH, "shape_embed_dim": WIDTH}
-    | {"hidden_dropout_prob": 0.0, "use_cache": False, "num_channels": 3, "image_size": 8, "patch_size": 4}
+        "sliding_window sliding_window_size window_size attention_window_size local_attention attention_chunk_size "
+        "local_attention_window_len keep_window_size index_topk index_block_size index_topk_blocks time_step_rank "
+        "mamba_dt_rank o_groups",
+    ),
+    (
+        VOCABULARY,
+        "vocab_size vocab_size_per_layer_input unpadded_vocab_size pronunciation_vocab_size shape_vocab_size",
+    ),
+    # factors that are 1 by default, so that a forgotten one shows
+    (0.7, "residual_multiplier logit_scale"),
+    (0.8, "lm_head_multiplier attention_out_multiplier ssm_out_multiplier"),
+    (0.4, "attention_multiplier"),
+    (1.2, "key_multiplier time_step_scale attention_in_multiplier ssm_in_multiplier"),
+    (1.3, "routed_scaling_factor moe_routed_scaling_factor route_scale"),
+    (1.4, "logits_scaling"),
+    (1.7, "embedding_multiplier"),
+    ([1.2, 0.8], "mlp_multipliers"),
+    ([0.9, 1.1, 0.8, 1.2, 0.7], "ssm_multipliers"),
+    (True, "is_decoder"),
+    (False, "use_cache"),
+    (0.0, "hidden_dropout_prob"),
+    (0, "pad_token_id"),
+    (1, "bos_token_id"),
+    (2, "eos_token_id"),
+    (3, "num_channels"),
+    (4, "patch_size"),
+    (8, "image_size"),
 )
+
+SMALL: dict[str, Any] = {name: value for value, names in _GROUPS for name in names.split()}
 """The value of a field, wherever a configuration has it."""
 
 DEPTH = frozenset((
@@ -130,6 +119,7 @@ KEPT = frozenset(("head_dim", "num_key_value_heads", "num_hidden_layers"))
 """Fields that are set although the class leaves them unset, which means "computed" and not "absent"."""
 
 _ATTENTION = ["sliding_attention", "full_attention"] * 2
+"""Lists of four are cut where a model has fewer layers."""
 _GEMMA_4 = {"global_head_dim": 16}
 _GEMMA_4_E = {"num_kv_shared_layers": 0}
 _DOTS_3 = {
@@ -186,13 +176,13 @@ EXCEPTIONS: dict[str, Mapping[str, Any]] = {
     "gemma4_assistant": {
         "text_config.hidden_size_per_layer_input": 0,
         "text_config.vocab_size_per_layer_input": 0,
-        "text_config.num_kv_shared_layers": 4,
+        "text_config.num_kv_shared_layers": lambda layers: layers,
         "text_config.global_head_dim": 16,
     },
     "gemma4_text": {**_GEMMA_4, **_GEMMA_4_E},
     "gemma4_unified": {f"text_config.{name}": value for name, value in _GEMMA_4.items()},
     "gemma4_unified_text": _GEMMA_4,
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gpt_neo": {"attention_types": lambda layers: [[["global", "local"], layers // 2]]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "laguna": {"layer_types": _ATTENTION},
     "lfm2": {"full_attn_idxs": [1, 3], "layer_types": ["conv", "full_attention"] * 2},
@@ -215,11 +205,15 @@ EXCEPTIONS: dict[str, Mapping[str, Any]] = {
         "num_buckets": 2,
         "hash_seed": 0,
     },
+    "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_head_dim": 16, "attention_hidden_size": 2 * WIDTH},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""Further settings by type; `sub.field` is a field of a sub-configuration."""
+"""Further settings by type; `sub.field` is a field of a sub-configuration, a function gets the number of layers."""
+
+AT_LEAST = {"zamba": 4}
+"""The least number of layers of a type."""
 
 SWITCHES = (
     r"(?!output_|return_|is_|use_cache|summary_|classifier|rescale_prenorm|use_mem|use_mambapy|use_associative|apply_spec"
@@ -257,6 +251,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "no_softcap": {"final_logit_softcapping": None, "attn_logit_softcapping": None},
     "no_shared_expert": {"n_shared_experts": 0},
     "relu": {"hidden_act": "relu"},
+    "both_directions": {"is_decoder": False},
 }
 """Variants that set fields to further values, where the configuration has them all."""
 

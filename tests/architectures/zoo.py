@@ -13,7 +13,19 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.architectures.tables import DEPTH, EXCEPTIONS, HEADS, KEPT, NUMBERS, OPTIONAL, PAIRS, SLOW, SMALL, SWITCHES
+from tests.architectures.tables import (
+    AT_LEAST,
+    DEPTH,
+    EXCEPTIONS,
+    HEADS,
+    KEPT,
+    NUMBERS,
+    OPTIONAL,
+    PAIRS,
+    SLOW,
+    SMALL,
+    SWITCHES,
+)
 
 SCALE = 0.2
 """Standard deviation of the matrices: at width 32 a matrix keeps the length of a state."""
@@ -55,7 +67,7 @@ def settings(kind: type[PreTrainedConfig], layers: int) -> dict[str, Any]:
 def by_layer(name: str, values: list[Any] | tuple[Any, ...], layers: int) -> list[Any]:
     """A list with an entry a layer, cut to `layers` so that it keeps every kind of entry."""
     kinds = [value for index, value in enumerate(values) if value not in values[:index]]
-    pace = 2 if any(part in name for part in SLOW) else 1
+    pace = 2 if layers == DEEP and any(part in name for part in SLOW) else 1
     return [kinds[layer // pace % len(kinds)] for layer in range(layers)]
 
 
@@ -78,13 +90,16 @@ def _get(default: PreTrainedConfig | None, name: str, otherwise: Any = None) -> 
 def configuration(name: str, layers: int = DEEP, **changes: Any) -> PreTrainedConfig:
     """The small configuration of a type."""
     kind = CONFIG_MAPPING[name]
+    layers = max(layers, AT_LEAST.get(name, 1))
     chosen = settings(kind, layers)
     for path, value in {**EXCEPTIONS.get(name, {}), **changes}.items():
         inside = chosen
         *parents, last = path.split(".")
         for parent in parents:
             inside = inside.setdefault(parent, {})
-        inside[last] = value
+        if callable(value):
+            value = value(layers)
+        inside[last] = value[:layers] if isinstance(value, list) and len(value) == DEEP else value
     return kind(**chosen)
 
 
