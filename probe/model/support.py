@@ -169,6 +169,8 @@ def _lacks(kind: BlockLayout) -> list[tuple[str, str]]:
             "hook_attn_out, hook_resid_mid, hook_mlp_out",
             "what these blocks add to the stream is not the output of a module, times a number",
         ))
+    elif "hook_resid_mid" in kind.sites and "hook_mlp_out" not in kind.sites:
+        lacks.append(("hook_mlp_out", "no one module's output leads from hook_resid_mid to the end of these blocks"))
     if not kind.projections:
         lacks.append(("matrices by name", "neither a row of the library nor a TransformerLens adapter names them"))
     elif "o" in kind.projections and not {"q", "k", "v"} <= set(kind.projections):
