@@ -326,7 +326,7 @@ class Analysis(ABC, Generic[C]):
                 seconds = stage.seconds(subject, task)
             return StagePlan(stage.name, count, count * seconds, peak.bytes)
         first = [largest[0]] if "start" in task.labels and task != largest[0] else []
-        taken, most = [], 0
+        taken, most = list[float](), 0.0
         for done in [*first, task]:
             loading, start = getattr(subject, "loading", 0.0), time.perf_counter()
             with machine.peak_memory() as peak:

@@ -146,6 +146,21 @@ def support_of(model: HuggingFaceModel) -> Support:
     )
 
 
+def kinds_of(model: HuggingFaceModel) -> list[list[int]]:
+    """Group the blocks by their layout.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Indices, ascending, a list for each kind.
+    """
+    kinds: dict[str, list[int]] = {}
+    for layer in range(model.n_layers):
+        kinds.setdefault(repr(model.at(layer)), []).append(layer)
+    return list(kinds.values())
+
+
 def left_out(model: HuggingFaceModel, kinds: Sequence[Sequence[int]]) -> tuple[LeftOut, ...]:
     """Find what other models have and this one has not.
 
