@@ -326,26 +326,16 @@ class Analysis(ABC, Generic[C]):
                 seconds = stage.seconds(subject, task)
             return StagePlan(stage.name, count, count * seconds, peak.bytes)
         first = [largest[0]] if "start" in task.labels and task != largest[0] else []
-<<<<<<< HEAD
-        taken, most = list[float](), 0.0
-=======
         taken: list[float] = []
         peaks: list[float] = []  # NaN where the system tells none
->>>>>>> proof13
         for done in [*first, task]:
             loading, start = getattr(subject, "loading", 0.0), time.perf_counter()
             with machine.peak_memory() as peak:
                 found = stage.measure(subject, done, rehearsal)
             taken.append(time.perf_counter() - start - (getattr(subject, "loading", 0.0) - loading))
-<<<<<<< HEAD
-            most = max(most, peak.bytes)
-            rehearsal.rehearse(stage.tasks, done, found, self.schema)
-        return StagePlan(stage.name, count, sum(taken) + (count - len(taken)) * taken[-1], most)
-=======
             peaks.append(peak.bytes)
             rehearsal.rehearse(stage.tasks, done, found, self.schema)
         return StagePlan(stage.name, count, sum(taken) + (count - len(taken)) * taken[-1], max(peaks))
->>>>>>> proof13
 
     def _stages(self, subject: Any) -> list[Stage]:
         return [stage for stage in self.stages(subject) if stage.tasks]
