@@ -84,7 +84,9 @@ def test_no_float32_is_left_in_the_oracle():
     tokens, _ = zoo.questions()
     with in_float64(), torch.no_grad():
         norm = module.model.norm(torch.full((1, WIDTH * 0 + 32), 1 / 3))
-    exact = (torch.full((1, 32), 1 / 3, dtype=torch.float64) / (1 / 9 + module.config.rms_norm_eps) ** 0.5) * module.model.norm.weight
+    exact = (
+        torch.full((1, 32), 1 / 3, dtype=torch.float64) / (1 / 9 + module.config.rms_norm_eps) ** 0.5
+    ) * module.model.norm.weight
     torch.testing.assert_close(norm, exact, rtol=1e-15, atol=1e-15)
     assert torch.tensor(1.0).dtype is torch.float32
     assert module(input_ids=tokens).logits.dtype is torch.float64
