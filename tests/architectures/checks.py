@@ -92,18 +92,19 @@ def sites(case: Case) -> float:
     seen = probe.capture(model, case.tokens, sites=model.sites, dtype="model")
     worst = 0.0
     for layer in range(depth):
-        here = {name.split(".")[-1]: seen[name] for name in model.sites if name.startswith(f"blocks.{layer}.")}
+        names = [name for name in model.sites if name.startswith(f"blocks.{layer}.")]
         before, after = case.oracle.plain.inputs[layer], case.oracle.plain.outputs[layer]
-        middle = here.get("hook_resid_mid")
-        sums = [("hook_attn_out", before, middle), ("hook_mlp_out", middle, after), ("hook_mixer_out", before, after)]
-        if middle is None:
-            added = [here[name] for name in ("hook_attn_out", "hook_mlp_out") if name in here]
-            if len(added) == 2:
-                worst = max(worst, case.agree(before + sum(added), after, f"pre + attn + mlp of block {layer}"))
-        for name, start, end in sums:
-            if name in here and start is not None and end is not None:
-                worst = max(worst, case.agree(start + here[name], end, f"the sum with {name} of block {layer}", end))
-        if middle is not None:
+        middle = f"blocks.{layer}.hook_resid_mid"
+        cut = names.index(middle) if middle in names else 0
+        first = sum((seen[name] for name in names[:cut] if name.endswith("_out")), before)
+        if middle in names and len(names[:cut]) > 1:
+            worst = max(worst, case.agree(seen[middle], first, f"the sum up to the middle of block {layer}"))
+        added = [seen[name] for name in names[cut:] if name.endswith("_out")]
+        if added:
+            last = sum(added, seen[middle] if middle in names else before)
+            last = last * _scalar(case, layer, last, after)
+            worst = max(worst, case.agree(last, after, f"the sum that leaves block {layer}"))
+        if middle in names:
             _, _, through = case.parts(layer)
             expected = case.expected_rows[layer]
             what = f"rows of J of block {layer} through hook_resid_mid"
@@ -112,6 +113,13 @@ def sites(case: Case) -> float:
 
 
 ENDS = ("hook_resid_pre", "hook_resid_post")
+
+
+def _scalar(case: Case, layer: int, total: torch.Tensor, after: torch.Tensor) -> float:
+    """The scalar by which a block multiplies what leaves it, if it holds one of that value; else 1."""
+    held = {float(value) for _, value in case.oracle.layers[layer].named_buffers() if value.numel() == 1}
+    scalar = float((total * after).sum() / (total * total).sum())
+    return next((value for value in held if abs(value - scalar) < 1e-6), 1.0)
 
 
 @check(quick=True, side=True)
@@ -141,9 +149,11 @@ def off_position(case: Case) -> float:
     worst, asked = 0.0, False
     for layer in range(model.n_layers):
         found = recorded.off_position_write(layer)
-        if f"blocks.{layer}.hook_attn_out" in model.sites and case.oracle.records:
+        site = f"blocks.{layer}.hook_attn_out"
+        if site in model.sites and case.oracle.attends(layer):
             asked = True
             write = case.oracle.off_position(layer, *case.place(layer, "hook_attn_out"))
+            write = write * getattr(model.site(site), "factor", 1.0)
             what = f"the write of other positions in block {layer}"
             worst = max(worst, case.agree(found, at(write, case.positions), what))
     if not asked:

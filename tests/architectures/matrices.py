@@ -134,7 +134,15 @@ def _gated(layer: int, found: Mapping[str, tuple[Tap, Tensor]], taps: list[Tap])
     if not acts or read.shape != up.shape:
         return 0.0
     acts = [tap for tap in acts if relative(tap.given.reshape(gate.shape), gate) < FLOAT64]
-    error = min((relative(tap.gave.reshape(up.shape) * up, read) for tap in acts), default=math.inf)
+    products = [tap.gave.reshape(up.shape) * up for tap in acts]
+    products += [  # a norm may stand before down
+        tap.gave.flatten(0, -2)
+        for tap in taps
+        for one in products
+        if tap.given.numel() == one.numel() == tap.gave.numel()
+        and relative(tap.given.reshape(one.shape), one) < FLOAT64
+    ]
+    error = min((relative(one, read) for one in products if one.shape == read.shape), default=math.inf)
     if not error <= NORMED:
         raise WrongError(error, f"act(gate) · up of block {layer} is not what down reads")
     return error

@@ -80,9 +80,11 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mas
     eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
     output, weights = eager(module, query, key, value, mask, **kwargs)
     if not _OWN_VALUE[-1]:
-        groups = weights.shape[1] // value.shape[1]
-        own = weights[..., : query.shape[2]].diagonal(dim1=-2, dim2=-1)[..., None]
-        output = output - (own * value.repeat_interleave(groups, 1)).transpose(1, 2)
+        # Attention is linear in the values, whatever else it does (sinks, gates): the own part is that of one value.
+        for position in range(query.shape[2]):
+            one = torch.zeros_like(value)
+            one[:, :, position] = value[:, :, position]
+            output[:, position] -= eager(module, query, key, one, mask, **kwargs)[0][:, position]
     if _SEEN:
         seen = _SEEN[-1]
         seen.query.append(query)
@@ -170,12 +172,12 @@ class Oracle:
     def __init__(self, module: PreTrainedModel, tokens: Tensor) -> None:
         self.module = copy.deepcopy(module).double().eval()
         self.tokens = tokens
-        self.records = self._set("zoo")
-        if not self.records:
-            self._set("eager")
         if hasattr(self.module, "set_experts_implementation"):
             with suppress(ValueError):
                 self.module.set_experts_implementation("eager")
+        self.records = self._set("zoo")
+        if not self.records:
+            self._set("eager")
         with in_float64():
             self.path, self.layers = find_layers(self.module, tokens)
         self.plain = self.run(tokens)
@@ -315,6 +317,18 @@ class Oracle:
                 (gradient,) = torch.autograd.grad(read, leaves[layer], retain_graph=True)
                 through[:, column, index] = gradient[window, place]
         return attention, mlp, through
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer calls the attention function, and that is recorded."""
+        if not self.records:
+            return False
+        seen, marks = Seen(), []
+        with ExitStack() as stack:
+            block = self.layers[layer]
+            stack.callback(block.register_forward_pre_hook(lambda *_: marks.append(len(seen.query))).remove)
+            stack.callback(block.register_forward_hook(lambda *_: marks.append(len(seen.query))).remove)
+            self.run(self.tokens, seen=seen)
+        return marks[1] > marks[0]
 
     def off_position(self, layer: int, path: str, side: str) -> Tensor:
         """What passes the module at `path` of a layer where each position's own value is left out of attention."""

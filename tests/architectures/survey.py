@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import multiprocessing
@@ -132,7 +133,8 @@ def survey(names: Iterable[str], options: dict[str, Any], *, limit: float, kept:
         The results, in the order of the names.
     """
     context = multiprocessing.get_context("fork")
-    examine("llama", options["checks"], layers=2)  # what it imports is there for all processes that are forked
+    importlib.import_module("transformer_lens")
+    examine("llama", options["checks"], layers=2)  # what is imported here is there for all processes that are forked
     for name in names:
         receive, send = context.Pipe(duplex=False)
         child = context.Process(target=_child, args=(name, options, send))
