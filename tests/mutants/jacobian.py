@@ -8,7 +8,6 @@ DETACHED = "tests/jacobian/test_jacobian.py::test_detached_methods_agree[gpt2]"
 CAPPED = "tests/jacobian/test_jacobian.py::test_soft_caps_and_sinks_are_linearised_too"
 REBUILT = "tests/jacobian/test_paths.py::test_detached_jacobians_rebuild_the_output"
 MEAN = "tests/jacobian/test_paths.py::test_the_mean_and_the_spread_are_those_of_the_single_matrices"
-NORMED = "tests/jacobian/test_jacobian.py -k a_norm_of"
 KINDS = "tests/replay/test_kinds.py"
 TOY = "tests/jacobian/test_paths.py::test_a_linear_residual_block_has_j_equal_to_i_plus_w"
 
