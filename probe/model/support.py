@@ -187,7 +187,7 @@ def _lacks(kind: BlockLayout) -> list[tuple[str, str]]:
     elif "hook_resid_mid" in kind.sites and "hook_mlp_out" not in kind.sites:
         lacks.append(("hook_mlp_out", "no one module's output leads from hook_resid_mid to the end of these blocks"))
     if not kind.projections:
-        lacks.append(("matrices by name", "neither a row of the library nor a TransformerLens adapter names them"))
+        lacks.append(("matrices by name", "nothing states them, and running the blocks does not show them"))
     elif "o" in kind.projections and not {"q", "k", "v"} <= set(kind.projections):
         lacks.append((
             ", ".join(name for name in "qkv" if name not in kind.projections),
