@@ -16,7 +16,7 @@ from torch import nn
 
 from probe.errors import InputError
 from probe.model import adapters, loading, sources
-from probe.model.architectures import BlockLayout, Layout, Matrix
+from probe.model.architectures import BlockLayout, Layout, Matrix, matrix_of
 from probe.model.huggingface import HuggingFaceModel
 from probe.model.looking import probe_tokens
 from probe.model.matrices import matrices_in
@@ -129,7 +129,7 @@ def _looked_at(model: HuggingFaceModel) -> Layout:
     seen: list[dict[str, Matrix]] | None = None
     for layer, (block, sums) in enumerate(zip(blocks, found.sums, strict=True)):
         kind = replace(stated.at(layer, block), sites=sums.sites, parallel=sums.parallel, scale=sums.scale)
-        if not kind.projections:
+        if not kind.projections or _is_joined(kind, block):
             if seen is None:
                 tokens = probe_tokens(found.n_vocab).to(model.device)
                 seen = matrices_in(model.module, found.blocks, found.sums, tokens)
@@ -138,6 +138,15 @@ def _looked_at(model: HuggingFaceModel) -> Layout:
             kinds.append(kind)
         order.append(kinds.index(kind))
     return replace(stated, embedding=found.embedding, kinds=tuple(kinds), order=tuple(order))
+
+
+def _is_joined(kind: BlockLayout, block: nn.Module) -> bool:
+    """Whether the stated matrix `q` makes more than the queries: it has other rows than `o` has columns."""
+    q, o = (kind.projections.get(name) for name in "qo")
+    if kind.form is not None or q is None or o is None:
+        return False
+    rows, columns = len(matrix_of(block.get_submodule(q.module))), matrix_of(block.get_submodule(o.module)).shape[1]
+    return rows != columns and rows % columns == 0
 
 
 def _as_language_model(model: Any, control: loading.Control) -> LanguageModel:

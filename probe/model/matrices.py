@@ -154,7 +154,8 @@ def _of_attention(linears: Sequence[_Linear], run: Callable[[], None]) -> dict[s
             if role is not None:
                 roles[role].append(one)
     sizes = {role: [one.left.shape[-1] for one in found] for role, found in roles.items()}
-    if all(len(found) == 1 for found in roles.values()) and not output.entered.shape[-1] % sizes["v"][0]:
+    alike = all(len(found) == 1 for found in roles.values()) and sizes["q"][0] == output.entered.shape[-1]
+    if alike and not output.entered.shape[-1] % sizes["v"][0]:
         matrices |= {role: Projection(found[0].path) for role, found in roles.items()}
     return matrices
 

@@ -380,8 +380,9 @@ def alone(
     ids = torch.zeros(len(states), dtype=torch.int64) if tokens is None else tokens
     handles = []
     if not attention:
-        site = model.site(f"blocks.{layer}.hook_attn_out")
-        handles.append(site.module.register_forward_hook(_write_nothing))
+        written = [f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_mixer_out"]
+        sites = [model.site(name) for name in written if name in model.sites] or [model.site(written[0])]
+        handles += [site.module.register_forward_hook(_write_nothing) for site in sites]
     parts = []
     try:
         for part, those in zip(states.split(batch), ids.to(model.device).split(batch), strict=True):

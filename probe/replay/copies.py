@@ -59,7 +59,7 @@ def _hooks(block: nn.Module) -> Iterator[Any]:
 
 @contextmanager
 def reading(site: Site, block: nn.Module, copy: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect a site's tensor whenever a working copy runs, with its graph.
+    """Collect a site's tensor, times its factor, whenever a working copy runs, with its graph.
 
     Args:
         site: A site inside the block.
@@ -71,12 +71,16 @@ def reading(site: Site, block: nn.Module, copy: nn.Module) -> Iterator[list[Tens
     """
     path = next(path for path, module in block.named_modules() if module is site.module)
     module, seen = copy.get_submodule(path), list[Tensor]()
+
+    def keep(tensor: Tensor) -> None:
+        seen.append(tensor if site.factor == 1 else tensor * site.factor)
+
     if site.side == "input":
         handle = module.register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+            lambda _, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
     else:
-        handle = module.register_forward_hook(lambda _, __, output: seen.append(first_tensor(output)))
+        handle = module.register_forward_hook(lambda _, __, output: keep(first_tensor(output)))
     try:
         yield seen
     finally:
