@@ -37,6 +37,7 @@ PLAIN = [name for name, row in ARCHITECTURES.items() if row.kinds[0].form is not
 def float64_throughout(monkeypatch):
     """Models in float64 keep float32 inside softmax and RMSNorm; here what they call float32 is float64."""
     monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
