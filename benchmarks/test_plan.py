@@ -1,7 +1,7 @@
-"""Is a plan right? The time that one task of each stage predicts, against the time of the whole run.
+"""Is a plan right? The time that a task or two of each stage predict, against the time of the whole run.
 
-The plan does the middle task of every stage; the run then does all of them on the same machine. A ratio of 1 is a
-perfect plan; within a factor of two is what one needs to decide when to come back.
+The plan does the middle task of every stage, and of batches the first; the run then does all of them on the same
+machine. A ratio of 1 is a perfect plan; within a factor of two is what one needs to decide when to come back.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class RunOptions:
     fresh: bool = False
     """Move an old run in that directory aside and begin anew."""
     dry_run: bool = False
-    """Do one task of each stage, print the tasks with the time and memory that all of them would take, and stop."""
+    """Do a task or two of each stage, print the tasks with the time and memory that all would take, and stop."""
     quiet: bool = False
     """Show no progress."""
 

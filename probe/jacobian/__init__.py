@@ -11,17 +11,19 @@ The table shows the method that `method="auto"` takes (`method_of`), and how man
 `torch.func.jacrev` on the block's call with the whole sequence. Random weights, d = 256, T = 128, 8 positions, CPU time
 of one thread; `benchmarks/test_jacobian.py` measures it again:
 
-================================================  ========  =========
-architecture                                      method    times
-================================================  ========  =========
-GPT-2, GPT-NeoX, OPT, Phi                         analytic  160 – 190
-Llama, Qwen 3, Gemma 3, OLMo 3                    analytic  160 – 220
-Mamba                                             frozen    900
-Mamba 2                                           frozen    80
-Qwen 3.5, Bamba, LFM 2, Falcon-H1 (states)        frozen    50 – 100
-others whose blocks run at single positions       frozen    –
-all other code, such as a TransformerBridge       jacrev    1
-================================================  ========  =========
+==========================================================  ========  =========
+architecture                                                method    times
+==========================================================  ========  =========
+blocks of attention and an MLP or experts, with a row       analytic  160 – 220
+Mamba                                                       frozen    900
+Mamba 2                                                     frozen    80
+Qwen 3.5, Bamba, LFM 2, Falcon-H1 (carried states)          frozen    50 – 100
+other blocks that run at single positions                   frozen    –
+all other code, such as a TransformerBridge                 jacrev    1
+==========================================================  ========  =========
+
+A composed Jacobian is proved once a block, against a backward pass through the block's own code; a block that fails the
+proof takes the next method. Rows are in `probe.model.architectures`.
 
 The ratio grows with d: on SmolLM2-135M (d = 576) it was 299.
 """

@@ -23,7 +23,7 @@ from probe.errors import InputError
 
 @dataclass(frozen=True)
 class ExpertsPrimal:
-    """What the experts do at N positions.
+    """Small derivatives of a mixture of experts at N positions.
 
     Attributes:
         choice: The chosen experts.

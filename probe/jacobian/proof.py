@@ -26,7 +26,11 @@ _RELATIVE, _ABSOLUTE = 1e-4, 1e-6
 
 @dataclass
 class Proofs:
-    """What was found of a model's blocks: by layer the state of the block's modules, and what is wrong, or None."""
+    """Findings on a model's blocks.
+
+    Attributes:
+        found: By layer, and by whether there was a past, the state of the block's modules and what is wrong, or None.
+    """
 
     found: dict[tuple[int, bool], tuple[Hashable, str | None]] = field(default_factory=dict)
 

@@ -142,7 +142,7 @@ def site_jacobian(
     order = [*model.sites, LOGITS]
     if source == target or (inside and (last, name) == (layer, "hook_resid_mid")):
         return identity.clone()
-    if inside and (last, name) == (layer, "hook_mlp_out") and _is_plain(model, layer):
+    if inside and (last, name) == (layer, "hook_mlp_out"):
         return recorded_jacobian(recorded, layer, replace(options, part="mlp", of="update"))
     if order.index(source) > order.index(target) or last < layer + inside:
         raise InputError(
@@ -152,13 +152,6 @@ def site_jacobian(
     for between in range(layer + inside, last):
         product = recorded_jacobian(recorded, between, options) @ product
     return _local(recorded, last, name, options, product)
-
-
-def _is_plain(model: LanguageModel, layer: int) -> bool:
-    """Whether the MLP's output is all that the block adds to its middle."""
-    if not isinstance(model, HuggingFaceModel):
-        return True
-    return model.at(layer).scale == 1 and "hook_ple_out" not in model.at(layer).sites
 
 
 def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
@@ -176,11 +169,6 @@ def _start(model: LanguageModel, source: str) -> tuple[int, bool]:
     middle = f"blocks.{layer}.hook_resid_mid" in model.sites
     if name == "hook_resid_mid" or (name in mixing_writes(model, layer) and middle):
         return layer, True
-    if not _is_plain(model, layer):
-        raise InputError(
-            f"a source must move the stream one to one, and what is added at {source} is changed before it leaves the "
-            f"block: use blocks.{layer}.hook_resid_mid or blocks.{layer}.hook_resid_post"
-        )
     return layer + 1, False  # what is added to the stream moves it one to one
 
 

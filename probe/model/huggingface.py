@@ -151,6 +151,19 @@ class HuggingFaceModel(LaidOut):
         """What two short passes tell: the stream, its blocks, and what follows them."""
         return look(self.module, self._stated)
 
+    def laid_out(self, layout: Layout) -> HuggingFaceModel:
+        """Return the same model under another layout.
+
+        Args:
+            layout: The layout.
+
+        Returns:
+            The model; what a pass showed of it is kept.
+        """
+        model = replace(self, layout=layout)
+        vars(model)["found"] = self.found
+        return model
+
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""

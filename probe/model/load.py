@@ -6,6 +6,7 @@ The module itself is never changed: no part of it is replaced, and a pass with h
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,9 @@ from probe.model.huggingface import HuggingFaceModel
 from probe.model.looking import probe_tokens
 from probe.model.matrices import matrices_in
 from probe.model.protocol import LanguageModel
+from probe.model.support import kinds_of, left_out, spans
+
+logger = logging.getLogger("probe.model")
 
 
 def load_model(
@@ -111,7 +115,10 @@ def _opened(given: nn.Module) -> nn.Module:
 
 def _built(name: str, module: nn.Module, tokenizer: Any, description: str, revision: str | None) -> HuggingFaceModel:
     model = HuggingFaceModel(name, module, tokenizer, description, adapters.layout_of(module), revision)
-    return replace(model, layout=_looked_at(model))
+    model = model.laid_out(_looked_at(model))
+    for part in left_out(model, kinds_of(model)):
+        logger.warning("%s has no %s in blocks %s: %s", name, part.what, spans(part.layers), part.why)
+    return model
 
 
 def _looked_at(model: HuggingFaceModel) -> Layout:

@@ -505,14 +505,14 @@ class Sums:
 def sites_in(trace: Trace, block: str, numbers: Sequence[float] = ()) -> Sums:
     """Find what a block adds to the stream, from the tensors of the pass.
 
-    One mixer: post = pre + m. Sub-layers in a row: mid = pre + a, where some module reads mid, and post = mid + m, or
-    post = mid + m + p (Gemma 4's inputs by layer). In parallel: post = pre + a + m. Where two mixers write at once, a
+    One mixer: post = pre + m. Sub-layers in a row: mid = pre + a, where some module reads mid, and post = mid + m. (In
+    post = c · (mid + m + p), as of Gemma 4 with its inputs by layer, no one module's output leads from mid to post, and
+    m has no site.) In parallel: post = pre + a + m. Where two mixers write at once, a
     is the sum of two outputs (Falcon-H1). Each is a module's output, times a factor; the sum that leaves may have a
     factor too.
 
     What comes first is `hook_attn_out`, whether it is attention or a recurrent mixer in its place; of two mixers the
-    other is `hook_mixer_out`; what comes second is `hook_mlp_out`, third `hook_ple_out`. A block of one mixer has
-    `hook_mixer_out` alone.
+    other is `hook_mixer_out`; what comes second is `hook_mlp_out`. A block of one mixer has `hook_mixer_out` alone.
 
     Args:
         trace: The record.
@@ -572,7 +572,8 @@ class _Finder:
                 names = ("hook_attn_out",) if len(first) == 1 else ("hook_mixer_out", "hook_attn_out")
                 sites = {name: self._site(term) for name, term in zip(names, first, strict=True)}
                 sites["hook_resid_mid"] = SitePath(self._name(reader), "input", flat=reader.entered.ndim == 2)
-                sites |= dict(zip(("hook_mlp_out", "hook_ple_out"), map(self._site, second), strict=False))
+                if scale == 1 and len(second) == 1:
+                    sites["hook_mlp_out"] = self._site(second[0])
                 return Sums(sites, scale=scale)
         return None
 

@@ -69,10 +69,11 @@ def matrices_in(module: nn.Module, blocks: str, sums: Sequence[Sums], tokens: Te
 
 def _of_block(block: nn.Module, sums: Sums, run: Callable[[], None]) -> dict[str, Matrix]:
     attention, mlp = sums.sites.get("hook_attn_out"), sums.sites.get("hook_mlp_out")
-    if attention is None or mlp is None:
+    if attention is None:
         return {}
     linears = _linears(block, run)
     if sums.parallel:
+        assert mlp is not None
         first = [one for one in linears if one.path.startswith(f"{attention.module}.")]
         second = [one for one in linears if one.path.startswith(f"{mlp.module}.")]
     else:

@@ -146,6 +146,21 @@ def support_of(model: HuggingFaceModel) -> Support:
     )
 
 
+def kinds_of(model: HuggingFaceModel) -> list[list[int]]:
+    """Group the blocks by their layout.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Indices, ascending, a list for each kind.
+    """
+    kinds: dict[str, list[int]] = {}
+    for layer in range(model.n_layers):
+        kinds.setdefault(repr(model.at(layer)), []).append(layer)
+    return list(kinds.values())
+
+
 def left_out(model: HuggingFaceModel, kinds: Sequence[Sequence[int]]) -> tuple[LeftOut, ...]:
     """Find what other models have and this one has not.
 
@@ -169,8 +184,10 @@ def _lacks(kind: BlockLayout) -> list[tuple[str, str]]:
             "hook_attn_out, hook_resid_mid, hook_mlp_out",
             "what these blocks add to the stream is not the output of a module, times a number",
         ))
+    elif "hook_resid_mid" in kind.sites and "hook_mlp_out" not in kind.sites:
+        lacks.append(("hook_mlp_out", "no one module's output leads from hook_resid_mid to the end of these blocks"))
     if not kind.projections:
-        lacks.append(("matrices by name", "neither a row of the library nor a TransformerLens adapter names them"))
+        lacks.append(("matrices by name", "nothing states them, and running the blocks does not show them"))
     elif "o" in kind.projections and not {"q", "k", "v"} <= set(kind.projections):
         lacks.append((
             ", ".join(name for name in "qkv" if name not in kind.projections),

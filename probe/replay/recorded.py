@@ -90,7 +90,7 @@ class Recorded:
         )
 
     def alone_standing(self: Part) -> Part:
-        """Forget of what this context is a part, so that nothing is computed for the rest of it."""
+        """Return this part of a context as a context of its own, so that nothing is computed for the rest."""
         return replace(self, _whole=None)
 
     @property

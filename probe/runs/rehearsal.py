@@ -1,4 +1,4 @@
-"""A run in which one task of each stage stands for all of them: what a plan is timed in."""
+"""A run in which a task or two of each stage stand for all of them: what a plan is timed in."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from probe.runs.tasks import Label, Schema, Task
 class Rehearsal(Run):
     """A run directory whose stages look finished when one task of each is.
 
-    A later stage that reads an earlier one finds as much as it would in the real run: the piece of the task that was
-    done, under the labels of each of its neighbours.
+    A later stage that reads an earlier one finds as much as it would in the real run: the pieces of the tasks that were
+    done, and copies of the last of them under the labels of the others.
     """
 
-    _stages: dict[str, tuple[Sequence[Task], Task]] = field(default_factory=dict)
+    _stages: dict[str, tuple[Sequence[Task], list[Task]]] = field(default_factory=dict)
 
     def rehearse(self, tasks: Sequence[Task], done: Task, found: Piece | Mapping[str, Any], schema: Schema) -> None:
-        """Let one task stand for its stage.
+        """Let a task stand for those of its stage that are not done.
 
         Args:
             tasks: All tasks of the stage.
@@ -31,10 +31,11 @@ class Rehearsal(Run):
             schema: The variables of the analysis.
         """
         self.save(done, found, schema)
-        self._stages[done.stage] = tasks, done
+        _, before = self._stages.get(done.stage, (tasks, []))
+        self._stages[done.stage] = tasks, [*(task for task in before if task != done), done]
 
     def files(self, stage: str = "*") -> list[PieceFile]:
-        """List the pieces of all tasks, each a copy of the one that was done.
+        """List the pieces of all tasks: those that were done, and copies of the last.
 
         Args:
             stage: Of one stage; all by default.
@@ -47,8 +48,12 @@ class Rehearsal(Run):
 
     def _of_stage(self, stage: str) -> list[PieceFile]:
         tasks, done = self._stages[stage]
-        file = PieceFile.open(self._file(done))
-        return [_Neighbour(file.path, _moved(file.labels, task, done), file.axes, file.seconds) for task in tasks]
+        own = {task.key: PieceFile.open(self._file(task)) for task in done}
+        file = own[done[-1].key]
+        return [
+            own.get(task.key, _Neighbour(file.path, _moved(file.labels, task, done[-1]), file.axes, file.seconds))
+            for task in tasks
+        ]
 
 
 @dataclass(frozen=True)

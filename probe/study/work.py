@@ -39,7 +39,7 @@ class Waiting:
         return f"{sum(self.finished.values())} of {sum(self.tasks.values())}"
 
     def seconds(self) -> float:
-        """Estimate the time of the tasks that are not finished: a task of each stage is done.
+        """Estimate the time of the tasks that are not finished: a task or two of each stage are done.
 
         Returns:
             Time in seconds.

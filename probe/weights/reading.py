@@ -111,13 +111,19 @@ class ModuleWeights(LaidOut):
     filler: Filler | None = None
     permuted: int | None = None
 
-    @property
+    @cached_property
     def heads(self) -> Heads | None:
-        """The heads of attention; None in a recurrent model."""
+        """The heads of attention; None in a recurrent model, or where the rows of queries and keys do not tell them."""
         query = getattr(self.config, "num_attention_heads", None)
-        if self.recurrent or query is None:
+        if self.recurrent or not isinstance(query, int) or not {"q", "k", "v"} <= set(self.stored):
             return None
-        return Heads(int(query), int(getattr(self.config, "num_key_value_heads", None) or query))
+        block, projections = self.blocks[0], self.at(0).projections
+        queries, keys, values = (len(projections[name].weight(block, query)) for name in "qkv")
+        # The configurations have many names for the number of key heads; the rows have one.
+        if queries % query or keys % (queries // query) or keys != values:
+            return None
+        key = keys // (queries // query)
+        return None if query % key else Heads(query, key)
 
     @cached_property
     def stored(self) -> tuple[str, ...]:

@@ -224,12 +224,13 @@ def test_wrong_options_are_refused_before_any_work(folder, text, changes, messag
 
 
 def test_a_plan_times_a_task_of_every_stage(folder, text):
-    plan = tokenwise.plan(_config(saved(folder, "llama"), text))
+    """Of three batches; only the first holds the windows that are replaced at every position."""
+    plan = tokenwise.plan(_config(saved(folder, "llama"), text, windows=20))
     assert [(stage.name, stage.tasks) for stage in plan.stages] == [
         ("states", 6),
-        ("queries", 2),
+        ("queries", 3),
         ("fit", 2),
-        ("replace", 2),
+        ("replace", 3),
     ]
     assert all(stage.seconds > 0 and stage.bytes > 2**27 for stage in plan.stages)
     bare = tokenwise.plan(_config(saved(folder, "llama"), text, replacement="none"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jaxtyping
 import pytest
 import torch
@@ -276,6 +278,8 @@ def test_layers_come_from_one_pass_and_windows_in_batches():
     model, tokens = tiny_model("llama"), tiny_tokens(3, LENGTH)
     passes = []
     handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    list(iter_block_jacobians(model, tokens, [2, 0], [3, 8]))  # what is proved once a model is proved
+    passes.clear()
     batches = list(iter_block_jacobians(model, tokens, [2, 0], [3, 8], batch_size=2))
     handle.remove()
     assert [layer for layer, _ in batches] == [2, 0, 2, 0]
@@ -366,24 +370,35 @@ def test_a_block_with_a_norm_of_which_its_form_knows_nothing_is_not_standard():
     assert method_of(model) == "frozen"
     reference = block_jacobian(model, tokens, LAYER, POSITIONS, method="jacrev")
     assert error(block_jacobian(model, tokens, LAYER, POSITIONS), reference) < 1e-5
-    with pytest.raises(InputError, match="need a standard block"):
+    with pytest.raises(InputError, match="must be the derivative of the block"):
         block_jacobian(model, tokens, LAYER, POSITIONS, method="analytic")
 
 
-def test_an_architecture_without_a_row_is_frozen_or_falls_back():
-    import transformers
+def test_a_hook_that_changes_a_block_s_derivative_is_found():
+    model, tokens = tiny_model("llama"), tokens_of()
+    before = block_jacobian(model, tokens, LAYER, [5])
+    handle = model.blocks[LAYER].mlp.register_forward_hook(lambda _, __, output: 0 * output)
+    expected = block_jacobian(model, tokens, LAYER, [5], method="jacrev")
+    assert error(before, expected) > 1e-2
+    assert error(block_jacobian(model, tokens, LAYER, [5]), expected) < 1e-5
+    with pytest.raises(InputError, match="must be the derivative of the block"):
+        block_jacobian(model, tokens, LAYER, [5], method="analytic")
+    handle.remove()
+    assert torch.equal(block_jacobian(model, tokens, LAYER, [5], method="analytic"), before)
 
-    config = transformers.MistralConfig(
-        vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=4, max_position_embeddings=64,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = load_model(transformers.MistralForCausalLM(config).eval())
-    tokens = tokens_of()
+
+def test_blocks_without_a_form_are_frozen():
+    model, tokens = tiny_model("llama"), tokens_of()
+    bare = tuple(replace(kind, form=None) for kind in model.layout.kinds)
+    model = replace(model, layout=replace(model.layout, kinds=bare))
     assert method_of(model) == "frozen"
     reference = block_jacobian(model, tokens, 1, POSITIONS, method="jacrev")
+    assert torch.equal(
+        block_jacobian(model, tokens, 1, POSITIONS), block_jacobian(model, tokens, 1, POSITIONS, method="frozen")
+    )
     assert error(block_jacobian(model, tokens, 1, POSITIONS), reference) < 1e-5
+    with pytest.raises(InputError, match="need standard block"):
+        block_jacobian(model, tokens, 1, POSITIONS, method="analytic")
 
 
 def test_attention_that_is_handed_no_keywords_is_exchanged_too():

@@ -60,7 +60,7 @@ def model_of(kind: str, dtype: torch.dtype = torch.float32, **settings: Any) -> 
 ADDED = {
     "granite": ({**GROUPED, "residual_multiplier": 0.3, "logits_scaling": 3.0}, ("hook_attn_out", "hook_mlp_out")),
     "cohere": (GROUPED, ("hook_attn_out", "hook_mlp_out")),
-    "gemma4_text": (GEMMA4, ("hook_attn_out", "hook_mlp_out", "hook_ple_out")),
+    "gemma4_text": (GEMMA4, ("hook_attn_out",)),
     "falcon_h1": (FALCON_H1, ("hook_mixer_out", "hook_attn_out", "hook_mlp_out")),
     "lfm2": ({**GROUPED, "layer_types": ["conv", "full_attention"]}, ("hook_attn_out", "hook_mlp_out")),
     "mamba": ({"state_size": 4}, ("hook_mixer_out",)),
@@ -80,10 +80,11 @@ def test_what_a_block_adds_is_found_in_every_number_format(kind: str, dtype: tor
         laid_out = model.at(layer)
         assert laid_out.added == names
         added = sum(seen[f"blocks.{layer}.{name}"] for name in names)
-        assert isinstance(laid_out.scale, float)
-        whole = laid_out.scale * (seen[f"blocks.{layer}.hook_resid_pre"] + added)
+        end = "hook_resid_post" if "hook_mlp_out" in names or len(names) > 1 else "hook_resid_mid"
+        end = end if f"blocks.{layer}.{end}" in seen else "hook_resid_post"
         rounding = 0.03 if dtype is torch.bfloat16 else 1e-5
-        torch.testing.assert_close(whole, seen[f"blocks.{layer}.hook_resid_post"], rtol=rounding, atol=rounding)
+        whole = seen[f"blocks.{layer}.hook_resid_pre"] + added
+        torch.testing.assert_close(whole, seen[f"blocks.{layer}.{end}"], rtol=rounding, atol=rounding)
 
 
 def test_factors_are_those_of_the_configuration_or_the_block() -> None:

@@ -47,8 +47,9 @@ def count_hooks(module: nn.Module) -> int:
 # What every architecture has
 
 
-def test_every_row_has_a_tiny_model() -> None:
-    assert {tiny_model(architecture).architecture for architecture in ARCHITECTURES} == set(ROWS)
+def test_every_tiny_model_has_a_row() -> None:
+    """The others are tried on tiny models made by rule (`tests/jacobian/test_rows.py`)."""
+    assert {tiny_model(architecture).architecture for architecture in ARCHITECTURES} <= set(ROWS)
 
 
 @every_architecture
@@ -416,7 +417,6 @@ def test_other_architectures_go_by_the_adapters_of_transformer_lens(family: str)
     module = other_module(family, settings)
     model = load_model(module)
     assert isinstance(model, HuggingFaceModel)
-    assert model.architecture not in ROWS
     assert model.parallel == expected["parallel"]
     assert model.at(1).added == expected["added"]
     assert len(model.projections(1)) == expected["projections"]
@@ -658,4 +658,4 @@ def test_flat_sites_are_only_those_of_opt() -> None:
         for name, site in kind.sites.items()
         if site == SitePath(site.module, site.side, flat=True)
     }
-    assert flat == {("opt", "hook_resid_mid"), ("opt", "hook_mlp_out")}
+    assert flat == {(name, site) for name in ("opt", "xglm", "biogpt") for site in ("hook_resid_mid", "hook_mlp_out")}

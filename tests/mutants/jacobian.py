@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 EXACT = "tests/jacobian/test_jacobian.py::test_all_methods_are_brute_force_in_float64"
-GPT2, NEOX, LLAMA, GEMMA, OPT = (f"{EXACT}[{name}]" for name in ("gpt2", "gpt_neox", "llama", "gemma3", "opt"))
+GPT2, NEOX, LLAMA, GEMMA, OLMO = (f"{EXACT}[{name}]" for name in ("gpt2", "gpt_neox", "llama", "gemma3", "olmo3"))
 DETACHED = "tests/jacobian/test_jacobian.py::test_detached_methods_agree[gpt2]"
 CAPPED = "tests/jacobian/test_jacobian.py::test_soft_caps_and_sinks_are_linearised_too"
 REBUILT = "tests/jacobian/test_paths.py::test_detached_jacobians_rebuild_the_output"
 MEAN = "tests/jacobian/test_paths.py::test_the_mean_and_the_spread_are_those_of_the_single_matrices"
-NORMED = "tests/jacobian/test_jacobian.py -k a_norm_of"
 KINDS = "tests/replay/test_kinds.py"
 TOY = "tests/jacobian/test_paths.py::test_a_linear_residual_block_has_j_equal_to_i_plus_w"
+
+
+def row(name: str) -> str:
+    """Name the test of an architecture's row."""
+    return f"tests/jacobian/test_rows.py::test_every_row_composes_the_derivative_of_the_module_s_own_pass[{name}]"
+
 
 JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
     "probe/jacobian/analytic.py": [
@@ -18,56 +23,79 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             LLAMA,
             [
                 ("baddbmm_(mlp, attention)", "baddbmm_(attention, mlp)"),
-                ("- _by_position(point.output)[rows])", "+ _by_position(point.output)[rows])"),
-                ("surprise = live * slope *", "surprise = live *"),
-                ("value = live[..., None] * standard", "value = (0 * live[..., None] + 1) * standard"),
-                ("torch.cat([second, -first], -1)", "torch.cat([-second, first], -1)"),
-                ("(slope * upward)[..., None]", "slope[..., None]"),
-                (".addcmul_(standard.up, active[..., None])", ".addcmul_(standard.up, slope[..., None])"),
+                ("-1, mixed.shape[-1]).baddbmm_(factor, weight)", "-1, mixed.shape[-1]).add_(0 * weight.sum())"),
+                ("neurons.addcmul_(matrix, slope)", "neurons.add_(matrix)"),
             ],
         ),
+        (GEMMA, [("matrix = outer.times(matrix)", "matrix = outer.after(matrix)")]),
+        (OLMO, [("mixed.baddbmm_(out, directions.mT @", "mixed.baddbmm_(0 * out, directions.mT @")]),
+        (NEOX, [("attention.add_(mlp) if standard.parallel", "attention if standard.parallel")]),
+        (row("granite"), [("matrix.mul_(factor)", "matrix")]),
+        (row("bitnet"), [("neurons if inner is None else inner.times(neurons)", "neurons")]),
+        (row("afmoe"), [('sizes["attention_gate"] = heads', 'sizes["attention_gate"] = 1')]),
+        (row("qwen2_moe"), [("written += experts.shared_gate[rows] *", "written += 0 * experts.shared_gate[rows] *")]),
+    ],
+    "probe/jacobian/primal.py": [
+        (LLAMA, [("by_head.permute(3, 0, 2, 1, 4)", "by_head.permute(0, 3, 2, 1, 4)")]),
+        (OLMO, [("cores[name] = cores[name] * by_head(norm.scale)[..., 0][:, :, None]", "cores[name] = cores[name]")]),
+        (NEOX, [("joint.index_select(-1, order.argsort())", "joint")]),
+        (DETACHED, [('if detached and "gate" not in leaves:', "if False:")]),
+    ],
+    "probe/jacobian/experts.py": [
         (
-            GEMMA,
+            row("mixtral"),
             [
-                ("matrix = outer.times(matrix)", "matrix = outer.after(matrix)"),
-                ("query = _normed(standard, primal, form.query_norm,", "query = _normed(standard, primal, None,"),
-                ("key = _normed(standard, primal, form.key_norm,", "key = _normed(standard, primal, None,"),
+                ("total.addmm_(primal.given[n].T, primal.weight_slopes[n])", "pass"),
+                ("slopes.unflatten(0, choice.shape) * weights[..., None]", "slopes.unflatten(0, choice.shape)"),
             ],
         ),
-        (NEOX, [("return attention.add_(mlp)", "return attention.baddbmm_(mlp, attention)")]),
-        (OPT, [('matrices["q"] * attrgetter(form.query_scale)(copy)', 'matrices["q"]')]),
-        (GPT2, [("if detached else slope", "if detached else active")]),
-        (DETACHED, [("mixed = value.flatten(1, 2)\n    else", "mixed = 2 * value.flatten(1, 2)\n    else")]),
+        (row("gpt_oss"), [("pieces = (slice(0, None, 2), slice(1, None, 2)) if self.interleaved else", "pieces =")]),
+        (row("glm4_moe"), [('for name in ("experts", "shared")', 'for name in ("experts",)')]),
+    ],
+    "probe/jacobian/proof.py": [
+        (
+            "tests/jacobian/test_jacobian.py -k changes_a_block_s_derivative",
+            [
+                ("if known[1] is not None:", "if False:"),
+                ("found[key][0] == now", "True"),
+            ],
+        ),
     ],
     "probe/jacobian/norms.py": [
         (
             GPT2,
             [
                 ("share = point.shape[-1] ** -0.5", "share = point.shape[-1] ** -1"),
-                ("directions.append(torch.full_like(point, share))", "pass"),
+                ("[torch.full_like(point, share)] if is_centred else []", "list[Tensor]()"),
                 ("directions.append(centred * inverse * share)", "directions.append(centred * share)"),
                 ("matrix.baddbmm_(matrix @ self.directions, self.directions.mT, alpha=-1)", "pass"),
-                ("point = point - point.mean(-1, keepdim=True)", "pass"),
+                ("point - point.mean(-1, keepdim=True) if law.centred else point", "point"),
             ],
         ),
-        (GEMMA, [(".to(point.dtype) + gain_offset", ".to(point.dtype)")]),
         (DETACHED, [("    if not detached:\n", "    if True:\n")]),
+        (
+            REBUILT,
+            [("return written + gain * inverse * moved", "return written.detach() + 2 * gain * inverse * moved")],
+        ),
     ],
     "probe/jacobian/detached.py": [
-        (REBUILT, [("(centred * inverse.detach())", "(centred * inverse)")]),
-        (REBUILT, [("active: Tensor = self.activation(x).detach()", "active: Tensor = self.activation(x)")]),
-        (DETACHED, [("active if self.gates else", "active if not self.gates else")]),
-    ],
-    "probe/model/architectures/form.py": [
+        (DETACHED, [("detached_ratio(args[0].detach(), before.detach()) * before", "args[0]")]),
         (
-            NORMED,
-            [
-                ("path if path in paths else None", "None"),
-                ("in known for name", "in known or True for name"),
-            ],
+            REBUILT,
+            [("torch.where(fixed, output.detach(), output)", "output"), ("return output.detach()", "return output")],
         ),
     ],
-    "probe/model/architectures/gpt.py": [(NORMED, [('query_norm="self_attn.q_layernorm"', "query_norm=None")])],
+    "probe/model/architectures/norms.py": [
+        (GEMMA, [("gain = (up - down) / (2 * unit)", "gain = norm.weight")]),
+        (GPT2, [("centred = bool((shifted - up).norm() <= 1e-3 * up.norm())", "centred = False")]),
+    ],
+    "probe/model/architectures/layout.py": [
+        (row("codegen"), [("pieces[self.parts.index(part)]", 'pieces["qkv".index(part)]')]),
+        (
+            "tests/jacobian/test_rows.py -k falcon",
+            [("key_heads = (total // width - heads) // 2", "key_heads = heads")],
+        ),
+    ],
     "probe/replay/attention.py": [
         (
             LLAMA,

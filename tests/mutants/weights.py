@@ -10,7 +10,10 @@ CLAIMS = "tests/analyses/test_continuity_claims.py"
 
 WEIGHTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
     "probe/weights/reading.py": [
-        (FOLDED, [("weight.detach().float() + offset", "weight.detach().float()")]),
+        (
+            FOLDED,
+            [("return None if gain is None else gain.float()", "return None if gain is None else gain.float() - 1")],
+        ),
         (f"{READ} -k twin", [("generator_of(self.permuted, layer, name)", "generator_of(self.permuted)")]),
     ],
     "probe/model/architectures/layout.py": [

@@ -1,4 +1,4 @@
-"""A plan's run, in which one task of each stage stands for all."""
+"""A plan's run, in which a task or two of each stage stand for all."""
 
 from __future__ import annotations
 
@@ -37,6 +37,19 @@ def test_a_later_stage_finds_as_much_as_in_the_real_run(rehearsal: Rehearsal) ->
     done = torch.arange(48.0).view(2, 8, 3)
     assert torch.equal(piece["state"], torch.cat([done] * 3, 1))
     assert torch.equal(rehearsal.piece("states", layer=5)["state"], torch.cat([done[1]] * 3, 0))
+
+
+def test_what_only_the_first_batch_holds_is_found(rehearsal: Rehearsal) -> None:
+    """A first batch that was done as well stands for itself alone."""
+    labels = {"layer": [0, 5], "query": range(8)}
+    first = Piece({"state": -torch.ones(2, 8, 3), "edge": torch.ones(8)}, labels | {"variant": "model"})
+    rehearsal.rehearse(TASKS, TASKS[0], first, SCHEMA)
+    middle = Piece({"state": torch.ones(2, 8, 3)}, {"layer": [0, 5], "query": range(8, 16)})
+    rehearsal.rehearse(TASKS, TASKS[1], middle, SCHEMA)
+    piece = rehearsal.piece("states", ["state"])
+    assert piece["state"][0, :, 0].tolist() == [-1] * 8 + [1] * 16
+    assert rehearsal.piece("states", ["edge"], start=0)["edge"].tolist() == [1] * 8
+    assert "edge" not in rehearsal.piece("states", start=8)
 
 
 def test_a_batch_of_it_is_found_under_its_own_label(rehearsal: Rehearsal) -> None:

@@ -55,7 +55,7 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True)
 class Cut:
-    """How the rows of a joint matrix go: groups of rows, and in each group one piece for each part, in their order.
+    """The order of the rows of a joint matrix: groups of rows, and in each group one piece for each part.
 
     Attributes:
         parts: Names of the parts in their order: `q k v` in some order, or others, which then are equal.
