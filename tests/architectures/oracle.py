@@ -9,6 +9,7 @@ and softmaxes that compute in float32 do not spoil the ends of its numbers.
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
+
+logger = logging.getLogger(__name__)
 
 STEP = 1e-4
 """Length of the steps of central differences, beside states of length about 10."""
@@ -175,28 +178,33 @@ class Oracle:
         if hasattr(self.module, "set_experts_implementation"):
             with suppress(ValueError):
                 self.module.set_experts_implementation("eager")
-        self.records = self._set("zoo")
-        if not self.records:
-            self._set("eager")
+        self.records = self._records()
         with in_float64():
             self.path, self.layers = find_layers(self.module, tokens)
         self.plain = self.run(tokens)
         self.d = self.plain.inputs[0].shape[-1]
 
-    def _set(self, implementation: str) -> bool:
-        try:
-            self.module.set_attn_implementation(implementation)
-            if implementation == "zoo":
-                _SEEN.append(Seen())
-                try:
-                    with torch.no_grad(), in_float64():
-                        self.module(input_ids=self.tokens, use_cache=False)
-                finally:
-                    seen = _SEEN.pop()
-                return bool(seen.query)
-        except Exception:  # noqa: BLE001 - whatever a model's code raises, it does not take this attention
+    def _records(self) -> bool:
+        """Set eager attention, recorded if that changes nothing: some code asks for an implementation by name."""
+        if not hasattr(self.module, "set_attn_implementation"):
             return False
-        return True
+        logits = []
+        seen = Seen()
+        _SEEN.append(seen)
+        try:
+            for implementation in ("eager", "zoo"):
+                self.module.set_attn_implementation(implementation)
+                with torch.no_grad(), in_float64():
+                    logits.append(self.module(input_ids=self.tokens, use_cache=False).logits)
+            if seen.query and bool((logits[0] - logits[1]).norm() <= 1e-9 * logits[0].norm()):
+                return True
+        except Exception as error:  # noqa: BLE001 - whatever a model's code raises, it does not take this attention
+            logger.info("attention is not recorded: %s", error)
+        finally:
+            _SEEN.pop()
+        with suppress(ValueError, NotImplementedError):
+            self.module.set_attn_implementation("eager")
+        return False
 
     @property
     def continuous(self) -> bool:
