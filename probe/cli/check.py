@@ -13,8 +13,8 @@ from probe.errors import InputError
 from probe.jacobian import block_jacobian
 from probe.model import HuggingFaceModel, load_model
 from probe.model.hooks import evaluating, first_tensor, with_first_tensor
-from probe.model.looking import probe_tokens
 from probe.model.support import Support, spans
+from probe.model.tracing import probe_tokens
 
 STEP = 1e-2
 """Step of the central difference, relative to the size of the state."""
@@ -40,7 +40,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What works on a model, tried.
+    """Trials of a model's blocks, beside what is known of it.
 
     Attributes:
         support: What works and what is left out.

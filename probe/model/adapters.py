@@ -95,7 +95,7 @@ def layout_of(module: nn.Module) -> Layout:
 
 
 def _inside(module: nn.Module, path: str) -> str:
-    """Where a module has a path of its text model: as it is, or inside the decoder of a model of several parts."""
+    """Find a path of the text model in a module: as it is, or inside the decoder of a model of several parts."""
     lists = [name for name, part in module.named_modules() if isinstance(part, nn.ModuleList)]
     if path in lists:
         return path

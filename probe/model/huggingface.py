@@ -121,7 +121,7 @@ class HuggingFaceModel(LaidOut):
 
     @cached_property
     def trials(self) -> dict[int, tuple[str, str]]:
-        """What running a block told: by layer, the method of its Jacobian, and the way that sets its cost."""
+        """Results of running blocks: by layer, the method of its Jacobian, and the way that sets its cost."""
         return {}
 
     def method(self, layer: int) -> tuple[str, str, bool]:
@@ -143,12 +143,12 @@ class HuggingFaceModel(LaidOut):
 
     @property
     def support(self) -> Support:
-        """What works on this architecture, by which method and at what cost; what is left out, and why."""
+        """The methods that work on this architecture and their cost; the parts that are left out, and the reasons."""
         return support_of(self)
 
     @cached_property
     def found(self) -> Found:
-        """What two short passes tell: the stream, its blocks, and what follows them."""
+        """The stream, its blocks and what follows them, as two short passes show them."""
         return look(self.module, self._stated)
 
     def laid_out(self, layout: Layout) -> HuggingFaceModel:

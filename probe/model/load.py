@@ -18,10 +18,10 @@ from probe.errors import InputError
 from probe.model import adapters, loading, sources
 from probe.model.architectures import BlockLayout, Layout, Matrix, matrix_of
 from probe.model.huggingface import HuggingFaceModel
-from probe.model.looking import probe_tokens
 from probe.model.matrices import matrices_in
 from probe.model.protocol import LanguageModel
 from probe.model.support import kinds_of, left_out, spans
+from probe.model.tracing import probe_tokens
 
 logger = logging.getLogger("probe.model")
 
@@ -141,7 +141,7 @@ def _looked_at(model: HuggingFaceModel) -> Layout:
 
 
 def _is_joined(kind: BlockLayout, block: nn.Module) -> bool:
-    """Whether the stated matrix `q` makes more than the queries: it has other rows than `o` has columns."""
+    """Tell whether the stated matrix `q` makes more than the queries: it has other rows than `o` has columns."""
     q, o = (kind.projections.get(name) for name in "qo")
     if kind.form is not None or q is None or o is None:
         return False

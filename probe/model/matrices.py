@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from probe.model.architectures import Cut, Matrix, Projection, matrix_of
 from probe.model.hooks import evaluating
-from probe.model.looking import Sums
+from probe.model.sums import Sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def _inside(block: nn.Module, reader: nn.Module, one: _Linear) -> bool:
 
 
 def _border(block: nn.Module, reader: nn.Module, linears: Sequence[_Linear], run: Callable[[], None]) -> int:
-    """How many linear modules run before the module that reads the middle."""
+    """Count the linear modules that run before the module that reads the middle."""
     count, before = 0, 0
 
     def one_more(*_: Any) -> None:
@@ -161,7 +161,7 @@ def _of_attention(linears: Sequence[_Linear], run: Callable[[], None]) -> dict[s
 
 
 def _role(one: _Linear, output: _Linear, run: Callable[[], None]) -> str | None:
-    """What a reader is for; None for a gate, or what moves nothing."""
+    """Tell what a reader is for; None for a gate, or what moves nothing."""
     plain = output.entered
     with _moved(one.module, 0), _entering(output.module) as first:
         run()
@@ -247,7 +247,7 @@ def _gates(gate: Tensor, up: Tensor, mid: Tensor) -> bool:
 
 
 def _is_activated(block: nn.Module, one: _Linear, run: Callable[[], None]) -> bool:
-    """Whether the very output of a linear module enters a module without a matrix."""
+    """Tell whether the very output of a linear module enters a module without a matrix."""
     hits: list[bool] = []
 
     def before(_: nn.Module, given: tuple[Any, ...]) -> None:

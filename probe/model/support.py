@@ -24,7 +24,7 @@ COSTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class BlockSupport:
-    """What works on the blocks of one kind.
+    """Sites, matrices and method of the blocks of one kind.
 
     Attributes:
         layers: Indices of the blocks.
@@ -60,7 +60,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Support:
-    """What works on a model.
+    """All that works on a model, and all that is left out.
 
     Attributes:
         architecture: Its family, the `model_type` of its configuration.

@@ -193,6 +193,7 @@ class TestNeurons:
     def test_terms_of_rank_one_add_up_to_the_mlps_jacobian(self, architecture):
         """A neuron's gain is the norm of what is lost when it is silenced: its column of W_down set to zero."""
         from probe.jacobian import JacobianOptions, analytic, mlp_neuron_gain, recorded_jacobian
+        from probe.jacobian.primal import primal_point
 
         model = probe.load_model(tiny_module(architecture).double())
         tokens = torch.arange(12)[None]
@@ -205,14 +206,16 @@ class TestNeurons:
             "gemma3",
             "olmo3",
         }:  # behind a norm of the output, silencing moves the norm as well
-            copy = probe.replay.working_copy(model.blocks[1], torch.float64, probe.replay.LINEARISED)
-            standard = analytic.StandardBlock.of(model, 1, copy, torch.float64)
-            primal = analytic.primal_point(context, 1, standard)
+            standard = analytic.StandardBlock.of(model, 1, torch.float64, probe.replay.LINEARISED)
+            primal = primal_point(context, 1, standard.cuts, probe.replay.LINEARISED)
             for neuron in (0, 7):
-                alone = torch.zeros_like(standard.down)
-                alone[:, neuron] = standard.down[:, neuron]
-                one = replace(standard, down=alone)  # the norm's point stays that of the whole MLP
-                term = analytic.update_jacobian(one, primal, slice(None), "mlp", detached=False)
+                down = standard.matrices["down"]
+                alone = torch.zeros_like(down)
+                alone[:, neuron] = down[:, neuron]
+                one = replace(
+                    standard, matrices={**standard.matrices, "down": alone}
+                )  # the norm's point stays that of the whole MLP
+                term = analytic.update_jacobian(one, primal, slice(None), "mlp")
                 torch.testing.assert_close(found[0, :, neuron], term.norm(dim=(-2, -1)), rtol=1e-9, atol=1e-12)
             return
         before = recorded_jacobian(context, 1, options)

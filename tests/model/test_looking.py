@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, load_model
-from probe.model.looking import TOKENS, look, probe_tokens
+from probe.model.looking import look
+from probe.model.tracing import TOKENS, probe_tokens
 from probe.stream import watch
 
 BASE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
