@@ -382,7 +382,9 @@ def _frozen(recorded: replay.Context, layer: int, options: JacobianOptions) -> T
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
     bytes_a_position = max(_primal_bytes(recorded, itemsize), min(d, 32) * options.bytes_a_row(recorded, copy))
-    for windows, chosen, piece in _pieces(recorded, options.memory // bytes_a_position):
+    # Rows over carried states run in an order of their own, so that what a module gives is read one position at a time.
+    apart = options.part != "block" and attention is None and recorded.way(layer) != "keys"
+    for windows, chosen, piece in pieces_of(recorded, 1 if apart else options.memory // bytes_a_position):
         chunk = options.rows_at_once(recorded, copy, positions=piece.positions.numel())
         run = run_of(piece, layer, copy, attention)
         jacobian[windows, chosen] = rows.frozen(piece, layer, part, run, options.dtype, chunk)
@@ -412,7 +414,7 @@ def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) ->
     # Over its own cache a block runs position by position, and a cut run has one call.
     alone = attention is None and recorded.way(layer) == "carried"
     at_once = 1 if alone else options.memory // (2 * _primal_bytes(recorded, itemsize))
-    for windows, chosen, piece in _pieces(recorded, at_once):
+    for windows, chosen, piece in pieces_of(recorded, at_once):
         primal = primal_point(piece, layer, standard.cuts, attention, live=options.routing == "live")
         target = jacobian[windows, chosen]
         for start in range(0, piece.positions.numel(), size):
@@ -435,8 +437,16 @@ def _primal_bytes(recorded: replay.Context, itemsize: int) -> int:
     return itemsize * (6 * heads * keys + d * d // heads + 20 * d)
 
 
-def _pieces(recorded: replay.Context, positions: int) -> Iterator[tuple[slice, slice, replay.Context]]:
-    """Parts of a context with about so many positions: whole windows, or some of a window's where it has more."""
+def pieces_of(recorded: replay.Context, positions: int) -> Iterator[tuple[slice, slice, replay.Context]]:
+    """Cut a context into parts of about so many positions: whole windows, or some of a window's where it has more.
+
+    Args:
+        recorded: The context.
+        positions: The number.
+
+    Yields:
+        Windows and columns of a part, and the part.
+    """
     windows, chosen = recorded.positions.shape
     if windows * chosen <= max(1, positions):
         yield slice(None), slice(None), recorded

@@ -15,6 +15,7 @@ from probe.errors import InputError
 from probe.jacobian.parts import PartName, require_part
 from probe.jacobian.proof import require_proved
 from probe.model import HuggingFaceModel, LanguageModel
+from probe.model.architectures import query_heads
 from probe.replay import Context
 
 logger = logging.getLogger("probe.jacobian")
@@ -151,7 +152,7 @@ def heads_of(model: LanguageModel) -> int:
     Returns:
         The number.
     """
-    return int(getattr(getattr(model.module, "config", None), "num_attention_heads", 1))
+    return query_heads(getattr(model.module, "config", None)) or 1
 
 
 def is_standard(model: LanguageModel, layer: int | None = None) -> bool:

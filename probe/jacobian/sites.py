@@ -16,6 +16,7 @@ from probe.errors import InputError
 from probe.jacobian.block import (
     Positions,
     attention_of,
+    pieces_of,
     positions_of,
     recorded_jacobian,
     require_layer,
@@ -191,10 +192,14 @@ def _local(recorded: replay.Context, layer: int, name: str, options: JacobianOpt
         attention = attention_of(recorded, layer, options)
         copy = working_copy_of(recorded, layer, options, attention)
         part = PartOfBlock(copy, target=tap_of(model, layer, copy, name))
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            point, output = part.run(recorded.state(layer).to(options.dtype), run_of(recorded, layer, copy, attention))
-        rows = options.rows_at_once(recorded, copy, positions=recorded.positions.numel())
-        return jacobian_of_rows(output, point, rows) @ product
+        apart = attention is None and recorded.way(layer) != "keys"
+        local = torch.empty_like(product)
+        for windows, chosen, piece in pieces_of(recorded, 1 if apart else recorded.positions.numel()):
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+                point, output = part.run(piece.state(layer).to(options.dtype), run_of(piece, layer, copy, attention))
+            rows = options.rows_at_once(recorded, copy, positions=piece.positions.numel())
+            local[windows, chosen] = jacobian_of_rows(output, point, rows)
+        return local @ product
     states = recorded.state(layer).to(options.dtype)
     if name == "ln_final.hook_out":
         norm = replay.working_copy(model.site(name).module, options.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probe import display
 from probe.errors import InputError
-from probe.model.architectures import BlockLayout, Layout, SitePath, number_of
+from probe.model.architectures import BlockLayout, Layout, SitePath, number_of, query_heads
 from probe.model.hooks import Side, Site, evaluating
 from probe.model.looking import Found, look
 from probe.model.support import Support, support_of
@@ -275,7 +275,7 @@ class HuggingFaceModel(LaidOut):
             Each matrix as (out, in), which acts as `x @ matrix.T`, by name: `q k v o gate up down`, of a state-space
             block `in x dt out`. Grouped keys and values keep their own, smaller number of rows.
         """
-        heads = getattr(self.config, "num_attention_heads", 1)
+        heads = query_heads(self.config) or 1
         block = self.blocks[layer]
         return {name: projection.weight(block, heads) for name, projection in self.at(layer).projections.items()}
 

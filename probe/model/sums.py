@@ -216,7 +216,7 @@ def holds(trace: Trace, block: nn.Module, path: str, kind: BlockLayout) -> bool:
         module = block.get_submodule(site.module)
         call = next((call for call in trace.calls if call.module is module), None)
         tensor = None if call is None else (call.entered if site.side == "input" else call.left)
-        if tensor is None or tensor.numel() != pre.numel():
+        if tensor is None or tensor.numel() != pre.numel() or (tensor.ndim == 2) != site.flat:
             return False
         seen[name] = tensor.reshape(pre.shape).double() * number_of(block, site.factor)
     middle = seen.get("hook_resid_mid")

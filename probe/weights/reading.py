@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import Layout, gain_of, matrix_of
+from probe.model.architectures import Layout, gain_of, matrix_of, query_heads
 from probe.model.huggingface import LaidOut
 from probe.model.loading import auto_class
 
@@ -114,8 +114,8 @@ class ModuleWeights(LaidOut):
     @cached_property
     def heads(self) -> Heads | None:
         """The heads of attention; None in a recurrent model, or where the rows of queries and keys do not tell them."""
-        query = getattr(self.config, "num_attention_heads", None)
-        if self.recurrent or not isinstance(query, int) or not {"q", "k", "v"} <= set(self.stored):
+        query = query_heads(self.config)
+        if self.recurrent or query is None or not {"q", "k", "v"} <= set(self.stored):
             return None
         block, projections = self.blocks[0], self.at(0).projections
         queries, keys, values = (len(projections[name].weight(block, query)) for name in "qkv")

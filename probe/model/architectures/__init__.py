@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from probe.model.architectures import experts, gpt, llama, state_space
-from probe.model.architectures.checks import require_causal_stream
+from probe.model.architectures.checks import query_heads, require_causal_stream
 from probe.model.architectures.form import Experts, Form
 from probe.model.architectures.layout import (
     BlockLayout,
@@ -40,6 +40,7 @@ __all__ = [
     "law_of",
     "matrix_of",
     "number_of",
+    "query_heads",
     "require_causal_stream",
 ]
 

@@ -34,3 +34,19 @@ def require_causal_stream(config: Any) -> None:
             f"a model needs a residual stream of constant width that blocks add to, but this {config.model_type} norms "
             "the sum after every addition (do_layer_norm_before=False); use another size of the family"
         )
+
+
+def query_heads(config: Any) -> int | None:
+    """Return the number of attention heads that a configuration states for all blocks.
+
+    Args:
+        config: The Hugging Face configuration.
+
+    Returns:
+        The number; None if it states none, or one for each block, which it refuses to give as one number.
+    """
+    try:
+        heads = getattr(config, "num_attention_heads", None)
+    except Exception:  # noqa: BLE001 - an exception of the configuration's own
+        return None
+    return heads if isinstance(heads, int) else None
