@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import pytest
 
 from tests.architectures import zoo
 from tests.architectures.case import CHECKS, QUICK
-from tests.architectures.refusals import REFUSED, UNBUILT
+from tests.architectures.refusals import REFUSED, ROUGH, UNBUILT
 from tests.architectures.survey import counted, examine, read, survey
 
 SHORT = ("load", "capture", "head", "jacobian")
-EXACT = 65
+EXACT = 170
 """At least so many types are taken exactly."""
 
 
@@ -23,20 +22,20 @@ def test_a_type_is_taken_exactly_or_refused_in_one_true_line(name):
     result = examine(name, SHORT, layers=2)
     if name in UNBUILT:
         assert result.outcome == "unbuilt", f"{name} can be built: take it out of UNBUILT"
-        assert re.search(UNBUILT[name], result.line)
-        return
-    if result.outcome == "refused":
-        assert name in REFUSED, f"{name} is refused, though nothing stands in the way ({result.facts}): {result.line}"
-        said, fact = REFUSED[name]
-        assert re.search(said, result.line), result.line
-        assert re.search(fact, result.facts), f"{name} {result.facts}; it is refused with: {result.line}"
+        assert UNBUILT[name] in result.line
+    elif name in REFUSED:
+        assert result.outcome == "refused", f"{name} is taken: take it out of REFUSED"
+        assert REFUSED[name] in result.line
+        assert "\n" not in result.line
+    elif name in ROUGH:
+        assert all(one.outcome in ("exact", "nothing") or one.error < ROUGH[name] for one in result.findings), result
     else:
         assert result.outcome == "exact", f"{result.outcome}: {result.line}"
 
 
 def test_most_types_are_taken():
-    # A type that is in neither table is exact, by the test above.
-    named = set(REFUSED) | set(UNBUILT)
+    # A type that is in no table is exact, by the test above.
+    named = set(REFUSED) | set(UNBUILT) | set(ROUGH)
     assert named <= set(zoo.types())
     assert len(zoo.types()) - len(named) >= EXACT
 
