@@ -39,8 +39,12 @@ class Site:
     factor: float = 1.0
 
 
-def first_tensor(output: Tensor | tuple[Any, ...]) -> Tensor:
-    """Return a block's hidden state: blocks of transformers 5 return a tensor, older ones a tuple that begins with it.
+Returned = Tensor | tuple[Any, ...] | list[Any]
+"""What a block or an attention module returns: a tensor, or a tuple or list that begins with it."""
+
+
+def first_tensor(output: Returned) -> Tensor:
+    """Return a block's hidden state: blocks return a tensor, or a tuple or list that begins with it.
 
     Args:
         output: What a block or an attention module returned.
@@ -51,8 +55,8 @@ def first_tensor(output: Tensor | tuple[Any, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else cast("Tensor", output[0])
 
 
-def with_first_tensor(output: Tensor | tuple[Any, ...], state: Tensor) -> Tensor | tuple[Any, ...]:
-    """Put another hidden state into a block's output, which stays a tensor or a tuple as it was.
+def with_first_tensor(output: Returned, state: Tensor) -> Returned:
+    """Put another hidden state into a block's output, which stays a tensor, a tuple or a list as it was.
 
     Args:
         output: What a block returned.
@@ -61,7 +65,9 @@ def with_first_tensor(output: Tensor | tuple[Any, ...], state: Tensor) -> Tensor
     Returns:
         The changed output.
     """
-    return state if isinstance(output, Tensor) else (state, *output[1:])
+    if isinstance(output, Tensor):
+        return state
+    return type(output)((state, *output[1:]))
 
 
 @contextmanager

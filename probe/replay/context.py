@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model import LanguageModel, first_tensor
+from probe.model import LanguageModel, first_tensor, with_first_tensor
 from probe.replay import axes as of_axes
 from probe.replay import carried
 from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal, Recorder, Replayed, around
@@ -399,8 +399,7 @@ def alone(
 
 
 def _write_nothing(_module: nn.Module, _args: Any, output: Any) -> Any:
-    zero = torch.zeros_like(first_tensor(output))
-    return (zero, *output[1:]) if isinstance(output, tuple) else zero
+    return with_first_tensor(output, torch.zeros_like(first_tensor(output)))
 
 
 def require_chain(model: LanguageModel, first: int, last: int) -> None:
