@@ -176,7 +176,10 @@ def _solved(parts: Sequence[Tensor], end: Tensor, start: Tensor | None = None) -
         scale = gram.diagonal().rsqrt()
         if float(torch.linalg.eigvalsh(scale[:, None] * gram * scale)[0]) < 1e-12:
             return None  # parts that are multiples of each other
-        solution = torch.linalg.solve(gram, matrix.T @ (wanted - base)).tolist()
+        solved = torch.linalg.solve(gram, matrix.T @ (wanted - base))
+        # what the normal equations left: float64 sums are held to float64 rounding
+        solved += torch.linalg.solve(gram, matrix.T @ (wanted - base - matrix @ solved))
+        solution = solved.tolist()
     found, size = base, base.abs()
     for column, factor in zip(columns, solution, strict=True):
         found, size = found + factor * column, size + abs(factor) * column.abs()

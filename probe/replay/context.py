@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +15,9 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model import LanguageModel, first_tensor, with_first_tensor
-from probe.replay import axes as of_axes
 from probe.replay import carried
 from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal, Recorder, Replayed, around
-from probe.replay.calls import Path, Reached, ending_after, entering, rebuilt, recorded_calls, tensors_of
+from probe.replay.calls import BlockCall, Reached, ending_after, entering, recorded_calls
 from probe.replay.copies import reading, working_copy
 from probe.replay.profile import profile_of
 from probe.replay.recorded import Recorded
@@ -241,8 +242,8 @@ class Context(Recorded):
     def alone(self) -> Context:
         """Make a context of the same states, each as a one-token input: W · P windows of one position.
 
-        Positions and masks are those of a real one-token pass; what else a block reads of the token, or of earlier
-        blocks at its position, is as recorded.
+        What a block is given beside its state is that of a real one-token pass in which every block gets its recorded
+        state: positions, masks, and what blocks read of the token or of earlier blocks.
 
         Returns:
             The context; `states` holds the recorded states at the chosen positions.
@@ -250,29 +251,34 @@ class Context(Recorded):
         Raises:
             InputError: If the one-token call of a block does not give again what the block gave.
         """
-        windows, chosen = self.positions.shape
-        rows = torch.arange(windows, device=self.tokens.device).repeat_interleave(chosen)
-        where = self.positions.reshape(-1, 1)
+        first = torch.zeros_like(self.positions.reshape(-1, 1))
         tokens = self.tokens.gather(1, self.positions).reshape(-1, 1)
-        single = record(self.model, tokens, torch.zeros_like(where), layers=list(self.calls))
-        calls = {}
-        for layer, call in single.calls.items():
+        single = record(self.model, tokens, first, layers=list(self.calls))
+        for layer in self.calls:
             if layer not in self.profile.alone:
                 after = single.block_on_sequences(layer, single.states[layer], torch.arange(len(tokens)))
                 single.require_same(layer, after, single.states[layer + 1])
                 self.profile.alone.add(layer)
-            recorded, known = tensors_of(self.calls[layer].arguments), self.axes(layer)
-
-            def own(path: Path, tensor: Tensor, recorded: Any = recorded, known: Any = known) -> Tensor:
-                axes = known.get(path)
-                if axes is None or not axes.own:
-                    return tensor
-                part = of_axes.of_windows(recorded[path], axes, rows)
-                return of_axes.of_positions(part, axes, where, joined=False, dtype=part.dtype)
-
-            calls[layer] = replace(call, arguments=rebuilt(dict(call.arguments), own))
+        calls = single.calls
+        if any(self.profile.reads(self.model, layer) for layer in self.calls):
+            calls = self._calls_alone(tokens)
         states = {layer: self.state(layer).reshape(len(tokens), 1, -1) for layer in self.states}
-        return Context(self.model, tokens, torch.zeros_like(where), states, calls, one_token=True)
+        return Context(self.model, tokens, first, states, calls, one_token=True)
+
+    def _calls_alone(self, tokens: Tensor) -> dict[int, BlockCall]:
+        """The calls of a one-token pass in which each block gets its recorded state."""
+        blocks = self.model.blocks[: max(self.calls) + 1]
+        sites = [f"blocks.{layer}.hook_resid_pre" for layer in range(len(blocks))]
+        with watch(self.model, sites) as seen, ending_after(blocks[-1]):
+            self.model.final_states(self.tokens)
+        where = self.positions[..., None].expand(-1, -1, self.model.d_model)
+        with recorded_calls(self.model, list(self.calls)) as calls, ExitStack() as stack:
+            for block, site in zip(blocks, sites, strict=True):
+                state = seen[site].gather(1, where).reshape(len(tokens), 1, -1)
+                stack.enter_context(entering(block, partial(_instead, state)))
+            stack.enter_context(ending_after(blocks[-1]))
+            self.model.final_states(tokens)
+        return {layer: calls[layer][0] for layer in self.calls}
 
 
 @torch.no_grad()
@@ -396,6 +402,10 @@ def alone(
         for handle in handles:
             handle.remove()
     return torch.cat(parts)
+
+
+def _instead(state: Tensor, _: Tensor) -> Tensor:
+    return state
 
 
 def _write_nothing(_module: nn.Module, _args: Any, output: Any) -> Any:

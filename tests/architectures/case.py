@@ -127,12 +127,28 @@ class Case:
 
     @cached_property
     def floor(self) -> float:
-        """What the module's own float32 arithmetic inside its float64 pass costs the states and the rows of K."""
+        """What the module's own float32 arithmetic inside its float64 passes costs the states and the rows of K."""
         rows = self.oracle.rows(self.positions, self.rows, islands=True)
         plain = self.oracle.run(self.tokens, islands=True)
         pairs = zip(rows, self.expected_rows, strict=True)
         errors = [relative(found, expected, expected - self.rows) for found, expected in pairs]
-        return max(*errors, relative(plain.outputs[-1], self.oracle.plain.outputs[-1]))
+        return max(*errors, relative(plain.outputs[-1], self.oracle.plain.outputs[-1]), self._floor_of_a_cache)
+
+    @property
+    def _floor_of_a_cache(self) -> float:
+        """What the float32 of the module's own cache costs its logits, token by token; 0 where it has no such pass."""
+        module, cache, logits = in_double(self.module), None, []
+        try:
+            with torch.no_grad():
+                for position in range(self.tokens.shape[1]):
+                    token = self.tokens[:, position : position + 1]
+                    output = module(input_ids=token, past_key_values=cache, use_cache=True)
+                    cache = output.past_key_values
+                    logits.append(output.logits)
+        except Exception:  # noqa: BLE001 - whatever the module's code raises
+            return 0.0
+        error = relative(torch.cat(logits, 1), self.oracle.plain.logits)
+        return error if error < 1e-3 else 0.0  # larger: it is another pass
 
     def agree(self, found: Tensor, expected: Tensor, what: str, scale: Tensor | None = None) -> float:
         """The relative error of a float64 number, if it is rounding: 1e-6, or ten times the floor.

@@ -184,6 +184,23 @@ class Oracle:
         self.plain = self.run(tokens)
         self.d = self.plain.inputs[0].shape[-1]
 
+    @property
+    def ends(self) -> bool:
+        """Whether a position's logits depend on the last layer's output there, and on nothing else."""
+        state, middle = self.plain.outputs[-1].clone(), self.tokens.shape[1] // 2
+
+        def hold(_module: nn.Module, _args: Any, output: Any) -> Any:
+            return state if isinstance(output, Tensor) else type(output)((state, *output[1:]))
+
+        handle = self.layers[-1].register_forward_hook(hold)
+        try:
+            other = self.run((self.tokens * 7 + 3) % 80 + 5).logits
+            state[:, middle] *= 1.5
+            moved = self.run(self.tokens).logits != self.plain.logits
+        finally:
+            handle.remove()
+        return torch.equal(other, self.plain.logits) and not moved[:, middle + 1 :].any()
+
     def _records(self) -> bool:
         """Set eager attention, recorded if that changes nothing: some code asks for an implementation by name."""
         if not hasattr(self.module, "set_attn_implementation"):

@@ -84,7 +84,12 @@ def examine(name: str, checks: Sequence[str], *, n_rows: int | None = 2, layers:
         return Result(name, outcome, _method(case), line, facts, findings, time.perf_counter() - start)
 
 
-TAKEABLE = ("decoder", "is not causal", "hands a layer more than the one before it gave")
+TAKEABLE = (
+    "decoder",
+    "is not causal",
+    "hands a layer more than the one before it gave",
+    "has logits of more than the last layer's output",
+)
 """Facts under which the oracle has answers: whatever the library says of such a model is compared."""
 
 
@@ -98,7 +103,9 @@ def facts_of(case: Case) -> str:
         return f"breaks the oracle: {_line(error)}"
     if not oracle.causal:
         return "is not causal"
-    return "decoder" if oracle.continuous else "hands a layer more than the one before it gave"
+    if not oracle.continuous:
+        return "hands a layer more than the one before it gave"
+    return "decoder" if oracle.ends else "has logits of more than the last layer's output"
 
 
 def _line(error: Exception) -> str:
