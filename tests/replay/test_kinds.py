@@ -13,6 +13,7 @@ from probe import patching, replay
 from probe.errors import InputError
 from probe.jacobian import block_jacobian, cumulative_jacobian, operator
 from probe.model import first_tensor, load_model
+from tests.architectures import zoo
 
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _SIZES = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, **_SPECIAL}
@@ -294,6 +295,30 @@ def test_a_block_that_reads_its_token_needs_it_alone():
     shared = model_of("per-layer inputs, shared keys")
     with pytest.raises(InputError, match=r"Context\.alone"):
         replay.alone(shared, 3, states, tokens=tokens[:, 0])
+
+
+@pytest.mark.parametrize("name", ["zaya", "gemma4_text"])
+def test_alone_a_block_reads_what_earlier_blocks_give_in_a_one_token_pass_of_the_recorded_states(name):
+    model, tokens = load_model(zoo.tiny(name, layers=4)), tokens_of()
+    states = replay.record(model, tokens, POSITIONS).states
+    alone = replay.record(model, tokens, POSITIONS, layers=[2]).alone()
+    found = alone.replay(2, alone.state(2)[:, None])[:, 0, 0].detach()
+    given = {layer: states[layer].gather(1, POSITIONS[..., None].expand(-1, -1, model.d_model)) for layer in range(3)}
+    kept = {}
+
+    def enter(layer):
+        state = given[layer].reshape(-1, 1, model.d_model)
+        return lambda _, args, kwargs: (
+            ((state, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": state})
+        )
+
+    handles = [model.blocks[layer].register_forward_pre_hook(enter(layer), with_kwargs=True) for layer in given]
+    handles.append(model.blocks[2].register_forward_hook(lambda _, __, output: kept.update(out=first_tensor(output))))
+    with torch.no_grad():
+        model.forward(tokens.gather(1, POSITIONS).reshape(-1, 1))
+    for handle in handles:
+        handle.remove()
+    close(found, kept["out"][:, 0], 1e-5)
 
 
 def test_a_recording_ends_behind_the_last_block_that_is_asked_for():
