@@ -163,35 +163,6 @@ def test_the_method_of_each_architecture() -> None:
         print(f"{architecture:10}{method_of(model):>10}{1e3 * seconds:9.2f}{reference / seconds:13.0f}")
 
 
-_SIZES = {"vocab_size": 96, "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4}
-_SIZES |= {"num_key_value_heads": 2, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_DELTA = {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 32}
-_STATE = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 32, "mamba_n_groups": 1}
-CARRYING: dict[str, dict[str, Any]] = {
-    "qwen3_5_text": {**_DELTA, "linear_value_head_dim": 32, "layer_types": ["linear_attention", "full_attention"]},
-    "bamba": {**_STATE, "attn_layer_indices": [1], "mamba_expand": 2},
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
-    "falcon_h1": {**_STATE, "mamba_d_ssm": 512},
-}
-
-
-def test_blocks_that_carry_a_state() -> None:
-    torch.set_num_threads(1)
-    rows_at_once = 8
-    print(f"\nd = 256, T = {LENGTH}, P = {POSITIONS}; jacrev: {rows_at_once} of 256 rows at one position")
-    print(f"{'':14}{'ms':>9}{'x of jacrev':>13}")
-    for kind, settings in CARRYING.items():
-        config = transformers.AutoConfig.for_model(kind, **_SIZES, **settings)
-        model = load_model(transformers.AutoModelForCausalLM.from_config(config).eval())
-        context = recorded(model, LENGTH, POSITIONS)
-        recorded_jacobian(context, 0)
-        seconds = best(lambda context=context: recorded_jacobian(context, 0), 2) / POSITIONS
-        rows, point = of_sequence(context, 0, rows_at_once)
-        with sdpa_kernel(SDPBackend.MATH):
-            reference = best(lambda rows=rows, point=point: torch.func.jacrev(rows)(point), 1) * 256 / rows_at_once
-        print(f"{kind:14}{1e3 * seconds:9.2f}{reference / seconds:13.0f}")
-
-
 BUDGETS = (2**25, 2**27, 2**29)
 
 

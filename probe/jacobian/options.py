@@ -180,7 +180,7 @@ def _has_experts(model: LanguageModel, layer: int | None) -> bool:
 def _runs_transformers(model: LanguageModel, layer: int | None = None) -> bool:
     blocks = model.blocks if layer is None else [model.blocks[layer]]
     packages = {type(module).__module__ for block in blocks for module in block.modules()}
-    return all(package.startswith(("torch.", "transformers.")) for package in packages)
+    return all(package.startswith(("torch.", "transformers.", "peft.")) for package in packages)
 
 
 def method_of(model: LanguageModel, layer: int | None = None) -> MethodName:

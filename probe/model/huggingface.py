@@ -136,7 +136,7 @@ class HuggingFaceModel(LaidOut):
         if layer in self.trials:
             return *self.trials[layer], True
         packages = {type(module).__module__ for module in self.blocks[layer].modules()}
-        if not all(package.startswith(("torch.", "transformers.")) for package in packages):
+        if not all(package.startswith(("torch.", "transformers.", "peft.")) for package in packages):
             return "jacrev", "jacrev", False
         method = "frozen" if self.at(layer).form is None else "analytic"
         return method, method, False

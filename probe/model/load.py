@@ -115,10 +115,25 @@ def _opened(given: nn.Module) -> nn.Module:
 
 def _built(name: str, module: nn.Module, tokenizer: Any, description: str, revision: str | None) -> HuggingFaceModel:
     model = HuggingFaceModel(name, module, tokenizer, description, adapters.layout_of(module), revision)
-    model = model.laid_out(_looked_at(model))
+    try:
+        model = model.laid_out(_looked_at(model))
+    except InputError as error:
+        inside = _causal_inside(module)
+        if inside is None:
+            raise
+        logger.info("%s; its %s is taken", error, type(inside).__name__)
+        return _built(name, inside, tokenizer, f"{description}, the {type(inside).__name__} inside", revision)
     for part in left_out(model, kinds_of(model)):
         logger.warning("%s has no %s in blocks %s: %s", name, part.what, spans(part.layers), part.why)
     return model
+
+
+def _causal_inside(module: nn.Module) -> nn.Module | None:
+    """The causal language model with a head of its own that a model of several parts holds, if there is one."""
+    from transformers import PreTrainedModel
+
+    inside = (part for part in module.modules() if part is not module and isinstance(part, PreTrainedModel))
+    return next((part for part in inside if part.get_output_embeddings() is not None), None)
 
 
 def _looked_at(model: HuggingFaceModel) -> Layout:
@@ -129,7 +144,11 @@ def _looked_at(model: HuggingFaceModel) -> Layout:
     seen: list[dict[str, Matrix]] | None = None
     for layer, (block, sums) in enumerate(zip(blocks, found.sums, strict=True)):
         kind = replace(stated.at(layer, block), sites=sums.sites, parallel=sums.parallel, scale=sums.scale)
-        if not kind.projections or _is_joined(kind, block):
+        same = _that_multiply(kind, block, found.more)
+        if len(same) < len(kind.projections):
+            first = next(one.module for name, one in kind.projections.items() if name not in same)
+            kind = replace(kind, projections=same, form=None, withheld=first)
+        elif not kind.projections or _is_joined(kind, block):
             if seen is None:
                 tokens = probe_tokens(found.n_vocab).to(model.device)
                 seen = matrices_in(model.module, found.blocks, found.sums, tokens)
@@ -138,6 +157,16 @@ def _looked_at(model: HuggingFaceModel) -> Layout:
             kinds.append(kind)
         order.append(kinds.index(kind))
     return replace(stated, embedding=found.embedding, kinds=tuple(kinds), order=tuple(order))
+
+
+def _that_multiply(kind: BlockLayout, block: nn.Module, more: frozenset[nn.Module]) -> dict[str, Matrix]:
+    """The stated matrices whose modules hold them and multiply by them, and do nothing else."""
+    same = {}
+    for name, one in kind.projections.items():
+        module = block.get_submodule(one.module)
+        if module not in more and isinstance(getattr(module, "weight", None), torch.Tensor):
+            same[name] = one
+    return same
 
 
 def _is_joined(kind: BlockLayout, block: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from probe.errors import InputError
 from probe.model.architectures import BlockLayout, Layout, number_of
 from probe.model.hooks import evaluating
+from probe.model.matrices import doing_more
 from probe.model.sums import Sums, holds, sites_in
 from probe.model.tails import Tail, numbers_in, tail_in
 from probe.model.tracing import Call, Trace, equal, probe_tokens, tensor_in, traced
@@ -150,6 +151,8 @@ class Found:
         d_model: Width of the stream.
         stream_dtype: Its dtype.
         n_vocab: Number of logits.
+        more: Modules of the blocks that hold a matrix and do more than multiply by it: adapters that are not merged,
+            packed or scaled weights.
     """
 
     blocks: str
@@ -160,6 +163,7 @@ class Found:
     d_model: int
     stream_dtype: torch.dtype
     n_vocab: int
+    more: frozenset[nn.Module] = frozenset()
 
 
 def look(module: nn.Module, stated: Layout | None = None) -> Found:
@@ -215,6 +219,7 @@ def look(module: nn.Module, stated: Layout | None = None) -> Found:
         end.shape[-1],
         end.dtype,
         trace.logits.shape[-1],
+        frozenset(doing_more(call for call in trace.calls if call.path.startswith(f"{blocks}."))),
     )
 
 

@@ -8,7 +8,7 @@ neither. In an MLP the gate is what enters the activation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from probe.model.architectures import Cut, Matrix, Projection, matrix_of
 from probe.model.hooks import evaluating
 from probe.model.sums import Sums
+from probe.model.tracing import Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +137,31 @@ def _is_linear(one: _Linear) -> bool:
     matrix, bias = matrix_of(one.module), getattr(one.module, "bias", None)
     if one.entered.shape[-1] != matrix.shape[1] or one.left.shape[-1] != matrix.shape[0]:
         return False
-    product = one.entered.double() @ matrix.double().mT + (0 if bias is None else bias.double())
+    if matrix.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        return False
+    product = nn.functional.linear(one.entered.to(matrix.dtype), matrix, bias).float()
     rounding = 0.05 if one.left.dtype.itemsize < 4 else 1e-4
-    return bool((product - one.left.double()).norm() <= rounding * one.left.double().norm())
+    return bool((product - one.left.float()).norm() <= rounding * one.left.float().norm())
+
+
+@torch.no_grad()
+def doing_more(calls: Iterable[Call]) -> Iterator[nn.Module]:
+    """Find modules that hold a matrix and do more than multiply by it, or whose matrix is no floating one.
+
+    Args:
+        calls: Calls of a pass.
+
+    Yields:
+        The modules.
+    """
+    for call in calls:
+        weight = getattr(call.module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or isinstance(call.module, nn.Embedding):
+            continue
+        if call.entered is None or call.left is None:
+            continue
+        if not _is_linear(_Linear(call.path, call.module, call.entered, call.left)):
+            yield call.module
 
 
 def _of_attention(linears: Sequence[_Linear], run: Callable[[], None]) -> dict[str, Matrix]:

@@ -186,7 +186,13 @@ def _lacks(kind: BlockLayout) -> list[tuple[str, str]]:
         ))
     elif "hook_resid_mid" in kind.sites and "hook_mlp_out" not in kind.sites:
         lacks.append(("hook_mlp_out", "no one module's output leads from hook_resid_mid to the end of these blocks"))
-    if not kind.projections:
+    if kind.withheld is not None:
+        lacks.append((
+            "matrices by name of changed modules",
+            f"{kind.withheld} does more than multiply by its matrix: merge adapters with merge_and_unload(), or "
+            "dequantise packed weights",
+        ))
+    elif not kind.projections:
         lacks.append(("matrices by name", "nothing states them, and running the blocks does not show them"))
     elif "o" in kind.projections and not {"q", "k", "v"} <= set(kind.projections):
         lacks.append((

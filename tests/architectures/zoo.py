@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -148,6 +154,25 @@ def tiny(name: str, *, layers: int = DEEP, seed: int = 0, **changes: Any) -> Pre
         torch.manual_seed(seed)
         module = AutoModelForCausalLM.from_config(configuration(name, layers, **changes))
         randomise(module, seed)
+    return module.eval().requires_grad_(False)
+
+
+def multimodal(name: str, *, layers: int = 2) -> PreTrainedModel:
+    """A tiny random model of images and text, as `tiny` makes one of text.
+
+    Args:
+        name: The type, one of `AutoModelForImageTextToText`.
+        layers: Number of layers.
+    """
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        config = configuration(name, layers)
+        rotary = getattr(config.get_text_config(), "rope_parameters", None)
+        if isinstance(rotary, dict) and "mrope_section" in rotary:
+            rotary["mrope_section"] = [2, 1, 1]  # half a head of width 8
+        module = AutoModelForImageTextToText.from_config(config)
+        randomise(module, 0)
     return module.eval().requires_grad_(False)
 
 

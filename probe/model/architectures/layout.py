@@ -167,6 +167,8 @@ class BlockLayout:
         recurrent: True if the block carries a state along the positions instead of attention.
         scale: Factor of the sum that leaves the block: a number, or the path of the block's attribute (Gemma 4).
         form: Norms and activation of a standard block, for its Jacobian and its gains; None if the block is another.
+        withheld: Path of a module whose matrix is not named, because the module does more than multiply by it; None
+            where there is none.
     """
 
     sites: Mapping[str, SitePath] = field(default_factory=dict)
@@ -175,6 +177,7 @@ class BlockLayout:
     recurrent: bool = False
     scale: float | str = 1.0
     form: Form | None = None
+    withheld: str | None = None
 
     @property
     def added(self) -> tuple[str, ...]:
