@@ -189,13 +189,13 @@ class Recorder:
 
     @contextmanager
     def stopping(self, block: nn.Module) -> Iterator[None]:
-        """End a run of a block as soon as the module that called has ended: it may call more than once.
+        """Stop a run of a block as soon as the module that called has ended: it may call more than once.
 
         Args:
             block: The block.
 
         Yields:
-            None: The block ends with `Reached`, which the context swallows.
+            None: A run inside the context ends there.
         """
 
         def after(module: nn.Module, *_: Any) -> None:
