@@ -113,9 +113,13 @@ class ModuleWeights(LaidOut):
 
     @cached_property
     def heads(self) -> Heads | None:
-        """The heads of attention; None in a recurrent model, or where the rows of queries and keys do not tell them."""
-        query = query_heads(self.config)
-        if self.recurrent or query is None or not {"q", "k", "v"} <= set(self.stored):
+        """The heads of attention; None where there are none, they act in pairs, or the rows do not tell them."""
+        query, form = query_heads(self.config), self.at(0).form
+        if self.recurrent or query is None or (form is not None and form.paired_heads):
+            return None
+        if {"k_b", "v_b"} <= set(self.stored):
+            return Heads(query, query)
+        if not {"q", "k", "v"} <= set(self.stored):
             return None
         block, projections = self.blocks[0], self.at(0).projections
         queries, keys, values = (len(projections[name].weight(block, query)) for name in "qkv")
