@@ -70,6 +70,8 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
     "minicpm3": llama(*latent(scaled(BLOCK, "residual_scale"))),
     "youtu": llama(*latent(BLOCK)),
     **{name: llama(*latent(_SHARED, BLOCK)) for name in ("deepseek_v2", "deepseek_v3", "sarvam_mla", "glm4_moe_lite")},
+    # An indexer chooses the keys that a position attends to, so that blocks do not run at single positions.
+    **{name: llama(replace(latent(BLOCK)[0], form=None)) for name in ("deepseek_v32", "glm_moe_dsa")},
     "axk1": llama(*latent(_NORMED, BLOCK)),
     "kimi_linear": llama(*latent(_SHARED, BLOCK), _UNKNOWN),
     "bailing_hybrid": llama(*latent(*_GATED), _UNKNOWN),
