@@ -216,7 +216,10 @@ def test_latent_attention_is_rebuilt_from_a_file(changes: dict[str, object], tmp
 
     folded = {name: weights.bases.prepared(opened, 1, name, folded=True) for name in ("kv_a", "v_b")}
     latent = standard(x) @ folded["kv_a"].mT
-    rebuilt = standard(latent) @ folded["v_b"].mT @ opened.matrix(1, "o").mT
+    values = standard(latent) @ folded["v_b"].mT
+    at_once = x @ (folded["v_b"] @ folded["kv_a"]).mT  # up to one positive number a token
+    torch.testing.assert_close(nn.functional.cosine_similarity(at_once, values), torch.ones(3))
+    rebuilt = values @ opened.matrix(1, "o").mT
     torch.testing.assert_close(rebuilt, own, rtol=1e-3, atol=1e-4)
     by_head = zip(weights.head_views(opened, 1, "o"), weights.head_views(opened, 1, "v_b"), strict=True)
     whole = opened.matrix(1, "o") @ opened.matrix(1, "v_b")
