@@ -7,18 +7,20 @@ derivatives, a block has
 
 - A norm's derivative is diagonal times identity minus rank one or two: it acts at O(d) a row (`NormDerivative`).
 - Same-position attention is, head by head, a small matrix times the rows of W_Q, W_K and W_V that the head reads
-  (`probe.jacobian.primal`); then one product with W_O.
+  (`probe.jacobian.primal`); then one product with W_O. Where the heads read a latent of the stream, c = N_c(W_A N_a x),
+  the product with W_O is as wide as the latent, and the norm's derivative and W_A come last.
 - The MLP is W_down (diag(s) W_in); a gated one W_down (diag(s) W_gate + diag(t) W_up), where the sum comes first, so
   that there is one product.
 
 FLOPs a position, with H heads of width d_head, r of them a key head, and d_q = H · d_head: 2 d² d_q (W_O) +
-6 d d_q d_head (cores) + 2 d² d_ff (MLP) + 2 d³ (the product M A); SmolLM2-135M: 2 + 0.67 + 5.33 + 2 = 10 d³.
+6 d d_q d_head (cores) + 2 d² d_ff (MLP) + 2 d³ (the product M A); SmolLM2-135M: 2 + 0.67 + 5.33 + 2 = 10 d³. With
+latents of widths that add up to c, attention takes 2 d c (d_q + d) and the cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -27,10 +29,11 @@ from torch import Tensor, nn
 from probe import replay
 from probe.errors import InputError
 from probe.jacobian.experts import ExpertWeights
+from probe.jacobian.norms import DetachedNorm
 from probe.jacobian.parts import PartName
 from probe.jacobian.primal import ATTENDING, Cuts, Primal
 from probe.model import HuggingFaceModel
-from probe.model.architectures import Form, Projection, matrix_of, number_of
+from probe.model.architectures import Form, Pairs, Projection, matrix_of, number_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class StandardBlock:
     Attributes:
         cuts: Its working copy, and the cuts in it.
         reading: W_Q, W_K and W_V, and the matrix of a gate of attention, by head: (heads or key heads, rows of a head,
-            d).
-        matrices: W_O, and W_gate, W_up and W_down, by the projection's name.
+            d or the width of the latent).
+        matrices: W_O, and W_gate, W_up and W_down, and those that make latents, by the projection's name.
         parallel: Whether attention and MLP read the same state.
         normed_residual: Whether the norms before attention and MLP act on the stream itself.
         attention_factor: Factor of what attention adds to the stream.
@@ -84,15 +87,21 @@ class StandardBlock:
         laid_out, block = model.at(layer), model.blocks[layer]
         form, projections = laid_out.form, dict[str, Projection]()
         assert form is not None
+        role = {latent.spreader: name for name, latent in form.latents.items()}
         for name, matrix in laid_out.projections.items():
             assert isinstance(matrix, Projection)
-            projections[name] = matrix
+            projections[role.get(name, name)] = matrix
         if form.attention_gate is not None:
             projections["attention_gate"] = form.attention_gate
         if form.experts is not None:
             projections |= {f"shared.{name}": matrix for name, matrix in form.experts.shared.items()}
         copy = replay.working_copy(block, dtype, attention)
         heads = _heads(model, block, projections)
+        if form.paired_heads:
+            pairs, heads = Pairs(projections["o"].module), heads // 2
+            projections |= {name: replace(projections[name], cut=pairs) for name in "qkv"}
+        if form.head_norm is not None and attention == replay.DETACHED:
+            copy.set_submodule(form.head_norm, DetachedNorm(copy.get_submodule(form.head_norm)))
         matrices = {name: each.weight(block, heads).detach().to(dtype) for name, each in projections.items()}
         experts = None
         if form.experts is not None:
@@ -192,12 +201,9 @@ def _between_norms(
     return matrix if factor == 1.0 else matrix.mul_(factor)
 
 
-def _mixed(
-    standard: StandardBlock, primal: Primal, rows: slice, names: Sequence[str] = ATTENDING
-) -> Float[Tensor, "n o d"]:
-    """Differentiate the input of W_O by the normed stream: head by head a small matrix times rows of W_Q, W_K, W_V."""
+def _mixed(standard: StandardBlock, primal: Primal, rows: slice, present: Sequence[str]) -> Float[Tensor, "n o _"]:
+    """Differentiate the input of W_O by what these matrices read: head by head a small matrix times rows of theirs."""
     heads, mixed = standard.cuts.heads, torch.empty(0)
-    present = [name for name in names if name in primal.cores]
     for name in present:
         core, weight = primal.cores[name][:, rows], standard.reading[name]
         factor = core.reshape(len(weight), -1, core.shape[-1])  # (heads or key heads, r · n · out, inner)
@@ -214,16 +220,36 @@ def _mixed(
     return mixed
 
 
-def _attention(standard: StandardBlock, primal: Primal, rows: slice, *, symmetrised_ov: bool) -> Float[Tensor, "n d d"]:
+def _written(
+    standard: StandardBlock, primal: Primal, rows: slice, names: Sequence[str] = ATTENDING
+) -> Float[Tensor, "n d d"]:
+    """Differentiate what W_O writes by the normed stream, as far as it comes through these matrices."""
     form, output = standard.form, standard.matrices["o"]
-    inner = primal.norm(form.attention_inner_norm, rows)
+    inner, used = primal.norm(form.attention_inner_norm, rows), [name for name in names if name in primal.cores]
+    direct = [name for name in used if name not in form.latents]
+    columns, readers = list[Tensor](), list[Tensor]()
+    for made in dict.fromkeys((latent.reader, latent.norm) for latent in form.latents.values()):
+        present = [name for name in used if name not in direct and form.latents[name].reader == made[0]]
+        if present:
+            norm = primal.norm(made[1], rows)
+            assert norm is not None
+            columns.append(norm.after(_mixed(standard, primal, rows, present)))
+            readers.append(standard.matrices[made[0]])
+    if primal.rotary is not None and "k" in used:
+        columns.append(primal.rotary[rows])
+        readers.append(standard.matrices["k_rot"])
+    mixed = _mixed(standard, primal, rows, direct) if direct else torch.cat(columns, -1)
+    if direct and columns:
+        mixed += torch.cat(columns, -1) @ torch.cat(readers)
+    written = torch.matmul(output, mixed if inner is None else inner.times(mixed))
+    return written if direct else written @ torch.cat(readers)
 
-    def written(mixed: Tensor) -> Tensor:
-        return torch.matmul(output, mixed if inner is None else inner.times(mixed))
 
-    attention = written(_mixed(standard, primal, rows))
+def _attention(standard: StandardBlock, primal: Primal, rows: slice, *, symmetrised_ov: bool) -> Float[Tensor, "n d d"]:
+    form = standard.form
+    attention = _written(standard, primal, rows)
     if symmetrised_ov:
-        carried = written(_mixed(standard, primal, rows, ("v",)))  # Σ_h p_h W_O W_V
+        carried = _written(standard, primal, rows, ("v",))  # Σ_h p_h W_O W_V
         attention = attention + (carried.mT - carried) / 2
     ends = form.attention_norm, form.attention_out_norm
     return _between_norms(primal, rows, attention, *ends, standard.attention_factor)

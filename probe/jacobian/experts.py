@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import InputError
+from probe.jacobian.between import derivative_by_column
 
 
 @dataclass(frozen=True)
@@ -190,13 +191,7 @@ def experts_primal(
         for name in ("experts", "shared")
         if name in leaves
     }
-    gate = _along(leaving, leaves["shared_gate"]).reshape(-1, d, 1) if "shared_gate" in leaves else None
+    gate = None
+    if "shared_gate" in leaves:
+        gate = derivative_by_column(leaving, leaves["shared_gate"], leaving.numel() // d)
     return ExpertsPrimal(choice, slopes, given, weight_slopes, scales["experts"], scales.get("shared"), gate)
-
-
-def _along(output: Tensor, leaf: Float[Tensor, "*batch 1"]) -> Tensor:
-    """Differentiate an output by the one number that a leaf holds at each position."""
-    cotangent = torch.zeros_like(output, requires_grad=True)
-    (pulled,) = torch.autograd.grad(output, leaf, cotangent, create_graph=True)
-    (slope,) = torch.autograd.grad(pulled, cotangent, torch.ones_like(pulled), retain_graph=True)
-    return slope

@@ -1,9 +1,9 @@
 """The primal point of a block: what its derivative needs besides its matrices, taken from one run.
 
-The run is cut behind each matrix that reads the stream (`q k v`, `gate up`) and before each that writes to it (`o`,
-`down`). What lies between is small: its derivative is made of vector-Jacobian products with as many cotangents as a
-head is wide, whatever happens there (rotations, norms and clips of heads, soft caps, gates). No formula of an
-architecture is needed for it.
+The run is cut behind each matrix that reads the stream (`q k v`, `gate up`) or a latent of it, and before each that
+writes to it (`o`, `down`). What lies between is small: its derivative is made of vector-Jacobian products with as many
+cotangents as a head is wide, whatever happens there (rotations, norms and clips of heads, soft caps, gates). No formula
+of an architecture is needed for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
 from probe.errors import InputError
+from probe.jacobian.between import derivative_by_column, derivative_by_head
 from probe.jacobian.detached import detached_ratio
 from probe.jacobian.experts import ExpertsPrimal, ExpertWeights, experts_primal
 from probe.jacobian.norms import NormDerivative, norm_derivative
@@ -29,8 +30,8 @@ from probe.model.architectures import Experts, Form, Projection
 from probe.replay import Context
 
 ATTENDING = ("q", "k", "v", "attention_gate")
-READING = (*ATTENDING, "gate", "up", "shared.gate", "shared.up")
-"""Names of the matrices with which attention reads the stream, and of all that read it."""
+READING = (*ATTENDING, "kv_a", "k_rot", "gate", "up", "shared.gate", "shared.up")
+"""Names of the matrices of which attention is made head by head, and of all behind which a run is cut."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Primal:
             (head, N, width of a value, rows of a head). Query heads that share a key head follow each other.
         across: Of queries and keys whose norm acts on all heads together, what goes from head to head: matrices V,
             (N, head · out, rank), and U, (N, rows, rank), of the term −V Uᵀ W.
+        rotary: Derivative of the input of `o` by the rotary part of the keys that all heads share, where there is one.
         slopes: Derivatives of the input of `down` by the outputs of `gate` and `up`, elementwise.
         shared: The same of the MLP that a mixture of experts adds to them.
         experts: The mixture's own, where there is one.
@@ -51,6 +53,7 @@ class Primal:
     norms: Mapping[str, NormDerivative]
     cores: Mapping[str, Float[Tensor, "head n out _"]]
     across: Mapping[str, tuple[Float[Tensor, "n o _"], Float[Tensor, "n _ _"]]]
+    rotary: Float[Tensor, "n o _"] | None
     slopes: Mapping[str, Float[Tensor, "n _"]]
     shared: Mapping[str, Float[Tensor, "n _"]] = field(default_factory=dict)
     experts: ExpertsPrimal | None = None
@@ -75,9 +78,10 @@ class Cuts:
     Attributes:
         block: The working copy.
         form: Its form.
-        projections: Its matrices; those of an MLP that is added to experts as "shared.up" and so on.
+        projections: Its matrices; those of an MLP that is added to experts as "shared.up" and so on, and those that
+            read a latent as "q", "k" and "v".
         heads: Number of its attention heads.
-        leaves: Outputs of the matrices that read the stream, as leaves of a graph, by name.
+        leaves: Outputs of the matrices that read the stream or a latent, as leaves of a graph, by name.
         ends: Inputs of the matrices that write to it (of the norms before them, where there are any), with their graph:
             of "o" and "down".
         points: Inputs of the norms, by path.
@@ -103,7 +107,7 @@ class Cuts:
                 reading.setdefault(self.projections[name].module, []).append(name)
         for path, names in reading.items():
             self._after(stack, path, self._cut(names))
-        for path in form.stream_norms:
+        for path in (*form.stream_norms, *form.latent_norms):
             self._before(stack, path, self._keep(path))
         for name, norm_path in wide.items():
             if norm_path is not None:
@@ -136,7 +140,11 @@ class Cuts:
             self._after(stack, experts.shared["down"].module, self._cut(["shared"], whole=True))
         if experts.shared_gate is not None:
             self._after(stack, experts.shared_gate, self._cut(["shared_gate"], whole=True))
-        self._after(stack, mixture, leave)
+        norm = self.form.mlp_out_norm
+        if norm is not None and norm.startswith(f"{mixture}."):  # the mixture norms its sum itself
+            self._before(stack, norm, lambda part, args: leave(part, None, args))
+        else:
+            self._after(stack, mixture, leave)
 
     def _before(self, stack: ExitStack, path: str, hook: Any) -> None:
         stack.callback(self.block.get_submodule(path).register_forward_pre_hook(hook).remove)
@@ -213,6 +221,7 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
         for name, path in (("q", cuts.form.query_norm), ("k", cuts.form.key_norm))
         if path is not None and name in cores
     }
+    rotary = derivative_by_column(cuts.ends["o"], cuts.leaves["k_rot"], count) if "k_rot" in cuts.leaves else None
     experts = None
     if cuts.form.experts is not None:
         called, leaves, ends = cuts.called, cuts.leaves, cuts.ends
@@ -221,7 +230,7 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
             ExpertWeights.of(module), leaves["entering"], called, leaves, ends["mixture"], live=live
         )
     own, shared = (_slopes(cuts, count, prefix, detached=detached) for prefix in ("", "shared."))
-    return Primal(norms, cores, across, own, shared, experts)
+    return Primal(norms, cores, across, rotary, own, shared, experts)
 
 
 def _spread(cores: dict[str, Tensor], name: str, norm: NormDerivative) -> tuple[Tensor, Tensor]:
@@ -235,44 +244,6 @@ def _spread(cores: dict[str, Tensor], name: str, norm: NormDerivative) -> tuple[
     cores[name] = cores[name] * by_head(norm.scale)[..., 0][:, :, None]
     spread = cores[name] @ by_head(norm.directions)  # (head, n, out, rank)
     return spread.movedim(0, 1).reshape(count, heads * out, -1), norm.directions
-
-
-def derivative_by_head(
-    output: Tensor, leaves: Mapping[str, Tensor], count: int, heads: int
-) -> dict[str, Float[Tensor, "head n out _"]]:
-    """Differentiate the attention's output by the leaves, head by head.
-
-    With r query heads a key head and values d_v wide, the queries take d_v vector-Jacobian products, with the unit
-    vectors of all heads at once, and keys and values r · d_v.
-
-    Args:
-        output: The output, (..., head · d_v), with its graph.
-        leaves: The leaves, (..., rows), by name: `v` and `k` by key head, all others by query head.
-        count: Number of positions N.
-        heads: Number of query heads.
-
-    Returns:
-        The derivatives by name, without those that are zero.
-    """
-    d_value = output.shape[-1] // heads
-    key_heads = leaves["v"].shape[-1] // d_value
-    sizes = {name: key_heads if name in ("k", "v") else heads for name in leaves}
-    first = torch.autograd.grad(output.sum(), list(leaves.values()), retain_graph=True, allow_unused=True)
-    used = [name for name, gradient in zip(leaves, first, strict=True) if gradient is not None]
-    cores: dict[str, Tensor] = {}
-    for size in dict.fromkeys(sizes[name] for name in used):
-        names = [name for name in used if sizes[name] == size]
-        shared = heads // size
-        units = torch.eye(shared * d_value, dtype=output.dtype, device=output.device).repeat(1, size)
-
-        def pull(cotangent: Tensor, names: list[str] = names) -> tuple[Tensor, ...]:
-            inputs = [leaves[name] for name in names]
-            return torch.autograd.grad(output, inputs, cotangent.expand(output.shape), retain_graph=True)
-
-        for name, rows in zip(names, torch.vmap(pull)(units), strict=True):
-            by_head = rows.reshape(shared, d_value, count, size, -1)  # (r, out, n, g, inner)
-            cores[name] = by_head.permute(3, 0, 2, 1, 4).flatten(0, 1)
-    return cores
 
 
 def _slopes(cuts: Cuts, count: int, prefix: str, *, detached: bool) -> dict[str, Tensor]:

@@ -273,7 +273,10 @@ class HuggingFaceModel(LaidOut):
 
         Returns:
             Each matrix as (out, in), which acts as `x @ matrix.T`, by name: `q k v o gate up down`, of a state-space
-            block `in x dt out`. Grouped keys and values keep their own, smaller number of rows.
+            block `in x dt out`. Grouped keys and values keep their own, smaller number of rows. Latent attention has
+            no one matrix for queries, keys and values, because a norm stands between: `q_a`, `kv_a` and `k_rot` (the
+            rotary part of the keys, one for all heads) read the stream, `q_b`, `k_b` and `v_b` the normed latents that
+            `q_a` and `kv_a` make; rows of the latter stand head by head.
         """
         heads = query_heads(self.config) or 1
         block = self.blocks[layer]

@@ -195,8 +195,9 @@ def _lacks(kind: BlockLayout) -> list[tuple[str, str]]:
     elif not kind.projections:
         lacks.append(("matrices by name", "nothing states them, and running the blocks does not show them"))
     elif "o" in kind.projections and not {"q", "k", "v"} <= set(kind.projections):
-        lacks.append((
-            ", ".join(name for name in "qkv" if name not in kind.projections),
-            "no one matrix of these blocks makes them of the stream",
-        ))
+        missing = [name for name in "qkv" if name not in kind.projections]
+        why = "no one matrix of these blocks makes them of the stream"
+        if all(f"{name}_b" in kind.projections for name in missing):
+            why += f": {', '.join(f'{name}_b' for name in missing)} make them of normed latents"
+        lacks.append((", ".join(missing), why))
     return lacks

@@ -178,9 +178,38 @@ class Recorder:
 
     What comes from the attention function is what the block attends to: keys that were expanded from a cached latent,
     repeated, rotated or normed behind the cache.
+
+    Attributes:
+        pairs: Keys and values.
+        module: The module that called.
     """
 
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    module: nn.Module | None = None
+
+    @contextmanager
+    def stopping(self, block: nn.Module) -> Iterator[None]:
+        """Stop a run of a block as soon as the module that called has ended: it may call more than once.
+
+        Args:
+            block: The block.
+
+        Yields:
+            None: A run inside the context ends there.
+        """
+
+        def after(module: nn.Module, *_: Any) -> None:
+            if module is self.module:
+                raise Reached
+
+        handles = [module.register_forward_hook(after) for module in block.modules()]
+        try:
+            yield
+        except Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @dataclass
@@ -279,7 +308,8 @@ def _dispatched(
     what = _AROUND.get()
     if isinstance(what, Recorder):
         what.pairs.append((key.detach(), value.detach()))
-        raise Reached
+        what.module = module
+        return value.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[-1]), None
     if what is not None:
         return _attend(module, query, key, value, attention_mask, what, detached=detached, **kwargs)
     if not detached:

@@ -17,7 +17,7 @@ from probe.errors import InputError
 from probe.model import LanguageModel, first_tensor, with_first_tensor
 from probe.replay import carried
 from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal, Recorder, Replayed, around
-from probe.replay.calls import BlockCall, Reached, ending_after, entering, recorded_calls
+from probe.replay.calls import BlockCall, ending_after, entering, recorded_calls
 from probe.replay.copies import reading, working_copy
 from probe.replay.profile import profile_of
 from probe.replay.recorded import Recorded
@@ -131,10 +131,8 @@ class Context(Recorded):
             recorder = Recorder()
             rows = torch.arange(len(self.tokens), device=self.tokens.device)
             try:
-                with torch.no_grad(), around(recorder):
+                with torch.no_grad(), around(recorder), recorder.stopping(block):
                     self.block_on_sequences(layer, self.states[layer].to(dtype), rows, block)
-            except Reached:
-                pass
             except Exception as error:
                 raise self._not_linear(layer) from error
             if not recorder.pairs:

@@ -1,7 +1,8 @@
 """Projection matrices by name, their leading singular vectors, and how these carry on from block to block.
 
 A projection is (out, in), so that it acts as ``x @ W.T``: `q k v o gate up down`, of state-space blocks `in x dt out`,
-and the composites `ov = W_O W_V` and `qk = W_Qᵀ W_K`. All functions take a loaded model's weights or, from
+of latent attention `q_a kv_a k_rot`, which read the stream, and `q_b k_b v_b`, which read normed latents; and the
+composites `ov = W_O W_V` and `qk = W_Qᵀ W_K`. All functions take a loaded model's weights or, from
 `open_weights`, those of a checkpoint that is read one matrix at a time:
 
 - one number for all blocks and projections: `continuity`

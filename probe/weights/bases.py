@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probe.errors import InputError
 from probe.model import LanguageModel
+from probe.model.architectures import SPREADERS
 from probe.spectra.singular import Method, Triplets, leading_triplets
 from probe.weights.checkpoint import weights_of
 from probe.weights.curves import (
@@ -86,8 +87,8 @@ class Bases:
 def prepared(weights: Weights, layer: int, name: str, *, folded: bool = False) -> Matrix | None:
     """Prepare a projection or composite, as it is or with the gains of the norms around it folded in.
 
-    Folded, a matrix that reads the stream is ``W diag(γ)`` with the γ of the norm before it, because it acts on γ ⊙ x̂;
-    a matrix whose output passes a norm is ``diag(γ) W``.
+    Folded, a matrix that reads the stream or a latent is ``W diag(γ)`` with the γ of the norm before it, because it
+    acts on γ ⊙ x̂; a matrix whose output passes a norm is ``diag(γ) W``.
 
     Args:
         weights: The model.
@@ -100,7 +101,7 @@ def prepared(weights: Weights, layer: int, name: str, *, folded: bool = False) -
     """
     if not folded:
         return matrix_of(weights, layer, name)
-    columns = {"ov": "v", "qk": "k"}.get(name, name if name in READERS else None)
+    columns = {"ov": "v", "qk": "k"}.get(name, name if name in (*READERS, *SPREADERS) else None)
     rows = {"ov": "o", "qk": "q"}.get(name, name if name in WRITERS else None)
     before = None if columns is None else weights.gain(layer, columns)
     after = None if rows is None else weights.gain(layer, rows)

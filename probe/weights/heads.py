@@ -2,7 +2,8 @@
 
 ``ov = W_O W_V`` carries what a position writes to the position that attends to it, ``qk = W_Qᵀ W_K`` scores a pair of
 positions, both d × d and per head of low rank; with grouped queries a key or value head serves several query heads.
-Biases, norms of queries and keys, and rotary embeddings are not in them: qk is the score at distance zero.
+Biases, norms of queries and keys, and rotary embeddings are not in them: qk is the score at distance zero. Latent and
+differential attention have no such composites: a norm stands inside, or heads act in pairs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe.errors import InputError
+from probe.model.architectures import SPREADERS
 from probe.weights.reading import Heads, Matrix, Weights
 
 COMPOSITES = ("ov", "qk")
@@ -69,7 +71,7 @@ def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head o
     Args:
         weights: The model.
         layer: Index of the block.
-        name: "q", "k", "v" (rows of each head) or "o" (columns of each head).
+        name: "q", "k", "v", of latent attention "q_b", "k_b", "v_b" (rows of each head); or "o" (columns of each head).
 
     Returns:
         One matrix a head; of `k` and `v` one a key head.
@@ -78,16 +80,16 @@ def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head o
         InputError: If the projection is not one of attention's, or its heads are unknown.
     """
     heads = weights.heads
-    if name not in "qkvo" or heads is None:
+    if name not in ("q", "k", "v", "o", *SPREADERS) or heads is None:
         raise InputError(
-            f"heads are parts of q, k, v or o of a model with attention, got {name!r} of {weights.name}: choose one of "
-            "these"
+            f"heads are parts of q, k, v or o of a model with attention, or of q_b, k_b or v_b, got {name!r} of "
+            f"{weights.name}: choose one of these"
         )
     matrix: Tensor = weights.matrix(layer, name)
     if name == "o":
         columns: Tensor = matrix.unflatten(1, (heads.query, -1))
         return columns.transpose(0, 1)
-    rows: Tensor = matrix.unflatten(0, (heads.query if name == "q" else heads.key, -1))
+    rows: Tensor = matrix.unflatten(0, (heads.key if name in ("k", "v") else heads.query, -1))
     return rows
 
 

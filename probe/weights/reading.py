@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import Layout, gain_of, matrix_of, query_heads
+from probe.model.architectures import LATENT_READERS, SPREADERS, Layout, gain_of, matrix_of, query_heads
 from probe.model.huggingface import LaidOut
 from probe.model.loading import auto_class
 
@@ -79,8 +79,8 @@ class Weights(Protocol):
     def matrix(self, layer: int, name: str) -> Matrix:
         """Read one projection, (out, in), in at least float32."""
 
-    def gain(self, layer: int, name: str) -> Float[Tensor, " d_model"] | None:
-        """Read the gain γ of the norm on the stream's side of a projection; None where there is none."""
+    def gain(self, layer: int, name: str) -> Float[Tensor, " width"] | None:
+        """Read the gain γ of the norm on the side of the stream, or of a latent, of a projection; None without one."""
 
 
 @runtime_checkable
@@ -113,9 +113,13 @@ class ModuleWeights(LaidOut):
 
     @cached_property
     def heads(self) -> Heads | None:
-        """The heads of attention; None in a recurrent model, or where the rows of queries and keys do not tell them."""
-        query = query_heads(self.config)
-        if self.recurrent or query is None or not {"q", "k", "v"} <= set(self.stored):
+        """The heads of attention; None where there are none, they act in pairs, or the rows do not tell them."""
+        query, form = query_heads(self.config), self.at(0).form
+        if self.recurrent or query is None or (form is not None and form.paired_heads):
+            return None
+        if {"k_b", "v_b"} <= set(self.stored):
+            return Heads(query, query)
+        if not {"q", "k", "v"} <= set(self.stored):
             return None
         block, projections = self.blocks[0], self.at(0).projections
         queries, keys, values = (len(projections[name].weight(block, query)) for name in "qkv")
@@ -155,16 +159,17 @@ class ModuleWeights(LaidOut):
         require_projection(self, layer, name)
         projection = self.at(layer).projections[name]
         block = self._filled(layer, projection.module)
-        weight = projection.weight(block, self.heads.query if self.heads else 1).detach()
+        weight = projection.weight(block, query_heads(self.config) or 1).detach()
         if self.permuted is not None:
             order = torch.randperm(weight.numel(), generator=generator_of(self.permuted, layer, name))
             weight = weight.flatten()[order.to(weight.device)].view_as(weight)
         return weight if weight.dtype == torch.float64 else weight.float()
 
-    def gain(self, layer: int, name: str) -> Float[Tensor, " d_model"] | None:
-        """Read the gain of the norm between the stream and a projection.
+    def gain(self, layer: int, name: str) -> Float[Tensor, " width"] | None:
+        """Read the gain of the norm between the stream, or a latent of it, and a projection.
 
-        That is the norm before a matrix that reads the stream, and the norm after one that writes to it.
+        That is the norm before a matrix that reads the stream or a latent, and the norm after one that writes to the
+        stream.
 
         Args:
             layer: Index of the block.
@@ -176,7 +181,8 @@ class ModuleWeights(LaidOut):
         path = self.at(layer).norm_of(name)
         if path is None:
             return None
-        gain = gain_of(self._filled(layer, path).get_submodule(path), self.d_model)
+        width = self.matrix(layer, name).shape[1] if name in SPREADERS else self.d_model
+        gain = gain_of(self._filled(layer, path).get_submodule(path), width)
         return None if gain is None else gain.float()
 
     def _filled(self, layer: int, path: str) -> nn.Module:
@@ -188,7 +194,7 @@ class ModuleWeights(LaidOut):
         return block
 
 
-READERS = ("q", "k", "v", "gate", "up", "in")
+READERS = ("q", "k", "v", *LATENT_READERS, "gate", "up", "in")
 """Projections that read the residual stream: their right singular vectors lie in it."""
 WRITERS = ("o", "down", "out")
 """Projections that write to it: their left singular vectors lie in it."""

@@ -44,7 +44,8 @@ def explained(oracle: Oracle, layer: int, named: Mapping[str, Tensor]) -> float:
     A matrix is right if some module of the block maps an input x to an output that has x Mᵀ, up to a bias, among its
     columns. Queries, keys and values have to be those that attention is handed at position 0, where rotary embeddings
     do nothing, or what a norm makes of them; the output matrix has to read what attention gives, or what a gate makes
-    of it; act(gate x) · (up x) has to be what `down` reads, where the activation is a module.
+    of it; act(gate x) · (up x) has to be what `down` reads, where the activation is a module. Of latent attention see
+    `_latent`.
 
     Raises:
         WrongError: If a matrix acts on nothing in the block, or as another one than its name says.
@@ -58,8 +59,9 @@ def explained(oracle: Oracle, layer: int, named: Mapping[str, Tensor]) -> float:
             found[name] = maps[0]
         elif not any(weight.shape == matrix.shape and torch.equal(weight, matrix) for weight in silent):
             raise WrongError(math.inf, f"{name} of block {layer} is no map of any module in it")
-    worst = 0.0
-    for name, handed in (("q", seen.query), ("k", seen.key), ("v", seen.value)) if seen is not None else ():
+    worst = _latent(layer, found, taps, seen) if "kv_a" in found and seen is not None else 0.0
+    roles = (("q", seen.query), ("k", seen.key), ("v", seen.value)) if seen is not None else ()
+    for name, handed in () if "kv_a" in found else roles:
         if name in found:
             same = found[name][1].numel() == handed[0].numel()
             error = _handed(found[name][1], handed[0], taps) if same else math.inf
@@ -100,6 +102,68 @@ def _taps(oracle: Oracle, layer: int) -> tuple[list[Tap], list[Tensor], Seen | N
         return taps, silent, None
     call = slice(start, end)
     return taps, silent, Seen(seen.query[call], seen.key[call], seen.value[call], seen.output[call])
+
+
+def _latent(layer: int, found: Mapping[str, tuple[Tap, Tensor]], taps: list[Tap], seen: Seen) -> float:
+    """The largest error of the matrices of latent attention.
+
+    All that read the stream have to read one tensor. What the spreading matrices read has to be a module's output on
+    the columns of `q_a` or `kv_a`: their norm. At position 0 the queries have to be those that attention is handed, the
+    keys `k_b` of each head followed by the one `k_rot`, the values `v_b`; a rotary embedding may reorder the
+    coordinates of the rotary part there.
+
+    Raises:
+        WrongError: If one of these is not so.
+    """
+    worst = 0.0
+
+    def require(error: float, what: str, tolerance: float = FLOAT64) -> None:
+        nonlocal worst
+        worst = max(worst, error)
+        if not error <= tolerance:
+            raise WrongError(error, f"{what} of block {layer}")
+
+    read = found["kv_a"][0].given
+    for name in ("q_a", "k_rot", "q"):
+        if name in found:
+            require(relative(found[name][0].given, read), f"another input than that of kv_a enters {name}")
+    for name, latent in (("q_b", "q_a"), ("k_b", "kv_a"), ("v_b", "kv_a")):
+        if latent in found:
+            made, entered = found[latent][1], found[name][0].given
+            norms = [tap for tap in taps if tap.given.numel() == made.numel() == entered.numel()]
+            norms = [tap for tap in norms if relative(tap.given.reshape(made.shape), made) < FLOAT64]
+            ways = [relative(tap.gave.reshape(entered.shape), entered) for tap in norms]
+            require(min(ways, default=math.inf), f"no norm of {latent} gives what {name} reads")
+    windows, heads, length, _ = seen.query[0].shape
+    first = {
+        name: columns.reshape(windows, length, -1)[:, 0].unflatten(-1, (1 if name == "k_rot" else heads, -1))
+        for name, (_, columns) in found.items()
+        if name in ("q", "q_b", "k_b", "k_rot", "v_b")
+    }
+    rotary = first["k_rot"].shape[-1]
+    keys = torch.cat([first["k_b"], first["k_rot"].expand(-1, heads, -1)], -1)
+    for what, columns, handed in (
+        ("the queries", first.get("q_b", first.get("q")), seen.query),
+        ("the keys", keys, seen.key),
+        ("the values", first["v_b"], seen.value),
+    ):
+        assert columns is not None
+        expected = handed[0][:, :, 0]
+        plain = columns.shape[-1] if what == "the values" else columns.shape[-1] - rotary
+        require(relative(columns[..., :plain], expected[..., :plain]), f"{what} that attention is handed", NORMED)
+        require(_reordered(columns[..., plain:], expected[..., plain:]), f"rotary part of {what}", NORMED)
+    return worst
+
+
+def _reordered(columns: Tensor, expected: Tensor) -> float:
+    """The error between two lists of columns, (window, head, n), in whatever order, the same for all heads."""
+    if not expected.shape[-1]:
+        return 0.0
+    ours, theirs = (part.movedim(-1, 0).flatten(1) for part in (columns, expected))
+    order = torch.cdist(theirs, ours).argmin(1)
+    if len(order.unique()) < len(order):
+        return math.inf
+    return relative(ours[order], theirs)
 
 
 def _handed(columns: Tensor, handed: Tensor, taps: list[Tap]) -> float:

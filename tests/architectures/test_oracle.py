@@ -148,6 +148,24 @@ def test_matrices_under_each_others_names_are_seen(llama, exchanged):
 
 
 @pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"q_b": lambda m: m["q_b"].roll(8, 0)}, "the queries that attention is handed"),
+        ({"k_b": lambda m: m["v_b"], "v_b": lambda m: m["k_b"]}, "the keys that attention is handed"),
+        ({"v_b": lambda m: m["v_b"].roll(1, 0)}, "the values that attention is handed"),
+        ({"q_a": lambda m: m["kv_a"]}, "no norm of q_a gives what q_b reads"),
+    ],
+)
+def test_matrices_of_latent_attention_under_each_others_names_are_seen(changed, said):
+    # values as wide as the keys of a head without the rotary part, so that shapes alone do not tell them apart
+    case = Case(zoo.tiny("deepseek_v3", layers=2, v_head_dim=8))
+    named = case.double.projections(1)
+    assert explained(case.oracle, 1, named) < 1e-6
+    with pytest.raises(Exception, match=said):
+        explained(case.oracle, 1, {**named, **{name: change(named) for name, change in changed.items()}})
+
+
+@pytest.mark.parametrize(
     ("raised", "outcome", "line"),
     [
         (InputError("a model must have layers, got none: pass another"), "refused", "a model must have layers"),

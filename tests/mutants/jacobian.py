@@ -32,11 +32,25 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (NEOX, [("attention.add_(mlp) if standard.parallel", "attention if standard.parallel")]),
         (row("granite"), [("matrix.mul_(factor)", "matrix")]),
         (row("bitnet"), [("neurons if inner is None else inner.times(neurons)", "neurons")]),
+        (row("youtu"), [("columns.append(norm.after(_mixed(", "columns.append((_mixed(")]),
+        (row("sarvam_mla"), [("mixed += torch.cat(columns, -1) @", "mixed += 0 * torch.cat(columns, -1) @")]),
+        (
+            row("diffllama"),
+            [('pairs, heads = Pairs(projections["o"].module), heads // 2', "pairs, heads = None, heads // 2")],
+        ),
+        (
+            "tests/jacobian/test_rows.py::test_a_detached_first_position_is_linear",
+            [("form.head_norm is not None and", "False and")],
+        ),
         (row("afmoe"), [('sizes["attention_gate"] = heads', 'sizes["attention_gate"] = 1')]),
         (row("qwen2_moe"), [("written += experts.shared_gate[rows] *", "written += 0 * experts.shared_gate[rows] *")]),
     ],
-    "probe/jacobian/primal.py": [
+    "probe/jacobian/between.py": [
         (LLAMA, [("by_head.permute(3, 0, 2, 1, 4)", "by_head.permute(0, 3, 2, 1, 4)")]),
+        (row("minicpm3"), [("return columns.reshape(", "return 0 * columns.reshape(")]),
+    ],
+    "probe/jacobian/primal.py": [
+        (row("axk1"), [("if norm is not None and norm.startswith(", "if norm is None and norm.startswith(")]),
         (OLMO, [("cores[name] = cores[name] * by_head(norm.scale)[..., 0][:, :, None]", "cores[name] = cores[name]")]),
         (NEOX, [("joint.index_select(-1, order.argsort())", "joint")]),
         (DETACHED, [('if detached and "gate" not in leaves:', "if False:")]),

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from probe import InputError, weights
+from probe import InputError, capture, weights
 from probe.model import first_tensor, load_model
 from probe.spectra.singular import Method, product_triplets
 from probe.weights.twins import Initialiser
+from tests.architectures import zoo
 from tests.model.test_model import ATTENTION, PROJECTIONS, rotary, zero_biases
 from tests.plant.gguf_file import write_gguf
 from tests.plant.hub_cache import add_model
@@ -194,6 +195,52 @@ def test_ov_is_what_attention_does_to_a_text_of_one_token(architecture: str, tmp
     with torch.no_grad():
         own = first_tensor(attention(hidden_states=x, attention_mask=None, **options))
     torch.testing.assert_close(x @ weights.matrix_of(opened, 1, "ov").mT, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None}])
+def test_latent_attention_is_rebuilt_from_a_file(changes: dict[str, object], tmp_path: Path) -> None:
+    """Of one token the values alone count: W_O W_VB (γ_c ⊙ c / rms c) with c = W_KVA (γ ⊙ x / rms x)."""
+    module = zoo.tiny("youtu", **changes)
+    opened = weights.open_weights(checkpoint_folder(tmp_path, module))
+    queries = "q" if changes else "q_a q_b"
+    # in the order of the row
+    assert " ".join(opened.stored) == f"{queries} kv_a k_rot k_b v_b o gate up down"
+    assert "ov" not in weights.heads.names_of(opened)
+    model = load_model(module)
+    sites = ["blocks.1.hook_resid_pre", "blocks.1.hook_attn_out"]
+    found = capture(model, torch.tensor([[40], [41], [42]]), sites=sites)
+    x, own = found[sites[0]][:, 0], found[sites[1]][:, 0]
+
+    def standard(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    folded = {name: weights.bases.prepared(opened, 1, name, folded=True) for name in ("kv_a", "v_b")}
+    latent = standard(x) @ folded["kv_a"].mT
+    values = standard(latent) @ folded["v_b"].mT
+    at_once = x @ (folded["v_b"] @ folded["kv_a"]).mT  # up to one positive number a token
+    torch.testing.assert_close(nn.functional.cosine_similarity(at_once, values), torch.ones(3))
+    rebuilt = values @ opened.matrix(1, "o").mT
+    torch.testing.assert_close(rebuilt, own, rtol=1e-3, atol=1e-4)
+    by_head = zip(weights.head_views(opened, 1, "o"), weights.head_views(opened, 1, "v_b"), strict=True)
+    whole = opened.matrix(1, "o") @ opened.matrix(1, "v_b")
+    torch.testing.assert_close(sum(out @ values for out, values in by_head), whole)
+    shapes = {name: tuple(opened.matrix(1, name).shape) for name in ("kv_a", "k_rot", "k_b", "v_b")}
+    config = module.config
+    heads, rank, plain = config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim
+    assert shapes == {
+        "kv_a": (rank, WIDTH),
+        "k_rot": (config.qk_rope_head_dim, WIDTH),
+        "k_b": (heads * plain, rank),
+        "v_b": (heads * config.v_head_dim, rank),
+    }
+    (part,) = model.support.left_out
+    assert part.what == ("k, v" if changes else "q, k, v")
+    assert part.why.endswith("k_b, v_b make them of normed latents")
+
+
+def test_heads_that_act_in_pairs_have_no_composites() -> None:
+    assert weights.weights_of(load_model(zoo.tiny("diffllama"))).heads is None
+    assert weights.weights_of(load_model(zoo.tiny("internlm3"))).heads == weights.heads.Heads(4, 2)
 
 
 @pytest.mark.parametrize("architecture", STANDARD)

@@ -15,26 +15,36 @@ _WIDE = replace(FORM, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm"
 _GATED = Projection("self_attn.q_proj", "q", Cut(("q", "attention_gate"), "heads"))
 
 
-def _sparse(
+def sparse(
     block: BlockLayout = BLOCK,
     mixture: str = "mlp",
     *,
     shared: str | None = None,
     shared_gate: str | None = None,
 ) -> BlockLayout:
-    """A block whose MLP is a mixture of experts, with an MLP under the path `shared` beside them."""
+    """Put a mixture of experts in the place of a block's MLP.
+
+    Args:
+        block: The block.
+        mixture: Path of the mixture.
+        shared: Path of an MLP that is added to the experts.
+        shared_gate: Path of that MLP's gate.
+
+    Returns:
+        The block with the experts.
+    """
     within = {} if shared is None else {name: f"{shared}.{name}_proj" for name in ("gate", "up", "down")}
     experts = Experts(f"{mixture}.experts", separate(**within), shared_gate)
     sites = dict(block.sites)
     if sites["hook_mlp_out"].module == "mlp":
         sites["hook_mlp_out"] = replace(sites["hook_mlp_out"], module=mixture)
-    projections = {name: matrix for name, matrix in block.projections.items() if name in "qkvo"}
+    projections = {name: matrix for name, matrix in block.projections.items() if name not in ("gate", "up", "down")}
     form = block.form
     assert form is not None
     return replace(block, sites=sites, projections=projections, form=replace(form, experts=experts))
 
 
-_SHARED = _sparse(shared="mlp.shared_experts")
+_SHARED = sparse(shared="mlp.shared_experts")
 _BOTH = replace(
     BLOCK,
     sites={
@@ -61,28 +71,28 @@ _AFMOE = replace(
 )
 
 ROWS: Mapping[str, Layout] = MappingProxyType({
-    **{name: llama(_sparse()) for name in ("mixtral", "phimoe", "mellum", "gpt_oss")},
-    "qwen3_moe": llama(_sparse(), BLOCK),
-    "qwen2_moe": llama(_sparse(shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"), BLOCK),
-    "flint": llama(_sparse(shared="mlp.shared_expert"), BLOCK),
-    "hunyuan_v1_moe": llama(_sparse(shared="mlp.shared_mlp"), BLOCK),
+    **{name: llama(sparse()) for name in ("mixtral", "phimoe", "mellum", "gpt_oss")},
+    "qwen3_moe": llama(sparse(), BLOCK),
+    "qwen2_moe": llama(sparse(shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"), BLOCK),
+    "flint": llama(sparse(shared="mlp.shared_expert"), BLOCK),
+    "hunyuan_v1_moe": llama(sparse(shared="mlp.shared_mlp"), BLOCK),
     **{
         name: llama(_SHARED, BLOCK)
         for name in ("glm4_moe", "dots1", "ernie4_5_moe", "exaone_moe", "hy_v3", "solar_open")
     },
-    "olmoe": llama(_sparse(replace(BLOCK, form=_WIDE))),
-    "minimax_m2": llama(_sparse(replace(BLOCK, form=_WIDE))),
-    "flex_olmo": llama(_sparse(OUT_NORMS)),
-    "granitemoe": llama(_sparse(scaled(BLOCK, "residual_multiplier"), "block_sparse_moe")),
-    "cohere2_moe": llama(_sparse(PARALLEL, shared="mlp.shared_experts"), PARALLEL),
+    "olmoe": llama(sparse(replace(BLOCK, form=_WIDE))),
+    "minimax_m2": llama(sparse(replace(BLOCK, form=_WIDE))),
+    "flex_olmo": llama(sparse(OUT_NORMS)),
+    "granitemoe": llama(sparse(scaled(BLOCK, "residual_multiplier"), "block_sparse_moe")),
+    "cohere2_moe": llama(sparse(PARALLEL, shared="mlp.shared_experts"), PARALLEL),
     "laguna": llama(
         *(
             replace(block, form=replace(block.form or FORM, attention_gate=Projection("self_attn.g_proj")))
             for block in (_SHARED, BLOCK)
         )
     ),
-    "kolibri1": llama(_sparse(_BOTH, shared="mlp.shared_experts"), _BOTH),
-    "afmoe": llama(_sparse(_AFMOE, shared="mlp.shared_experts"), _AFMOE),
+    "kolibri1": llama(sparse(_BOTH, shared="mlp.shared_experts"), _BOTH),
+    "afmoe": llama(sparse(_AFMOE, shared="mlp.shared_experts"), _AFMOE),
     "dbrx": Layout(
         blocks="transformer.blocks",
         embedding="transformer.wte",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -29,6 +29,21 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """A latent between the stream and the heads: a matrix reads the stream, a norm follows, a matrix spreads it.
+
+    Attributes:
+        reader: The projection that makes the latent of the stream.
+        norm: Path of the norm of the latent.
+        spreader: The projection that makes queries, keys or values of the normed latent.
+    """
+
+    reader: str
+    norm: str
+    spreader: str
+
+
+@dataclass(frozen=True)
 class Form:
     """Paths of the norms inside a standard block, and of its experts.
 
@@ -44,6 +59,9 @@ class Form:
         mlp_out_norm: The norm after the MLP.
         query_norm: The norm of the queries of all heads together. (A norm of each head needs no path.)
         key_norm: The norm of the keys of all heads together.
+        latents: The latents of which queries, keys and values are made, by "q", "k" and "v".
+        paired_heads: Whether heads h and h + H/2 write together (differential attention).
+        head_norm: The norm of what each head writes, or each pair of heads.
         attention_gate: The matrix of a gate between attention and the matrix `o`, which reads what attention reads.
         attention_inner_norm: The norm of what enters the matrix `o`.
         mlp_inner_norm: The norm of what enters the matrix `down`.
@@ -58,6 +76,9 @@ class Form:
     mlp_out_norm: str | None = None
     query_norm: str | None = None
     key_norm: str | None = None
+    latents: Mapping[str, Latent] = field(default_factory=dict)
+    paired_heads: bool = False
+    head_norm: str | None = None
     attention_gate: Projection | None = None
     attention_inner_norm: str | None = None
     mlp_inner_norm: str | None = None
@@ -72,12 +93,17 @@ class Form:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """Paths of the norms of the stream and of what the sub-layers write, each once."""
-        inner = (self.attention_inner_norm, self.mlp_inner_norm)
-        return (*self.stream_norms, *(path for path in inner if path is not None))
+        """Paths of the norms that stay where attention probabilities are fixed, each once."""
+        inner = (self.attention_inner_norm, self.mlp_inner_norm, self.head_norm)
+        return (*self.stream_norms, *self.latent_norms, *(path for path in inner if path is not None))
+
+    @property
+    def latent_norms(self) -> tuple[str, ...]:
+        """Paths of the norms of latents, each once."""
+        return tuple(dict.fromkeys(latent.norm for latent in self.latents.values()))
 
 
-_INNER = ("query_norm", "key_norm", "attention_inner_norm", "mlp_inner_norm")
+_INNER = ("query_norm", "key_norm", "head_norm", "attention_inner_norm", "mlp_inner_norm")
 
 
 def form_of(form: Form, block: nn.Module) -> Form:
@@ -91,7 +117,7 @@ def form_of(form: Form, block: nn.Module) -> Form:
         The block's form.
     """
     paths = dict(block.named_modules())
-    missing = {name: None for name in _INNER if getattr(form, name) not in paths}
+    missing: dict[str, Any] = {name: None for name in _INNER if getattr(form, name) not in paths}
     experts = form.experts
     if experts is not None:
         shared = {name: matrix for name, matrix in experts.shared.items() if matrix.module in paths}

@@ -22,6 +22,11 @@ from torch import Tensor, nn
 from probe.model.architectures.form import Form, form_of
 from probe.model.hooks import Side
 
+LATENT_READERS = ("q_a", "kv_a", "k_rot")
+"""Matrices with which latent attention reads the stream: of queries, of keys and values, and the keys' rotary part."""
+SPREADERS = ("q_b", "k_b", "v_b")
+"""Matrices that make queries, keys and values of a normed latent."""
+
 
 @dataclass(frozen=True)
 class SitePath:
@@ -62,11 +67,14 @@ class Cut:
         groups: Number of groups; or "heads", one for each; or "key heads": one for each, with its queries, its key and
             its value.
         output: Path of the module `o`, whose input tells the width of a head; None for equal parts.
+        read: The one of two parts that another module reads, and that module's path: in each group the part is as wide
+            as the group's share of that module's input, and the other part is the rest.
     """
 
     parts: tuple[str, ...]
     groups: int | Literal["heads", "key heads"] = 1
     output: str | None = None
+    read: tuple[str, str] | None = None
 
     def rows(self, part: str, block: nn.Module, total: int, heads: int) -> Tensor:
         """Find the rows of a part.
@@ -88,7 +96,11 @@ class Cut:
             sizes = [heads if name == "q" else key_heads for name in self.parts]
         assert isinstance(groups, int)
         unit = total // sum(sizes)
-        pieces = torch.arange(total).reshape(groups, -1).split([size * unit // groups for size in sizes], dim=1)
+        widths = [size * unit // groups for size in sizes]
+        if self.read is not None:
+            width = matrix_of(block.get_submodule(self.read[1])).shape[1] // groups
+            widths = [width if name == self.read[0] else total // groups - width for name in self.parts]
+        pieces = torch.arange(total).reshape(groups, -1).split(widths, dim=1)
         rows: Tensor = pieces[self.parts.index(part)].reshape(-1)
         return rows
 
@@ -110,6 +122,32 @@ def matrix_of(linear: nn.Module) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """The order of the rows of a matrix in which heads h and h + H/2 follow each other.
+
+    Attributes:
+        output: Path of the module `o`, whose input tells the width of a head.
+    """
+
+    output: str
+
+    def rows(self, part: str, block: nn.Module, total: int, heads: int) -> Tensor:
+        """Find the order.
+
+        Args:
+            part: Not used.
+            block: The block.
+            total: Number of rows.
+            heads: Number of pairs of query heads.
+
+        Returns:
+            Indices of all rows.
+        """
+        width = matrix_of(block.get_submodule(self.output)).shape[1] // (2 * heads)
+        return torch.arange(total).reshape(2, -1, width).transpose(0, 1).reshape(-1)
+
+
+@dataclass(frozen=True)
 class Projection:
     """A matrix of a block, or one part of a joint matrix.
 
@@ -121,7 +159,7 @@ class Projection:
 
     module: str
     part: str = ""
-    cut: Cut | None = None
+    cut: Cut | Pairs | None = None
 
     def rows(self, block: nn.Module, heads: int) -> Tensor | None:
         """Find the rows of the module's matrix that are the projection's, in the order of the heads.
@@ -195,8 +233,10 @@ class BlockLayout:
         """
         if self.form is None:
             return "norm" if self.recurrent and projection == "in" else None
-        paths = dict.fromkeys("qkv", self.form.attention_norm) | dict.fromkeys(("gate", "up"), self.form.mlp_norm)
+        readers = ("q", "k", "v", *LATENT_READERS)
+        paths = dict.fromkeys(readers, self.form.attention_norm) | dict.fromkeys(("gate", "up"), self.form.mlp_norm)
         paths |= {"o": self.form.attention_out_norm, "down": self.form.mlp_out_norm}
+        paths |= {latent.spreader: latent.norm for latent in self.form.latents.values()}
         return paths.get(projection)
 
     def fits(self, block: nn.Module) -> bool:
@@ -210,7 +250,7 @@ class BlockLayout:
         """
         paths = [site.module for site in self.sites.values()]
         if self.form is not None:
-            paths += self.form.stream_norms
+            paths += [*self.form.stream_norms, *self.form.latent_norms]
             paths += [] if self.form.experts is None else [self.form.experts.module]
         return all(_has(block, path) for path in paths)
 

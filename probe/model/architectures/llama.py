@@ -107,11 +107,12 @@ _GLM = replace(BLOCK, projections={**BLOCK.projections, **joint_gate_up("mlp.gat
 
 _AS_LLAMA = (
     *("llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "smollm3", "gemma", "olmo", "helium", "cwm"),
-    *("hunyuan_v1_dense", "seed_oss", "ernie4_5", "exaone"),
+    *("hunyuan_v1_dense", "seed_oss", "ernie4_5", "exaone", "internlm3"),
 )
 
 ROWS: Mapping[str, Layout] = MappingProxyType({
     **{name: llama(BLOCK) for name in _AS_LLAMA},
+    "diffllama": llama(replace(BLOCK, form=replace(FORM, paired_heads=True, head_norm="self_attn.groupnorm"))),
     "granite": llama(scaled(BLOCK, "residual_multiplier")),
     "granite_swa": llama(scaled(BLOCK, "residual_multiplier")),
     "gemma2": llama(BOTH_NORMS),
