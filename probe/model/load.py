@@ -128,7 +128,10 @@ def _looked_at(model: HuggingFaceModel) -> Layout:
     blocks = cast("nn.ModuleList", model.module.get_submodule(found.blocks))
     seen: list[dict[str, Matrix]] | None = None
     for layer, (block, sums) in enumerate(zip(blocks, found.sums, strict=True)):
-        kind = replace(stated.at(layer, block), sites=sums.sites, parallel=sums.parallel, scale=sums.scale)
+        sites = {**sums.sites, **found.mixtures[layer]}
+        if "hook_mlp_out" in sites:  # in the order of the pass it comes behind what happens inside the MLP
+            sites["hook_mlp_out"] = sites.pop("hook_mlp_out")
+        kind = replace(stated.at(layer, block), sites=sites, parallel=sums.parallel, scale=sums.scale)
         if not kind.projections or _is_joined(kind, block):
             if seen is None:
                 tokens = probe_tokens(found.n_vocab).to(model.device)
