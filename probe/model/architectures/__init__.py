@@ -24,11 +24,13 @@ from probe.model.architectures.layout import (
     number_of,
 )
 from probe.model.architectures.norms import NormLaw, gain_of, law_of
+from probe.model.architectures.stacks import ExpertStack, experts_in
 
 __all__ = [
     "ARCHITECTURES",
     "BlockLayout",
     "Cut",
+    "ExpertStack",
     "Experts",
     "Form",
     "Layout",
@@ -36,6 +38,7 @@ __all__ = [
     "NormLaw",
     "Projection",
     "SitePath",
+    "experts_in",
     "gain_of",
     "law_of",
     "matrix_of",
