@@ -132,7 +132,7 @@ def best_cosines(a: Float[Tensor, "n i"], b: Float[Tensor, "n j"]) -> Float[Tens
 def assigned(
     cosines: Float[np.ndarray, "one other"],
 ) -> tuple[Float[np.ndarray, " one"], Int[np.ndarray, " one"]]:
-    """Pair vectors with others, one to one, so that the sum of their |cos| is largest: continuity up to an order.
+    """Match vectors with others, one to one, so that the sum of their |cos| is largest: continuity up to an order.
 
     Args:
         cosines: |cos| of all pairs, as many rows as columns. O(n³).
