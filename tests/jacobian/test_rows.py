@@ -102,8 +102,9 @@ def test_variants_compose_it_too(name, changes, float64_throughout):
     require_exact(tiny(name, **changes))
 
 
-def test_frozen_routing_holds_the_weights_of_the_experts(float64_throughout):
-    module = tiny("mixtral")
+@pytest.mark.parametrize("name", ["mixtral", "dbrx"])
+def test_frozen_routing_holds_the_weights_of_the_experts(name, float64_throughout):
+    module = tiny(name)
     model, tokens = load_model(module), torch.arange(3, 10)[None]
     frozen, analytic, live = (
         block_jacobian(model, tokens, 1, [POSITION], method=method, routing=routing, dtype=torch.float64)
