@@ -99,7 +99,8 @@ class ExpertWeights:
         """Read matrices that share an axis with the experts: of DBRX, whose activation is a module."""
 
         def every(name: str) -> Tensor:
-            matrices = module.get_parameter(stack.parameters[name]).unflatten(0, (stack.count, -1))
+            whole: Tensor = module.get_parameter(stack.parameters[name])
+            matrices = whole.reshape(stack.count, -1, whole.shape[1])
             return matrices.mT if name in stack.transposed else matrices
 
         return cls(module, torch.cat([every("gate"), every("up")], 1), every("down"), gated=True, interleaved=False)
