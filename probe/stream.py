@@ -1,4 +1,4 @@
-"""States of the residual stream, captured with forward hooks.
+"""States of the residual stream, and other tensors of the pass, captured with forward hooks.
 
 A hook copies a tensor and changes nothing: the hooked pass equals the plain one to the bit. Hooks live in context
 managers and are removed when these end, also after an exception. A capture runs the module without its head.
@@ -7,7 +7,6 @@ managers and are removed when these end, also after an exception. A capture runs
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -46,7 +45,7 @@ def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tens
         sites: Names of sites.
 
     Yields:
-        A dict, empty at first, that gets the latest copy of each site, (windows, positions, d_model), detached.
+        A dict, empty at first, that gets the latest copy of each site, (windows, positions, ...), detached.
     """
     seen: dict[str, Tensor] = {}
 
@@ -61,10 +60,12 @@ def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tens
 class ResidualStream:
     """Captured states by site: `stream["blocks.3.hook_resid_pre"]` is (windows, positions, d_model).
 
+    Sites of a mixture of experts have axes of their own behind windows and positions (`probe.model.mixtures`).
+
     Attributes:
         sites: The names, in the order of the forward pass.
         shape: Windows, positions, d_model.
-        dtype: Dtype of the states.
+        dtype: Dtype of the states; indices of experts are int64.
         directory: Folder of the shards; None for a stream in memory.
     """
 
@@ -80,7 +81,7 @@ class ResidualStream:
 
     def _repr_html_(self) -> str:
         windows, positions, width = self.shape
-        memory = display.size(len(self.sites) * math.prod(self.shape) * self.dtype.itemsize)
+        memory = display.size(sum(self._bytes))
         ends = self.sites if len(self.sites) < 3 else (self.sites[0], "…", self.sites[-1])
         return display.table(
             "Residual stream",
@@ -92,7 +93,13 @@ class ResidualStream:
             },
         )
 
-    def __getitem__(self, site: str) -> Float[Tensor, "window position d_model"]:
+    @property
+    def _bytes(self) -> list[int]:
+        if self.directory is not None:
+            return [_shard(self.directory, number).stat().st_size for number in range(len(self._starts))]
+        return [states.numel() * states.itemsize for states in self._states.values()]
+
+    def __getitem__(self, site: str) -> Shaped[Tensor, "window position ..."]:
         """Return the states at a site; a stream on disk reads that site only, and reads it again at every call.
 
         Args:
@@ -107,12 +114,15 @@ class ResidualStream:
         self._require(site)
         if self.directory is None:
             return self._states[site]
-        states = torch.empty(self.shape, dtype=self.dtype)
+        states: Tensor | None = None
         for windows, part in self.parts(site):
+            if states is None:
+                states = part.new_empty((self.shape[0], *part.shape[1:]))
             states[windows] = part
+        assert states is not None
         return states
 
-    def parts(self, site: str) -> Iterator[tuple[slice, Float[Tensor, "part position d_model"]]]:
+    def parts(self, site: str) -> Iterator[tuple[slice, Shaped[Tensor, "part position ..."]]]:
         """Iterate over a site's states in the batches of the capture, with one in memory at a time.
 
         Args:
@@ -182,12 +192,12 @@ def capture(
     Args:
         model: The model.
         windows: Windows of equal length, or their tokens, int64 (windows, positions).
-        sites: Full names ("blocks.3.hook_mlp_out", "ln_final.hook_in"), or short names inside a block ("hook_mlp_out"),
-            which are captured at each of `layers`. By default `hook_resid_pre` at each layer, and `hook_resid_post` of
-            the deepest: the states at all depths.
+        sites: Full names ("blocks.3.hook_mlp_out", "ln_final.hook_in"), or short names inside a block ("hook_mlp_out",
+            "mlp.hook_router_logits"), which are captured at each of `layers`. By default `hook_resid_pre` at each
+            layer, and `hook_resid_post` of the deepest: the states at all depths.
         layers: The layers of short names, all by default.
         batch_size: Windows in a pass.
-        dtype: "float32" (default), or "model" for the model's own dtype.
+        dtype: "float32" (default), or "model" for the model's own dtype; integers stay int64.
         out: An empty or new folder to stream the states to, in shards of one batch (safetensors).
         quiet: Show no progress bar on standard error.
 
@@ -211,19 +221,15 @@ def capture(
     shape = (tokens.shape[0], tokens.shape[1], model.d_model)
     directory = None if out is None else _new_folder(Path(out))
     starts = tuple(range(0, shape[0], batch_size))
-    states = {} if directory is not None else {name: torch.empty(shape, dtype=kept) for name in names}
+    states: dict[str, Tensor] = {}
     with torch.no_grad():
         for number, start in enumerate(tqdm(starts, desc="capture", unit="batch", disable=quiet)):
             batch = tokens[start : start + batch_size]
-            empty = (*batch.shape, model.d_model)
-            target = {
-                name: states[name][start : start + batch_size] if states else torch.empty(empty, dtype=kept)
-                for name in names
-            }
-            with hooked(watched, _Filler(target, start)):
+            filler = _Filler(states, kept, start, shape[0]) if directory is None else _Filler({}, kept, start)
+            with hooked(watched, filler):
                 model.final_states(batch)
             if directory is not None:
-                _save(target, _shard(directory, number))
+                _save(filler.target, _shard(directory, number))
     if directory is not None:
         index = {"sites": names, "shape": shape, "dtype": str(kept).removeprefix("torch."), "starts": starts}
         (directory / _INDEX).write_text(json.dumps(index), encoding="utf-8")
@@ -243,15 +249,32 @@ def _tokens_of(model: LanguageModel, windows: TokenWindows | Tensor) -> Int[Tens
 
 @dataclass(frozen=True)
 class _Filler:
-    """Copies each site's tensor into the target, and refuses the first one that is not finite."""
+    """Copies each site's tensor into the target, and refuses the first one that is not finite.
 
-    target: Mapping[str, Tensor]
+    Attributes:
+        target: The tensors by site, made as the first one comes.
+        dtype: The dtype of what is not an integer.
+        first_window: The window with which the batch begins.
+        windows: Number of windows in the target; None: those of the batch, and no others.
+    """
+
+    target: dict[str, Tensor]
+    dtype: torch.dtype
     first_window: int
+    windows: int | None = None
 
     def __call__(self, site: Site, tensor: Tensor) -> None:
-        self.target[site.name].copy_(tensor)
+        floating = tensor.is_floating_point()
+        if site.name not in self.target:
+            size = (self.windows or len(tensor), *tensor.shape[1:])
+            self.target[site.name] = torch.empty(size, dtype=self.dtype if floating else torch.int64)
+        start = 0 if self.windows is None else self.first_window
+        self.target[site.name][start : start + len(tensor)].copy_(tensor)
         # The sum of finite entries is finite unless it overflows, so every entry is tested only if the sum is not.
-        if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not (finite := torch.isfinite(tensor)).all():
+        if not floating or torch.isfinite(tensor.sum(dtype=torch.float32)):
+            return
+        finite = torch.isfinite(tensor)
+        if not finite.all():
             window = self.first_window + int((~finite).flatten(1).any(1).nonzero()[0])
             where = "after the last layer" if site.layer is None else f"at layer {site.layer}"
             raise InputError(
@@ -274,12 +297,17 @@ def _site_names(model: LanguageModel, sites: Sequence[str] | None, layers: Seque
         wanted = [
             name
             for site in sites
-            for name in ([site] if "." in site else [f"blocks.{layer}.{site}" for layer in chosen])
+            for name in ([site] if _is_full(site) else [f"blocks.{layer}.{site}" for layer in chosen])
         ]
     for name in wanted:
         model.site(name)
     order = {name: index for index, name in enumerate(model.sites)}
     return tuple(sorted(set(wanted), key=order.__getitem__))
+
+
+def _is_full(site: str) -> bool:
+    """Tell whether a name says where it is; names inside a block may have a dot of their own."""
+    return "." in site and not site.startswith("mlp.")
 
 
 def _shard(directory: Path, number: int) -> Path:

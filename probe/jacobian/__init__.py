@@ -25,6 +25,9 @@ all other code, such as a TransformerBridge                 jacrev    1
 A composed Jacobian is proved once a block, against a backward pass through the block's own code; a block that fails the
 proof takes the next method. Rows are in `probe.model.architectures`.
 
+In a mixture of experts the choice of a position's experts is constant, and `routing_margin` says how far it is from
+another one: at a tie there is no derivative.
+
 The ratio grows with d: on SmolLM2-135M (d = 576) it was 299.
 """
 
@@ -36,6 +39,7 @@ from probe.jacobian.block import (
     norm_gains,
     recorded_jacobian,
 )
+from probe.jacobian.margins import routing_margin
 from probe.jacobian.operators import operator
 from probe.jacobian.options import MEMORY, JacobianOptions, method_of
 from probe.jacobian.products import MeanJacobian, cumulative_jacobian, mean_jacobian
@@ -55,6 +59,7 @@ __all__ = [
     "norm_gains",
     "operator",
     "recorded_jacobian",
+    "routing_margin",
     "site_jacobian",
 ]
 

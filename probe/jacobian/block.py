@@ -73,8 +73,9 @@ def block_jacobian(
         dtype: `torch.float32` or `torch.float64`, of the arithmetic and of the result. Where the model has another
             dtype, a copy of the block is cast. Model code that computes in float32 (Llama's norms, for example) still
             does so in "jacrev" and "frozen".
-        routing: In a mixture of experts the choice of a position's experts is constant. "live": their weights are
-            differentiated. "frozen": the weights are held fixed too.
+        routing: In a mixture of experts the choice of a position's experts is constant; how far it is from another
+            one, `probe.jacobian.routing_margin` says. "live": their weights are differentiated. "frozen": the weights
+            are held fixed too.
 
     Returns:
         J, (W, P, d, d), on the model's device.

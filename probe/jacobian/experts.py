@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.jacobian.between import derivative_by_column
+from probe.model.architectures import ExpertStack, experts_in
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ class ExpertWeights:
             InputError: If the module holds its experts in another way.
         """
         experts: Any = module
+        stack = experts_in(module)
+        if stack is not None and stack.flat:
+            return cls._of_flat(module.get_submodule(stack.module), stack)
         inner = getattr(experts, "gate_up_proj", getattr(experts, "up_proj", None))
         if not (isinstance(inner, Tensor) and inner.ndim == 3 and hasattr(experts, "has_gate")):
             raise InputError(
@@ -91,9 +95,24 @@ class ExpertWeights:
             inner, down = inner.mT, down.mT
         return cls(module, inner, down, experts.has_gate, not experts.is_concatenated)
 
+    @classmethod
+    def _of_flat(cls, module: nn.Module, stack: ExpertStack) -> ExpertWeights:
+        """Read matrices that share an axis with the experts: of DBRX, whose activation is a module."""
+
+        def every(name: str) -> Tensor:
+            whole: Tensor = module.get_parameter(stack.parameters[name])
+            matrices = whole.reshape(stack.count, -1, whole.shape[1])
+            return matrices.mT if name in stack.transposed else matrices
+
+        return cls(module, torch.cat([every("gate"), every("up")], 1), every("down"), gated=True, interleaved=False)
+
     def active(self, before: Tensor) -> Tensor:
         """Apply the experts' activation and gate to pre-activations."""
         experts: Any = self.module
+        if not hasattr(experts, "_apply_gate"):
+            gate, up = before.chunk(2, -1)
+            ungated: Tensor = experts.activation_fn(gate) * up
+            return ungated
         active: Tensor = experts._apply_gate(before) if self.gated else experts.act_fn(before)
         return active
 
@@ -111,11 +130,12 @@ class ExpertWeights:
             The slopes, times the weights, and what each expert gives.
         """
         experts: Any = self.module
+        has_bias = getattr(experts, "has_bias", False)
         name = "gate_up_proj_bias" if self.gated else "up_proj_bias"
         before = states.new_empty((*choice.shape, self.inner.shape[1]))
         for expert in choice.unique().tolist():
             rows, places = (choice == expert).nonzero(as_tuple=True)
-            bias = getattr(experts, name)[expert] if experts.has_bias else None
+            bias = getattr(experts, name)[expert] if has_bias else None
             before[rows, places] = nn.functional.linear(states[rows], self.inner[expert], bias)
         with torch.enable_grad():
             point = before.flatten(0, 1).requires_grad_()
@@ -125,7 +145,7 @@ class ExpertWeights:
         given = states.new_empty((*choice.shape, self.down.shape[1]))
         for expert in choice.unique().tolist():
             rows, places = (choice == expert).nonzero(as_tuple=True)
-            bias = experts.down_proj_bias[expert] if experts.has_bias else None
+            bias = experts.down_proj_bias[expert] if has_bias else None
             given[rows, places] = nn.functional.linear(active[rows, places], self.down[expert], bias)
         return slopes.unflatten(0, choice.shape) * weights[..., None], given
 
@@ -179,7 +199,7 @@ def experts_primal(
     """
     states, choice, weights = called
     d, dtype = entering.shape[-1], entering.dtype
-    slopes, given = weights_of.at(states.detach(), choice, weights.detach().to(dtype))
+    slopes, given = weights_of.at(states.detach().reshape(-1, d), choice, weights.detach().to(dtype))
     weight_slopes = None
     if live and weights.requires_grad:
         gradients = [

@@ -115,7 +115,7 @@ def site_jacobian(
         tokens: Int64 (W, T).
         source: A site of the stream (`blocks.L.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`), or of an output
             that is added to it (`hook_attn_out`, `hook_mlp_out`, `hook_mixer_out`).
-        target: A later site of `model.sites`, or "logits".
+        target: A later site of the stream or of what is added to it, or "logits".
         positions: (P,) or (W, P), as in `probe.block_jacobian`.
         method: Of the whole blocks, as in `probe.block_jacobian`.
         chunk: As in `probe.block_jacobian`.
@@ -132,6 +132,11 @@ def site_jacobian(
     options.resolved(model)
     if target != LOGITS:
         model.site(target)
+    if target.startswith("blocks.") and _BLOCK_SITE.fullmatch(target) is None:  # inside a mixture of experts
+        raise InputError(
+            f"a target must be a tensor of the stream, or added to it, or the logits, got {target}: choose one such as "
+            "blocks.0.hook_mlp_out"
+        )
     layer, inside = _start(model, source)
     last, name = _end(model, target)
     replay.require_chain(model, min(layer, last), min(last + 1, model.n_layers))

@@ -1,7 +1,7 @@
 """Forward hooks that read tensors and change nothing.
 
-A *site* is a tensor of the forward pass: the first input or output of some module. Hooks live in context managers and
-are removed when it ends, also after an exception.
+A *site* is a tensor of the forward pass: an input or output of some module, or what is read of them. Hooks live in
+context managers and are removed when it ends, also after an exception.
 """
 
 from __future__ import annotations
@@ -9,12 +9,54 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 Side = Literal["input", "output"]
+
+
+@runtime_checkable
+class Reading(Protocol):
+    """A way to read a tensor of a module's call that is not its first input or output."""
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
+        """Return the tensor; `output` is None where the call is yet to run."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A `Reading` of one argument of a call.
+
+    Attributes:
+        key: Its index among the arguments by position, or its name.
+    """
+
+    key: int | str
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
+        """Return the argument."""
+        found = arguments[self.key] if isinstance(self.key, int) else named[self.key]
+        assert isinstance(found, Tensor)
+        return found
+
+
+@dataclass(frozen=True)
+class Item:
+    """A `Reading` of one item of a module's output.
+
+    Attributes:
+        index: Its index; 0 also where the output is a tensor.
+    """
+
+    index: int
+
+    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
+        """Return the item."""
+        found = output if isinstance(output, Tensor) else output[self.index]
+        assert isinstance(found, Tensor)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +68,10 @@ class Site:
         module: The module to hook.
         side: "input" for the module's first input, "output" for its (first) output.
         layer: The block's index; None outside the blocks.
-        block: The block around a tensor whose shape is (windows · positions, width); the block's input has the shape to
-            restore. None if the tensor is (windows, positions, width) already.
+        block: The block around a tensor whose shape is (windows · positions, ...); the block's input has the axes to
+            restore. None if the tensor is (windows, positions, ...) already.
         factor: What the block multiplies the tensor by before it adds it; what is read is the product.
+        reading: The way to read the tensor, if it is not the module's first input or output.
     """
 
     name: str
@@ -37,6 +80,7 @@ class Site:
     layer: int | None = None
     block: nn.Module | None = None
     factor: float = 1.0
+    reading: Reading | None = None
 
 
 Returned = Tensor | tuple[Any, ...] | list[Any]
@@ -105,7 +149,7 @@ def hooked(sites: Iterable[Site], receive: Callable[[Site, Tensor], None]) -> It
 
     Args:
         sites: The sites to read.
-        receive: Called with the site and its tensor (windows, positions, width), detached but not copied: the memory is
+        receive: Called with the site and its tensor (windows, positions, ...), detached but not copied: the memory is
             the model's.
 
     Yields:
@@ -122,23 +166,25 @@ def _register(stack: ExitStack, site: Site, receive: Callable[[Site, Tensor], No
 
     def take(tensor: Tensor) -> None:
         found = tensor.detach() if site.factor == 1 else tensor.detach() * site.factor
-        receive(site, found.view(shape[-1]) if site.block is not None else found)
+        receive(site, found.reshape(*shape[-1][:2], *found.shape[1:]) if site.block is not None else found)
 
     def before_block(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         shape[:] = [_first_input(arguments, named).shape]
 
-    def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        take(_first_input(arguments, named))
+    def before(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        reading = site.reading
+        take(_first_input(arguments, named) if reading is None else reading(module, arguments, named, None))
 
-    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        take(first_tensor(output))
+    def after(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        reading = site.reading
+        take(first_tensor(output) if reading is None else reading(module, arguments, named, output))
 
     if site.block is not None:
         stack.enter_context(site.block.register_forward_pre_hook(before_block, with_kwargs=True))
     if site.side == "input":
         stack.enter_context(site.module.register_forward_pre_hook(before, with_kwargs=True))
     else:
-        stack.enter_context(site.module.register_forward_hook(after))
+        stack.enter_context(site.module.register_forward_hook(after, with_kwargs=True))
 
 
 def _first_input(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:

@@ -18,11 +18,11 @@ from probe.errors import InputError
 from probe.model.architectures import BlockLayout, Layout, SitePath, number_of, query_heads
 from probe.model.hooks import Side, Site, evaluating
 from probe.model.looking import Found, look
-from probe.model.support import Support, support_of
+from probe.model.support import Support, spans, support_of
 
 # Defaults of a pass: without a cache, with named outputs.
 _PLAIN = {"use_cache": False, "return_dict": True}
-_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
+_SITE = re.compile(r"blocks\.(\d+)\.([\w.]+)")
 
 
 class LaidOut:
@@ -250,20 +250,28 @@ class HuggingFaceModel(LaidOut):
         Raises:
             InputError: If this architecture has no such site.
         """
+        inner = _SITE.fullmatch(name)
         if name not in self.sites:
+            short = "" if inner is None else inner[2]
+            having = [layer for layer in range(self.n_layers) if short in self._sites_of(layer)]
+            if having:
+                raise InputError(
+                    f"a site must be one of its block, and of this {self.architecture} blocks {spans(having)} have "
+                    f"{short}, got {name!r}: choose one of these layers"
+                )
             inside = ", ".join(dict.fromkeys(name for layer in range(self.n_layers) for name in self._sites_of(layer)))
             raise InputError(
                 f"a site must be one of this {self.architecture}'s, blocks.L.NAME with L below {self.n_layers} and "
                 f"NAME of {inside}, or ln_final.hook_in, ln_final.hook_out; got {name!r}"
             )
-        inner = _SITE.fullmatch(name)
         if inner is None:
             return Site(name, self.module.get_submodule(str(self.found.tail.norm)), _side(name))
         layer = int(inner[1])
         path = self._sites_of(layer)[inner[2]]
         block = self.blocks[layer]
         module = block.get_submodule(path.module)
-        return Site(name, module, path.side, layer, block if path.flat else None, number_of(block, path.factor))
+        around, factor = block if path.flat else None, number_of(block, path.factor)
+        return Site(name, module, path.side, layer, around, factor, path.reading)
 
     def projections(self, layer: int) -> dict[str, Tensor]:
         """Return the matrices of a block by name, joint ones taken apart.

@@ -143,7 +143,10 @@ def _looked_at(model: HuggingFaceModel) -> Layout:
     blocks = cast("nn.ModuleList", model.module.get_submodule(found.blocks))
     seen: list[dict[str, Matrix]] | None = None
     for layer, (block, sums) in enumerate(zip(blocks, found.sums, strict=True)):
-        kind = replace(stated.at(layer, block), sites=sums.sites, parallel=sums.parallel, scale=sums.scale)
+        sites = {**sums.sites, **found.mixtures[layer]}
+        if "hook_mlp_out" in sites:  # in the order of the pass it comes behind what happens inside the MLP
+            sites["hook_mlp_out"] = sites.pop("hook_mlp_out")
+        kind = replace(stated.at(layer, block), sites=sites, parallel=sums.parallel, scale=sums.scale)
         same = _that_multiply(kind, block, found.more)
         if len(same) < len(kind.projections):
             first = next(one.module for name, one in kind.projections.items() if name not in same)

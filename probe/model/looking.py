@@ -4,7 +4,8 @@ From the record of a pass (`probe.model.tracing`)
 
 - `blocks_in` finds the list of modules that all run once, each starting where the one before it ended: the blocks;
 - `tail_in` (`probe.model.tails`) follows the stream from the last block to the logits;
-- `sites_in` (`probe.model.sums`) finds the outputs that a block adds to the stream, and the stream between them.
+- `sites_in` (`probe.model.sums`) finds the outputs that a block adds to the stream, and the stream between them;
+- `mixture_in` (`probe.model.mixtures`) finds the router and the experts of a block that chooses among experts.
 
 Nothing is taken from names. A relation counts if it holds to rounding in the recorded tensors.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model.architectures import BlockLayout, Layout, number_of
+from probe.model.architectures import BlockLayout, Layout, SitePath, number_of
 from probe.model.hooks import evaluating
 from probe.model.matrices import doing_more
+from probe.model.mixtures import mixture_in
 from probe.model.sums import Sums, holds, sites_in
 from probe.model.tails import Tail, numbers_in, tail_in
 from probe.model.tracing import Call, Trace, equal, probe_tokens, tensor_in, traced
@@ -148,6 +150,7 @@ class Found:
         embedding: Path of the token embedding.
         tail: What follows the last block.
         sums: For each block, how its output is made.
+        mixtures: For each block, the sites of its mixture of experts; none where there is no mixture.
         d_model: Width of the stream.
         stream_dtype: Its dtype.
         n_vocab: Number of logits.
@@ -160,6 +163,7 @@ class Found:
     embedding: str
     tail: Tail
     sums: tuple[Sums, ...]
+    mixtures: tuple[Mapping[str, SitePath], ...]
     d_model: int
     stream_dtype: torch.dtype
     n_vocab: int
@@ -207,6 +211,8 @@ def look(module: nn.Module, stated: Layout | None = None) -> Found:
     assert end is not None
     _require_causal(module, tokens, f"{blocks}.{count - 1}", end)
     numbers = numbers_in(config)
+    with evaluating(module):
+        mixtures = tuple(mixture_in(trace, f"{blocks}.{index}") for index in range(count))
     return Found(
         blocks,
         trunk_in(module, trace, blocks),
@@ -216,6 +222,7 @@ def look(module: nn.Module, stated: Layout | None = None) -> Found:
             _sums_of(trace, block, f"{blocks}.{index}", numbers, None if stated is None else stated.at(index, block))
             for index, block in enumerate(cast("nn.ModuleList", module.get_submodule(blocks)))
         ),
+        mixtures,
         end.shape[-1],
         end.dtype,
         trace.logits.shape[-1],

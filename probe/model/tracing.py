@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class Call:
         start: Rank of the call's beginning among all beginnings and ends.
         end: Rank of its end.
         takes_tokens: Whether the tokens are among its arguments.
+        given: Its arguments by index or name: tensors with an entry a position, copied, and what is no tensor.
+        gave: Its outputs in their order, likewise; None in the place of all else.
     """
 
     module: nn.Module
@@ -38,6 +40,8 @@ class Call:
     takes_tokens: bool
     left: Tensor | None = None
     end: int = -1
+    given: Mapping[int | str, Any] = field(default_factory=dict)
+    gave: Sequence[Tensor | None] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +95,28 @@ def traced(module: nn.Module, tokens: Tensor, **kwargs: Any) -> Trace:
     open_calls: dict[str, list[int]] = {}
     clock = iter(range(10**9))
 
+    length = tokens.shape[1]
+
     def before(part: nn.Module, path: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = [*arguments, *named.values()]
         entered = first_floating(given)
         takes_tokens = any(isinstance(value, Tensor) and equal(value, tokens) for value in given)
         open_calls.setdefault(path, []).append(len(calls))
-        calls.append(Call(part, path, None if entered is None else entered.clone(), next(clock), takes_tokens))
+        by_key: dict[int | str, Any] = dict(enumerate(arguments)) | dict(named)
+        kept = {
+            key: _copied(value)
+            for key, value in by_key.items()
+            if not isinstance(value, Tensor) or _of_positions(value, length)
+        }
+        copy = None if entered is None else entered.clone()
+        calls.append(Call(part, path, copy, next(clock), takes_tokens, given=kept))
 
     def after(path: str, output: Any) -> None:
         index = open_calls[path].pop()
         left = first_floating(output.values() if isinstance(output, Mapping) else listed(output))
-        copied = None if left is None else left.clone()
-        call = calls[index]
-        calls[index] = Call(call.module, call.path, call.entered, call.start, call.takes_tokens, copied, next(clock))
+        copy = None if left is None else left.clone()
+        gave = [_copied(value) if _of_positions(value, length) else None for value in listed(output)]
+        calls[index] = replace(calls[index], left=copy, end=next(clock), gave=gave)
 
     with ExitStack() as stack, evaluating(module):
         for path, part in module.named_modules():
@@ -116,6 +129,15 @@ def traced(module: nn.Module, tokens: Tensor, **kwargs: Any) -> Trace:
         output: Any = module(input_ids=tokens, **({"use_cache": False, "return_dict": True} | kwargs))
     logits = getattr(output, "logits", None)
     return Trace(tokens, tuple(calls), None if logits is None else logits.detach().clone())
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _of_positions(value: Any, length: int) -> bool:
+    """Tell whether a value is a tensor (positions, ...) or (1, positions, ...)."""
+    return isinstance(value, Tensor) and value.ndim > 1 and length in (len(value), value[:1].flatten(0, 1).shape[0])
 
 
 def listed(output: Any) -> Sequence[Any]:

@@ -27,7 +27,7 @@ from probe.weights.curves import (
 )
 from probe.weights.heads import COMPOSITES, matrix_of, names_of
 from probe.weights.nulls import haar_cosine
-from probe.weights.reading import READERS, WRITERS, Matrix, Weights
+from probe.weights.reading import READERS, WRITERS, Matrix, Weights, role_of
 
 SUBSPACES = (1, 2, 4, 8)
 SIDES = {"input": "right", "output": "left"}
@@ -101,8 +101,8 @@ def prepared(weights: Weights, layer: int, name: str, *, folded: bool = False) -
     """
     if not folded:
         return matrix_of(weights, layer, name)
-    columns = {"ov": "v", "qk": "k"}.get(name, name if name in (*READERS, *SPREADERS) else None)
-    rows = {"ov": "o", "qk": "q"}.get(name, name if name in WRITERS else None)
+    columns = {"ov": "v", "qk": "k"}.get(name, name if role_of(name) in (*READERS, *SPREADERS) else None)
+    rows = {"ov": "o", "qk": "q"}.get(name, name if role_of(name) in WRITERS else None)
     before = None if columns is None else weights.gain(layer, columns)
     after = None if rows is None else weights.gain(layer, rows)
     if before is None and after is None:
@@ -124,7 +124,8 @@ def stream_sides(name: str) -> tuple[str, ...]:
     """
     if name in COMPOSITES:
         return ("input", "output")
-    return (("input",) if name in READERS else ()) + (("output",) if name in WRITERS else ())
+    role = role_of(name)
+    return (("input",) if role in READERS else ()) + (("output",) if role in WRITERS else ())
 
 
 def continuity(
@@ -146,7 +147,8 @@ def continuity(
 
     Args:
         model: A loaded model, or a name, directory or .gguf file, which is read one matrix at a time and never loaded.
-        projections: Names; all that the model has by default.
+        projections: Names; all that the model has by default, without those of experts ("experts.3.up"), which
+            `expert_continuity` compares.
         subspaces: Dimensions k of the subspaces that are compared.
         composites: Include `ov` and `qk`, summed over heads.
         folded: Fold the gains of the norms in; projections without a known norm are left out.

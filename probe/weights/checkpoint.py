@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from probe.errors import InputError
 from probe.model import LanguageModel, load_model
 from probe.model.adapters import layout_of
+from probe.model.architectures import ExpertStack
 from probe.model.huggingface import hash_of
 from probe.model.loading import Control, readable
 from probe.model.sources import Source, require, require_gguf, resolve
@@ -38,6 +40,9 @@ class Reader(Protocol):
 
     def read(self, name: str) -> Tensor:
         """Read one tensor."""
+
+    def read_expert(self, name: str, expert: int, stack: ExpertStack) -> Tensor:
+        """Read one expert's entries of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,19 @@ class FromFile:
         values = {name: self.reader.read(f"{block_path}.{path}.{name}") for name in part.state_dict()}
         part.load_state_dict(values, assign=True)
 
+    def piece(self, name: str, expert: int, stack: ExpertStack) -> Tensor:
+        """Read an expert's entries of a parameter.
+
+        Args:
+            name: The parameter's name in the model.
+            expert: Index of the expert.
+            stack: How the model stores its experts.
+
+        Returns:
+            The entries.
+        """
+        return self.reader.read_expert(name, expert, stack)
+
 
 @dataclass(frozen=True)
 class ShardReader:
@@ -72,11 +90,13 @@ class ShardReader:
         folder: Folder of the files.
         prefix: Name of the class's trunk; a checkpoint of the trunk alone leaves it out.
         renamings: Transformers' changes of names between file and model, in order.
+        conversions: Its changes that join tensors of the file.
     """
 
     folder: Path
     prefix: str
     renamings: Sequence[Any] = ()
+    conversions: Sequence[Any] = ()
 
     @cached_property
     def _file_of(self) -> Mapping[str, Path]:
@@ -117,14 +137,65 @@ class ShardReader:
         Returns:
             The tensor, as it is stored.
         """
-        stored = self._stored(name)
+        return self._opened(self._stored(name))
+
+    def read_expert(self, name: str, expert: int, stack: ExpertStack) -> Tensor:
+        """Read one expert's entries of a tensor, and no other expert's.
+
+        Args:
+            name: Name of the tensor in the model's state dict.
+            expert: Index of the expert.
+            stack: How the model stores its experts.
+
+        Returns:
+            The entries, as they are stored; of a file that holds each expert for itself, its matrices joined.
+
+        Raises:
+            InputError: If the file does not hold them, or in a way that is not read one expert at a time.
+        """
+        apart = next((one for one in (name, name.removeprefix(f"{self.prefix}.")) if one in self._apart), None)
+        if apart is not None:
+            conversion, parts = self._apart[apart]
+            steps = [(type(step).__name__, getattr(step, "dim", None)) for step in conversion.operations]
+            if steps not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
+                raise InputError(
+                    f"an expert is read alone where its matrices are stored apart or stacked, and {self.folder} stores "
+                    f"{name} otherwise: load the whole model and pass it instead"
+                )
+            wanted = sorted((order, stored) for order, number, stored in parts if number == expert)
+            if len(wanted) == len(conversion.source_patterns):
+                return torch.cat([self._opened(stored) for _, stored in wanted])
+        return self._opened(self._stored(name), lambda rows: stack.piece(expert, rows))
+
+    def _opened(self, stored: str, piece: Callable[[int], slice] | None = None) -> Tensor:
+        """A tensor of the file, or a piece of it along its first axis."""
         file = self._file_of[stored]
         with readable(self.folder.name, file):
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as opened:
-                    tensor: Tensor = opened.get_tensor(stored)
-                    return tensor
-            return _pickled(file)[stored].clone()
+                    if piece is None:
+                        return cast("Tensor", opened.get_tensor(stored))
+                    part = opened.get_slice(stored)
+                    return cast("Tensor", part[piece(part.get_shape()[0])])
+            tensor = _pickled(file)[stored]
+            return (tensor if piece is None else tensor[piece(len(tensor))]).clone()
+
+    @cached_property
+    def _apart(self) -> Mapping[str, tuple[Any, list[tuple[int, int, str]]]]:
+        """The tensors that transformers joins of those of single experts.
+
+        For each its conversion, and of each part the rank of its kind, the expert and the name in the file.
+        """
+        found: dict[str, tuple[Any, list[tuple[int, int, str]]]] = {}
+        for renamed, stored in self._renamed.items():
+            numbers = re.findall(r"experts\.(\d+)\.", stored)
+            for conversion in self.conversions if numbers else ():
+                name, pattern = conversion.rename_source_key(renamed)
+                if pattern is not None:
+                    rank = conversion.source_patterns.index(pattern)
+                    found.setdefault(name, (conversion, []))[1].append((rank, int(numbers[-1]), stored))
+                    break
+        return found
 
     def _stored(self, name: str) -> str:
         """The name in the file: with or without the trunk's name, or as a part of a larger model."""
@@ -204,6 +275,22 @@ class GGUFReader:
         values = self.process(weights=values, name=stored, tensor_key_mapping={}, parsed_parameters={}).weights
         return torch.from_numpy(values.copy())
 
+    def read_expert(self, name: str, expert: int, stack: ExpertStack) -> Tensor:
+        """Refuse: GGUF files stack experts in an order of their own.
+
+        Args:
+            name: Name in the model's state dict.
+            expert: Index of the expert.
+            stack: How the model stores its experts.
+
+        Raises:
+            InputError: If it is called at all.
+        """
+        raise InputError(
+            f"an expert is read alone from safetensors or PyTorch files, got {self.path}: load the whole model and "
+            "pass it instead"
+        )
+
 
 def gguf_reader(path: Path, module: nn.Module) -> GGUFReader:
     """Open a GGUF file for a skeleton.
@@ -278,19 +365,21 @@ def open_weights(
     if source.kind == "gguf":
         reader = gguf_reader(location, module)
     else:
-        reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")), _renamings(module))
+        reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")), *_changes(module))
     opened = ModuleWeights(source.name, module, layout, source.description, FromFile(reader))
     if control.random_init is not None:
         return fresh_twin(opened, control.random_init)
     return opened if control.shuffled_weights is None else shuffled_twin(opened, control.shuffled_weights)
 
 
-def _renamings(module: Any) -> list[Any]:
-    """Transformers' changes of names alone; those that join or cut tensors are left out."""
+def _changes(module: Any) -> tuple[list[Any], list[Any]]:
+    """Transformers' changes of names alone, and those that join or cut tensors."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-    return [change for change in get_model_conversion_mapping(module) if isinstance(change, WeightRenaming)]
+    changes = get_model_conversion_mapping(module)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    return renamings, [change for change in changes if isinstance(change, WeightConverter)]
 
 
 def _fetched(source: Source, *, weights: bool) -> Path:

@@ -5,8 +5,10 @@ Signs never matter: singular vectors have none.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from probe.errors import InputError
@@ -125,6 +127,21 @@ def best_cosines(a: Float[Tensor, "n i"], b: Float[Tensor, "n j"]) -> Float[Tens
         Values in [0, 1], (i,).
     """
     return (a.mT @ b).abs().amax(-1).clamp(max=1)
+
+
+def assigned(
+    cosines: Float[np.ndarray, "one other"],
+) -> tuple[Float[np.ndarray, " one"], Int[np.ndarray, " one"]]:
+    """Match vectors with others, one to one, so that the sum of their |cos| is largest: continuity up to an order.
+
+    Args:
+        cosines: |cos| of all pairs, as many rows as columns. O(n³).
+
+    Returns:
+        The |cos| of each row with its partner, and the partner's column.
+    """
+    rows, partners = linear_sum_assignment(cosines, maximize=True)
+    return cosines[rows, partners], partners
 
 
 def kept_coordinates(vectors: Vectors, share: float) -> Int[Tensor, " kept"]:

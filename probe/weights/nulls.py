@@ -13,6 +13,7 @@ from torch import Tensor
 
 from probe.geometry import haar_frame
 from probe.inference import PermutationNull, permutation_null
+from probe.weights.curves import assigned
 
 
 def haar_cosine(n: int) -> float:
@@ -77,6 +78,27 @@ def haar_best_match(n: int, others: int) -> float:
     x = np.linspace(0, 1, 20_001)
     below = stats.beta.cdf(x**2, 0.5, (n - 1) / 2) ** others
     return float(np.trapezoid(1 - below, x))
+
+
+def haar_matched(n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
+    """Simulate the mean |cosine| of some random directions with as many others, assigned so that their sum is largest.
+
+    Args:
+        n: Dimension.
+        count: Number of directions on each side.
+        draws: Number of draws of both sides.
+        seed: Seed of the draws.
+
+    Returns:
+        The mean over directions and draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    for _ in range(draws):
+        one, other = torch.randn(2, count, n, generator=generator, dtype=torch.float64)
+        cosines = torch.nn.functional.normalize(one, dim=1) @ torch.nn.functional.normalize(other, dim=1).mT
+        total += float(assigned(cosines.abs().numpy())[0].mean())
+    return total / draws
 
 
 def simulated_cosines(n: int, draws: int, generator: torch.Generator) -> Float[Tensor, " draw"]:

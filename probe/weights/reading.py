@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +21,16 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel
-from probe.model.architectures import LATENT_READERS, SPREADERS, Layout, gain_of, matrix_of, query_heads
+from probe.model.architectures import (
+    LATENT_READERS,
+    SPREADERS,
+    ExpertStack,
+    Layout,
+    experts_in,
+    gain_of,
+    matrix_of,
+    query_heads,
+)
 from probe.model.huggingface import LaidOut
 from probe.model.loading import auto_class
 
@@ -91,6 +101,17 @@ class Filler(Protocol):
         """Fill the sub-module at a path of a block, which is a copy of the skeleton's block at `block_path`."""
 
 
+@runtime_checkable
+class PieceReader(Filler, Protocol):
+    """A source of values that also reads one expert without the others."""
+
+    def piece(self, name: str, expert: int, stack: ExpertStack) -> Tensor:
+        """Read an expert's entries of a parameter, by the parameter's name in the model."""
+
+
+_EXPERT = re.compile(r"experts\.(\d+)\.(gate|up|down)")
+
+
 @dataclass(frozen=True)
 class ModuleWeights(LaidOut):
     """The matrices of a Hugging Face module, or of a skeleton of one with a source of values.
@@ -148,7 +169,7 @@ class ModuleWeights(LaidOut):
 
         Args:
             layer: Index of the block.
-            name: One of `stored`.
+            name: One of `stored`, or of an expert "experts.3.gate", "experts.3.up" or "experts.3.down".
 
         Returns:
             The matrix as (out, in), in float32, or in float64 where it is stored so.
@@ -156,14 +177,52 @@ class ModuleWeights(LaidOut):
         Raises:
             InputError: If the model has no such block or projection.
         """
-        require_projection(self, layer, name)
-        projection = self.at(layer).projections[name]
-        block = self._filled(layer, projection.module)
-        weight = projection.weight(block, query_heads(self.config) or 1).detach()
+        expert = _EXPERT.fullmatch(name)
+        if expert is not None:
+            weight = self._of_expert(layer, int(expert[1]), expert[2])
+        else:
+            require_projection(self, layer, name)
+            projection = self.at(layer).projections[name]
+            block = self._filled(layer, projection.module)
+            weight = projection.weight(block, query_heads(self.config) or 1).detach()
         if self.permuted is not None:
             order = torch.randperm(weight.numel(), generator=generator_of(self.permuted, layer, name))
             weight = weight.flatten()[order.to(weight.device)].view_as(weight)
         return weight if weight.dtype == torch.float64 else weight.float()
+
+    def experts(self, layer: int) -> ExpertStack | None:
+        """Find the experts of a block.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            Their number and projections; None where the block has none.
+        """
+        return experts_in(self.blocks[layer])
+
+    def _of_expert(self, layer: int, expert: int, name: str) -> Tensor:
+        require_layer(self, layer)
+        stack = self.experts(layer)
+        if stack is None or name not in stack.parameters or expert >= stack.count:
+            has = "no experts" if stack is None else f"experts 0 … {stack.count - 1} with {', '.join(stack.names)}"
+            raise InputError(
+                f"an expert's projection must be one of its block, and block {layer} of this {self.architecture} has "
+                f"{has}, got 'experts.{expert}.{name}': choose another"
+            )
+        parameter = stack.parameters[name]
+        if isinstance(self.filler, PieceReader):
+            path = f"{self.layout.blocks}.{layer}.{stack.module}.{parameter}"
+            stored = self.filler.piece(path, expert, stack)
+        else:
+            whole = self._filled(layer, stack.module).get_submodule(stack.module).get_parameter(parameter).detach()
+            stored = whole[stack.piece(expert, len(whole))]
+        if stored.dtype.itemsize < 2 or not stored.is_floating_point():
+            raise InputError(
+                f"an expert's matrix must be stored in a floating dtype of 16 bits or more, and {self.name} stores "
+                f"{str(stored.dtype).removeprefix('torch.')}: load the model dequantised and pass it instead"
+            )
+        return stack.cut(name, stored)
 
     def gain(self, layer: int, name: str) -> Float[Tensor, " width"] | None:
         """Read the gain of the norm between the stream, or a latent of it, and a projection.
@@ -178,7 +237,7 @@ class ModuleWeights(LaidOut):
         Returns:
             γ, as the norm's own code makes it of its weight; None where no such norm is known, or it has no gain.
         """
-        path = self.at(layer).norm_of(name)
+        path = self.at(layer).norm_of(role_of(name))
         if path is None:
             return None
         width = self.matrix(layer, name).shape[1] if name in SPREADERS else self.d_model
@@ -192,6 +251,18 @@ class ModuleWeights(LaidOut):
         block = copy.deepcopy(self.blocks[layer])
         self.filler.fill(block, path, f"{self.layout.blocks}.{layer}", self.module)
         return block
+
+
+def role_of(name: str) -> str:
+    """Return the role of a projection: of an expert's "experts.3.up" it is "up".
+
+    Args:
+        name: The projection's name.
+
+    Returns:
+        The role.
+    """
+    return name.rpartition(".")[2]
 
 
 READERS = ("q", "k", "v", *LATENT_READERS, "gate", "up", "in")
@@ -273,6 +344,19 @@ def require_projection(weights: Weights, layer: int, name: str) -> None:
             f"a projection must be one that every block of this {weights.architecture} has "
             f"({', '.join(weights.stored)}), got {name!r}: choose one of them"
         )
+    require_layer(weights, layer)
+
+
+def require_layer(weights: Weights, layer: int) -> None:
+    """Refuse a block that a model does not have.
+
+    Args:
+        weights: The model.
+        layer: Index of a block.
+
+    Raises:
+        InputError: If there is no such block.
+    """
     if not 0 <= layer < weights.n_layers:
         raise InputError(f"a layer must lie in 0 … {weights.n_layers - 1}, got {layer}: choose a block of the model")
 

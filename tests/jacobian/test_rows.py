@@ -136,8 +136,9 @@ def test_a_detached_first_position_is_linear(name, changes, float64_throughout):
     assert (live @ state - after).norm() > 1e-2 * (after - state).norm()
 
 
-def test_frozen_routing_holds_the_weights_of_the_experts(float64_throughout):
-    module = tiny("mixtral")
+@pytest.mark.parametrize("name", ["mixtral", "dbrx"])
+def test_frozen_routing_holds_the_weights_of_the_experts(name, float64_throughout):
+    module = tiny(name)
     model, tokens = load_model(module), torch.arange(3, 10)[None]
     frozen, analytic, live = (
         block_jacobian(model, tokens, 1, [POSITION], method=method, routing=routing, dtype=torch.float64)

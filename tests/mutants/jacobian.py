@@ -18,6 +18,34 @@ def row(name: str) -> str:
 
 
 JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
+    "probe/jacobian/margins.py": [
+        (
+            "tests/jacobian/test_margins.py",
+            [
+                ("(one != another).any(1)", "(one == one).any(1)"),
+                ("torch.minimum(margin, gaps.reshape(count, -1).amin(1))", "gaps.reshape(count, -1).amin(1)"),
+                ("scores.max(dim, keepdim=True)", "input.double().max(dim, keepdim=True)"),
+                ("(sign * values.double()).min(dim", "(sign * values.double()).max(dim"),
+                ("indices.scatter(dim, place, other)", "indices"),
+                (".gather(1, where.to(margin.device))", "[:, : where.shape[1]]"),
+            ],
+        ),
+    ],
+    "probe/model/mixtures.py": [
+        (
+            "tests/model/test_mixtures.py",
+            [
+                ("torch.ones_like(weights[..., one])", "weights[..., one]"),
+                ("return values if self.part", "return indices.to(values) if self.part"),
+                (
+                    ".reshape(self.count, -1, every.shape[-1]).sum(0)",
+                    ".reshape(-1, self.count, every.shape[-1]).sum(1)",
+                ),
+                ("return _item(mixture, *one)", "return None"),
+                ("_makes_up(sums[0], sums[1]", "_makes_up(sums[1], sums[1]"),
+            ],
+        ),
+    ],
     "probe/jacobian/analytic.py": [
         (
             LLAMA,

@@ -8,6 +8,8 @@ CURVES = "tests/weights/test_curves.py"
 RUNS = "tests/analyses/test_continuity.py::TestVariables"
 CLAIMS = "tests/analyses/test_continuity_claims.py"
 
+EXPERTS = "tests/weights/test_experts.py"
+
 WEIGHTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
     "probe/weights/reading.py": [
         (
@@ -15,6 +17,36 @@ WEIGHTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             [("return None if gain is None else gain.float()", "return None if gain is None else gain.float() - 1")],
         ),
         (f"{READ} -k twin", [("generator_of(self.permuted, layer, name)", "generator_of(self.permuted)")]),
+    ],
+    "probe/model/architectures/stacks.py": [
+        (
+            f"{EXPERTS} -k make_what",
+            [
+                (
+                    "return matrix[:half] if first else matrix[half:]",
+                    "return matrix[half:] if first else matrix[:half]",
+                ),
+                ("matrix[0 if first else 1 :: 2]", "matrix[1 if first else 0 :: 2]"),
+                ("tuple(parameters) if turned else ()", "()"),
+                ('dict(_FLAT), ("down",), flat=True', "dict(_FLAT), (), flat=True"),
+            ],
+        ),
+        (f"{EXPERTS} -k dbrx", [("rows // self.count if self.flat else 1", "1")]),
+    ],
+    "probe/weights/experts.py": [
+        (
+            f"{EXPERTS} -k _experts_",
+            [
+                ("triplets.right if stream", "triplets.left if stream"),
+                ("cosines[:, pair].sum(0) if together else", "cosines[:, pair].sum(0) if not together else"),
+                ("cosines.mean((-2, -1))", "cosines.max(-1).mean(-1)"),
+                ("partners[..., None], -1)", "partners[..., None], -2).swapaxes(-1, -2)"),
+                (
+                    "haar_matched(width, count, draws=DRAWS, seed=seed)",
+                    "haar_matched(count, width, draws=DRAWS, seed=seed)",
+                ),
+            ],
+        ),
     ],
     "probe/model/architectures/layout.py": [
         (

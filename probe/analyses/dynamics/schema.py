@@ -67,6 +67,7 @@ SCHEMA = Schema(
         "eigenvalue_imaginary": Variable("layer cloud index", "1", "imaginary part of the eigenvalues of K"),
         # what another analysis finds in the run: see `probe.analyses.dynamics.kept`
         "jacobian": Variable("layer query output input", "1", "J, with keep_matrices", kept=False),
+        "routing_margin": Variable("layer query", "1", "gap from the chosen experts' scores to the next one"),
         "tokens": Variable("window token", None, "token ids of the measured windows", kept=False),
         "positions": Variable("window chosen", None, "measured positions of each window", kept=False),
         "null_participation_ratio": Variable("null draw depth query", "1", "(Σσ²)²/Σσ⁴ of the product under a null"),

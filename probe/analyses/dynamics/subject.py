@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Final
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from probe.analyses.dynamics.config import Config
 from probe.analysis import Subject
 from probe.analysis.subject import OWN, spread
-from probe.jacobian import iter_block_jacobians
+from probe.errors import InputError
+from probe.jacobian import iter_block_jacobians, routing_margin
 
 ALONE: Final = "alone"
 """The variant whose blocks run on the token alone."""
@@ -132,6 +134,23 @@ class DynamicsSubject(Subject[Config]):
         """
         found = self.jacobians(rows, variant=variant, every_position=every_position)
         return torch.stack([matrices.flatten(0, 1) for _, matrices in found])
+
+    def margins(self, rows: slice) -> Float[Tensor, "layer query"]:
+        """Measure how far experts are from being chosen otherwise, at all measured positions of some windows.
+
+        Args:
+            rows: The windows.
+
+        Returns:
+            `probe.jacobian.routing_margin`; NaN for blocks without experts, or whose router has no known margin, and
+            for states out of their context.
+        """
+        found = torch.full((len(self.layers), self.positions[rows].numel()), torch.nan)
+        for row, layer in enumerate(self.layers if self.config.context == "sequence" else ()):
+            with suppress(InputError):
+                margins = routing_margin(self.model, self.windows().tokens[rows], layer, self.positions[rows])
+                found[row] = margins.flatten()
+        return found
 
     def first_blocks(self, count: int) -> DynamicsSubject:
         """Take the first blocks alone, and of the layers that are looked at the same share: what a plan times.

@@ -35,7 +35,8 @@ def score(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
 
     Returns:
         The scores and `product_*`; of the model itself also `lyapunov_exponent`, eigenvalues of the first windows, the
-        `jacobian` if matrices are kept, and the `tokens` and `positions` by which another analysis finds them.
+        `routing_margin` of blocks with a mixture of experts, the `jacobian` if matrices are kept, and the `tokens` and
+        `positions` by which another analysis finds them.
     """
     variant, rows = task["variant"], task.rows
     whole = variant == OWN
@@ -63,6 +64,9 @@ def score(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
         real, imaginary = torch.stack(eigenvalues)[:, : len(cloud)].unbind(-1)
         arrays |= {"eigenvalue_real": real, "eigenvalue_imaginary": imaginary}
         labels["cloud"] = cloud
+    margins = subject.margins(rows)
+    if not margins.isnan().all():
+        arrays["routing_margin"] = margins
     if subject.config.keep_matrices:
         arrays["jacobian"] = J[subject.layers]
     return Piece(arrays, labels)

@@ -28,6 +28,7 @@ from probe.model.architectures.layout import (
     number_of,
 )
 from probe.model.architectures.norms import NormLaw, gain_of, law_of
+from probe.model.architectures.stacks import ExpertStack, experts_in
 
 __all__ = [
     "ARCHITECTURES",
@@ -35,6 +36,7 @@ __all__ = [
     "SPREADERS",
     "BlockLayout",
     "Cut",
+    "ExpertStack",
     "Experts",
     "Form",
     "Latent",
@@ -44,6 +46,7 @@ __all__ = [
     "Pairs",
     "Projection",
     "SitePath",
+    "experts_in",
     "gain_of",
     "law_of",
     "matrix_of",

@@ -78,7 +78,7 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
     "hunyuan_v1_moe": llama(sparse(shared="mlp.shared_mlp"), BLOCK),
     **{
         name: llama(_SHARED, BLOCK)
-        for name in ("glm4_moe", "dots1", "ernie4_5_moe", "exaone_moe", "hy_v3", "solar_open")
+        for name in ("glm4_moe", "aria_text", "dots1", "ernie4_5_moe", "exaone_moe", "hy_v3", "solar_open")
     },
     "olmoe": llama(sparse(replace(BLOCK, form=_WIDE))),
     "minimax_m2": llama(sparse(replace(BLOCK, form=_WIDE))),
@@ -108,6 +108,11 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
                     **joint_qkv("norm_attn_norm.attn.Wqkv", "norm_attn_norm.attn.out_proj"),
                     **separate(o="norm_attn_norm.attn.out_proj"),
                 },
+                form=Form(
+                    attention_norm="norm_attn_norm.norm_1",
+                    mlp_norm="norm_attn_norm.norm_2",
+                    experts=Experts("ffn.experts"),
+                ),
             ),
         ),
     ),

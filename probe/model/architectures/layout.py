@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.model.architectures.form import Form, form_of
-from probe.model.hooks import Side
+from probe.model.hooks import Reading, Side
 
 LATENT_READERS = ("q_a", "kv_a", "k_rot")
 """Matrices with which latent attention reads the stream: of queries, of keys and values, and the keys' rotary part."""
@@ -35,15 +35,17 @@ class SitePath:
     Attributes:
         module: Path of the sub-module inside the block.
         side: "input" for its first input, "output" for its (first) output.
-        flat: True if the tensor's shape is (windows · positions, width), so that it has to be folded back.
+        flat: True if the tensor's shape is (windows · positions, ...), so that it has to be folded back.
         factor: What the block multiplies the tensor by before it adds it: a number, or the path of the block's
             attribute (Granite).
+        reading: The way to read the tensor, if it is not the first one on that side.
     """
 
     module: str
     side: Side = "output"
     flat: bool = False
     factor: float | str = 1.0
+    reading: Reading | None = None
 
 
 @runtime_checkable
