@@ -213,4 +213,23 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
         )
         for name, trunk, head in (("xglm", "model", "lm_head"), ("biogpt", "biogpt", "output_projection"))
     },
+    "ctrl": Layout(
+        blocks="transformer.h",
+        embedding="transformer.w",
+        final_norm="transformer.layernorm",
+        kinds=(
+            BlockLayout(
+                sites={
+                    "hook_attn_out": SitePath("multi_head_attention"),
+                    "hook_resid_mid": SitePath("layernorm2", "input"),
+                    "hook_mlp_out": SitePath("ffn"),
+                },
+                projections={
+                    **separate(q="multi_head_attention.Wq", k="multi_head_attention.Wk", v="multi_head_attention.Wv"),
+                    **separate(o="multi_head_attention.dense", up="ffn.0", down="ffn.2"),
+                },
+                form=Form(attention_norm="layernorm1", mlp_norm="layernorm2"),
+            ),
+        ),
+    ),
 })
