@@ -50,4 +50,4 @@ ARCHITECTURES: Mapping[str, Layout] = MappingProxyType({
     **experts.ROWS,
     **state_space.ROWS,
 })
-"""The rows of the tested architectures, by the `model_type` of their configuration."""
+"""The rows, by the `model_type` of their configuration."""
