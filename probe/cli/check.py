@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from probe.errors import InputError
 from probe.jacobian import block_jacobian
 from probe.model import HuggingFaceModel, load_model
+from probe.model.architectures import ARCHITECTURES
 from probe.model.hooks import evaluating, first_tensor, with_first_tensor
-from probe.model.support import Support, spans
+from probe.model.support import Support, spans, unconfirmed
 from probe.model.tracing import probe_tokens
 
 STEP = 1e-2
@@ -30,12 +31,14 @@ class Trial:
         error: Distance of J v from a central difference of the model's own pass, relative to the latter; None if it was
             refused.
         refusal: Why there is no Jacobian; None if there is one.
+        obstacle: Why the Jacobian is not composed of the matrices ("analytic", the fastest method); None if it is.
     """
 
     layers: tuple[int, ...]
     method: str
     error: float | None
     refusal: str | None
+    obstacle: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class Outcome:
     Attributes:
         support: What works and what is left out.
         trials: The blocks that were tried.
+        unconfirmed: What the row of the architecture states and the model does not bear out.
     """
 
     support: Support
     trials: tuple[Trial, ...]
+    unconfirmed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [str(self.support), ""]
@@ -59,6 +64,9 @@ class Outcome:
                 else f"{trial.method}, J v within {trial.error:.1e} of a central difference of the whole pass"
             )
             lines.append(f"tried blocks {spans(trial.layers)}: {outcome}")
+            if trial.obstacle is not None:
+                lines.append(f"  not analytic: {trial.obstacle}")
+        lines += [f"the row of {self.support.architecture} does not hold: {phrase}" for phrase in self.unconfirmed]
         return "\n".join(lines)
 
 
@@ -81,7 +89,7 @@ def checked(name: str) -> Outcome:
         _tried(model, kind.layers)
         for kind in tqdm(model.support.blocks, desc="kinds of blocks", leave=False, disable=None)
     ]
-    return Outcome(model.support, tuple(trials))
+    return Outcome(model.support, tuple(trials), unconfirmed(model))
 
 
 def _tried(model: HuggingFaceModel, layers: tuple[int, ...]) -> Trial:
@@ -95,7 +103,23 @@ def _tried(model: HuggingFaceModel, layers: tuple[int, ...]) -> Trial:
     vector = torch.randn(model.d_model, generator=generator).to(model.device)
     moved = _difference(model, tokens, layer, position, vector)
     error = float((jacobian @ vector - moved).norm() / moved.norm())
-    return Trial(layers, model.method(layer)[0], error, None)
+    method = model.method(layer)[0]
+    return Trial(
+        layers, method, error, None, None if method == "analytic" else _obstacle(model, tokens, layer, position)
+    )
+
+
+def _obstacle(model: HuggingFaceModel, tokens: Tensor, layer: int, position: int) -> str:
+    """Say why the Jacobian of a block is not composed of its matrices."""
+    if model.architecture not in ARCHITECTURES:
+        return f"no row states the norms of {model.architecture} blocks"
+    if model.at(layer).form is None:
+        return f"the row of {model.architecture} states no form for these blocks"
+    try:
+        block_jacobian(model, tokens, layer, [position], method="analytic")
+    except InputError as refusal:
+        return str(refusal)
+    return 'it works where it is asked for, by method="analytic"'
 
 
 @torch.no_grad()

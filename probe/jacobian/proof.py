@@ -84,6 +84,7 @@ def _state(block: nn.Module) -> Hashable:
 
 
 def _flaw(recorded: replay.Context, layer: int, attention: str | None) -> str | None:
+    assert isinstance(recorded.model, HuggingFaceModel)
     model, piece = recorded.model, recorded.select(slice(0, 1), slice(-1, None)).alone_standing()
     dtype = torch.float32 if model.device.type == "mps" else torch.float64
     tolerance = 1e3 if dtype is torch.float32 else 1.0
@@ -94,9 +95,11 @@ def _flaw(recorded: replay.Context, layer: int, attention: str | None) -> str | 
     except Exception as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise
+        missing = _missing(model, layer)
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         return (
             f"a composed Jacobian needs a block that runs cut at its matrices, and block {layer} of {model.name} does "
-            f'not ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}): use method="frozen"'
+            f'not ({"it has no matrix " + ", ".join(missing) if missing else reason}): use method="frozen"'
         )
     difference, size = float((composed - expected).norm()), float(expected.norm())
     if difference <= tolerance * (_RELATIVE * size + _ABSOLUTE * float(vector.norm())):
@@ -105,6 +108,13 @@ def _flaw(recorded: replay.Context, layer: int, attention: str | None) -> str | 
         f"a composed Jacobian must be the derivative of the block, and that of block {layer} of {model.name} "
         f'({model.architecture}) is {difference / max(size, 1e-30):.1e} off: use method="frozen"'
     )
+
+
+def _missing(model: HuggingFaceModel, layer: int) -> list[str]:
+    """The matrices that a form needs and the block's layout does not have."""
+    kind = model.at(layer)
+    experts = kind.form is not None and kind.form.experts is not None
+    return [name for name in ("q", "k", "v", "o", *(() if experts else ("up", "down"))) if name not in kind.projections]
 
 
 def _product(piece: replay.Context, layer: int, attention: str | None, vector: Tensor) -> Tensor:

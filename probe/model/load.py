@@ -173,9 +173,9 @@ def _that_multiply(kind: BlockLayout, block: nn.Module, more: frozenset[nn.Modul
 
 
 def _is_joined(kind: BlockLayout, block: nn.Module) -> bool:
-    """Tell whether the stated matrix `q` makes more than the queries: it has other rows than `o` has columns."""
+    """Tell whether a matrix stated as `q` alone makes more than the queries: it has other rows than `o` has columns."""
     q, o = (kind.projections.get(name) for name in "qo")
-    if kind.form is not None or q is None or o is None:
+    if kind.form is not None or q is None or o is None or getattr(q, "cut", None) is not None:
         return False
     rows, columns = len(matrix_of(block.get_submodule(q.module))), matrix_of(block.get_submodule(o.module)).shape[1]
     return rows != columns and rows % columns == 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probe import display
-from probe.model.architectures import BlockLayout
+from probe.model.architectures import ARCHITECTURES, BlockLayout
 
 if TYPE_CHECKING:
     from probe.model.huggingface import HuggingFaceModel
@@ -201,3 +201,54 @@ def _lacks(kind: BlockLayout) -> list[tuple[str, str]]:
             why += f": {', '.join(f'{name}_b' for name in missing)} make them of normed latents"
         lacks.append((", ".join(missing), why))
     return lacks
+
+
+_SIDES = {"o": 0, "gate": 1, "up": 1, "down": 0}
+"""The axis of a matrix that is the stream's."""
+
+
+def unconfirmed(model: HuggingFaceModel) -> tuple[str, ...]:
+    """Find what the row of a model's architecture states and the model does not bear out.
+
+    Loading passes over it in silence, because what a short pass shows is used instead: it is for who writes a row.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A phrase for each such path; empty if all holds, or if there is no row.
+    """
+    row = ARCHITECTURES.get(model.architecture)
+    if row is None:
+        return ()
+    doubts: list[str] = []
+    if model.config is model.module.config:  # not the text part of a model of several, whose paths are longer
+        tail = model.found.tail
+        seen = {"blocks": model.found.blocks, "embedding": model.found.embedding, "head": tail.head}
+        seen |= {} if tail.norm is None else {"final_norm": tail.norm}
+        doubts += [
+            f"{name} is {path}, not {getattr(row, name)}" for name, path in seen.items() if getattr(row, name) != path
+        ]
+    known = {name for layer in range(model.n_layers) for name in model.at(layer).projections}
+    for layer, block in enumerate(model.blocks):
+        missing = min((kind.missing(block) for kind in row.kinds), key=len)
+        if missing:
+            doubts.append(f"these blocks have no {', '.join(missing)}, so they are of none of its kinds")
+            continue
+        stated, shown = row.of(block), model.at(layer)
+        for name, site in stated.sites.items():
+            if shown.sites.get(name) != site and not (name == "hook_resid_mid" and shown.parallel):
+                doubts.append(f"{name} is not the {site.side} of {site.module}")
+        kind = next(kind for kind in row.kinds if kind.fits(block))
+        doubts += [
+            f"the matrix {name} is not at {matrix.module}"
+            for name, matrix in kind.projections.items()
+            if name not in known
+        ]
+        doubts += [
+            f"the matrix {name}, {matrix.shape[0]} × {matrix.shape[1]} (out × in), does not "
+            f"{'write to' if _SIDES[name] == 0 else 'read'} a stream of width {model.d_model}"
+            for name, matrix in model.projections(layer).items()
+            if name in kind.projections and name in _SIDES and matrix.shape[_SIDES[name]] != model.d_model
+        ]
+    return tuple(dict.fromkeys(doubts))

@@ -3,13 +3,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from probe.cli import models as catalogue
+from probe.cli.check import checked
 from probe.model import sources
+from probe.model.architectures import ARCHITECTURES, Form
 from tests.plant.hub_cache import add_model
 from tests.plant.tiny import tiny_module
 
@@ -125,3 +128,23 @@ def test_it_imports_no_torch_and_asks_no_network() -> None:
         "sys.exit(status + 10 * bool({'torch', 'transformers', 'transformer_lens'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_check_says_why_a_jacobian_is_not_analytic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_module("gpt2").save_pretrained(tmp_path)
+    assert "not analytic" not in (right := str(checked(str(tmp_path))))
+    assert "does not hold" not in right
+    row = ARCHITECTURES["gpt2"]
+    kind = row.kinds[0]
+
+    def told(**changes: object) -> str:
+        rows = {"gpt2": replace(row, kinds=(replace(kind, **changes),))}  # type: ignore[arg-type]
+        for module in ("adapters", "support"):
+            monkeypatch.setattr(f"probe.model.{module}.ARCHITECTURES", rows)
+        return str(checked(str(tmp_path)))
+
+    assert "not analytic: the row of gpt2 states no form" in told(form=None)
+    assert "the row of gpt2 does not hold: these blocks have no norm" in told(form=Form("ln_1", mlp_norm="norm"))
+    assert "not analytic: a composed Jacobian must be the derivative" in told(form=Form("ln_2", mlp_norm="ln_1"))
+    without = {name: matrix for name, matrix in kind.projections.items() if name != "up"}
+    assert "does not (it has no matrix up)" in told(projections=without)

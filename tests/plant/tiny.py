@@ -1,4 +1,4 @@
-"""Tiny random models of the ten tested architectures, made in memory: four layers, width 32, no download.
+"""Tiny random models of the ten architectures that all tests run on, made in memory: four layers, width 32.
 
 `tiny_module` gives the plain Hugging Face module, `tiny_model` the `LanguageModel` around it, and `tiny_tokenizer` a
 byte tokenizer that fits their vocabulary. Every draw is seeded, so two calls give equal weights.
@@ -73,7 +73,10 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_COMMON, "state_size": 8, "expand": 2, "head_dim": 16, "num_heads": 4, "n_groups": 1, "chunk_size": 8},
     ),
 }
-"""Configuration class, model class and settings of each tested architecture; every row of the library has one."""
+"""Configuration class, model class and settings of each architecture that all tests run on.
+
+All other rows are tried on models made by rule (`tests.architectures.zoo`).
+"""
 ARCHITECTURES: tuple[str, ...] = tuple(CONFIGURATIONS)
 RECURRENT: tuple[str, ...] = ("mamba", "mamba2")
 

@@ -62,4 +62,4 @@ ARCHITECTURES: Mapping[str, Layout] = MappingProxyType({
     **latent.ROWS,
     **state_space.ROWS,
 })
-"""The rows of the tested architectures, by the `model_type` of their configuration."""
+"""The rows, by the `model_type` of their configuration."""

@@ -30,6 +30,8 @@ _OPT = BlockLayout(
     projections={**SEPARATE_QKV, **separate(o="self_attn.out_proj", up="fc1", down="fc2")},
     form=Form(attention_norm="self_attn_layer_norm", mlp_norm="final_layer_norm"),
 )
+# Like OPT, but windows and positions keep an axis each.
+_XGLM = replace(_OPT, sites={name: replace(site, flat=False) for name, site in _OPT.sites.items()})
 _FALCON = {
     **joint_qkv("self_attention.query_key_value", "self_attention.dense", groups="key heads"),
     **separate(o="self_attention.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
@@ -207,8 +209,27 @@ ROWS: Mapping[str, Layout] = MappingProxyType({
             embedding=f"{trunk}.embed_tokens",
             final_norm=f"{trunk}.layer_norm",
             head=head,
-            kinds=(_OPT,),
+            kinds=(_XGLM,),
         )
         for name, trunk, head in (("xglm", "model", "lm_head"), ("biogpt", "biogpt", "output_projection"))
     },
+    "ctrl": Layout(
+        blocks="transformer.h",
+        embedding="transformer.w",
+        final_norm="transformer.layernorm",
+        kinds=(
+            BlockLayout(
+                sites={
+                    "hook_attn_out": SitePath("multi_head_attention"),
+                    "hook_resid_mid": SitePath("layernorm2", "input"),
+                    "hook_mlp_out": SitePath("ffn"),
+                },
+                projections={
+                    **separate(q="multi_head_attention.Wq", k="multi_head_attention.Wk", v="multi_head_attention.Wv"),
+                    **separate(o="multi_head_attention.dense", up="ffn.0", down="ffn.2"),
+                },
+                form=Form(attention_norm="layernorm1", mlp_norm="layernorm2"),
+            ),
+        ),
+    ),
 })

@@ -241,6 +241,21 @@ class BlockLayout:
         paths |= {latent.spreader: latent.norm for latent in self.form.latents.values()}
         return paths.get(projection)
 
+    def missing(self, block: nn.Module) -> tuple[str, ...]:
+        """Find the modules that the sites name, the norms and the experts of the form, and that a block does not have.
+
+        Args:
+            block: The block.
+
+        Returns:
+            Their paths; empty if the block is of this kind.
+        """
+        paths = [site.module for site in self.sites.values()]
+        if self.form is not None:
+            paths += [*self.form.stream_norms, *self.form.latent_norms]
+            paths += [] if self.form.experts is None else [self.form.experts.module]
+        return tuple(dict.fromkeys(path for path in paths if not _has(block, path)))
+
     def fits(self, block: nn.Module) -> bool:
         """Tell whether a block has every module that the sites name, and every norm and the experts of the form.
 
@@ -250,11 +265,7 @@ class BlockLayout:
         Returns:
             False if a module is missing.
         """
-        paths = [site.module for site in self.sites.values()]
-        if self.form is not None:
-            paths += [*self.form.stream_norms, *self.form.latent_norms]
-            paths += [] if self.form.experts is None else [self.form.experts.module]
-        return all(_has(block, path) for path in paths)
+        return not self.missing(block)
 
     def restricted_to(self, block: nn.Module) -> BlockLayout:
         """Leave out the sites, the matrices and the norms that a block does not have.
