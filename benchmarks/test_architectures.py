@@ -53,10 +53,24 @@ FAMILIES = (
 )
 
 
+SPECIAL: dict[str, dict[str, int]] = {
+    "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 72},  # in pairs
+    "minicpm3": {
+        "num_key_value_heads": HEADS,
+        "q_lora_rank": 288,
+        "kv_lora_rank": 192,
+        "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+    },
+}
+
+
 def wide(name: str, **changes: Any) -> HuggingFaceModel:
     """A random model of two blocks, d = 576."""
     fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])}
-    config = zoo.configuration(name, 2, **{**{key: FIELDS[key] for key in FIELDS if key in fields}, **changes})
+    chosen = {key: FIELDS[key] for key in FIELDS if key in fields}
+    config = zoo.configuration(name, 2, **{**chosen, **SPECIAL.get(name, {}), **changes})
     torch.manual_seed(0)
     model = load_model(transformers.AutoModelForCausalLM.from_config(config).eval())
     assert isinstance(model, HuggingFaceModel)
