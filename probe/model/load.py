@@ -121,8 +121,12 @@ def _built(name: str, module: nn.Module, tokenizer: Any, description: str, revis
         inside = _causal_inside(module)
         if inside is None:
             raise
-        logger.info("%s; its %s is taken", error, type(inside).__name__)
-        return _built(name, inside, tokenizer, f"{description}, the {type(inside).__name__} inside", revision)
+        logger.info("%s; its %s is tried", error, type(inside).__name__)
+        try:
+            return _built(name, inside, tokenizer, f"{description}, the {type(inside).__name__} inside", revision)
+        except InputError as other:
+            logger.info("%s", other)
+        raise
     for part in left_out(model, kinds_of(model)):
         logger.warning("%s has no %s in blocks %s: %s", name, part.what, spans(part.layers), part.why)
     return model
