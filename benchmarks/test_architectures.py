@@ -145,19 +145,19 @@ def of_a_commit(folder: Path, length: int) -> float:
 
 def test_a_mixture_of_experts() -> None:
     torch.set_num_threads(1)
-    here, base = Path(__file__).parents[1], os.environ.get("PROBE_BASE")
-    chosen = 2
+    base, chosen, lengths = os.environ.get("PROBE_BASE"), 2, (64, 128, 256, 1024)
     # W_O, queries and values, two experts, and the product of both sub-layers
     flops = 2.0 * WIDTH**2 * (WIDTH + 3 * WIDTH // HEADS + chosen * INNER + WIDTH)
-    ours = {length: of_a_commit(here, length) / POSITIONS for length in (64, 128, 256, 1024)}
+    model = wide("mixtral", num_local_experts=8, num_experts_per_tok=chosen)
+    found = in_turn([partial(recorded_jacobian, recorded(model, length), 1) for length in lengths])
+    ours = dict(zip(lengths, (one / POSITIONS for one in found), strict=True))
     print(f"\neight experts of {INNER}, two chosen, d = {WIDTH}, P = {POSITIONS}")
     print("    ms a position: " + ", ".join(f"{1e3 * one:.1f} at T = {length}" for length, one in ours.items()))
     print(f"    {flops / ours[LENGTH] / gemm_peak():.0%} of the GEMM peak at T = {LENGTH}, by {flops / 1e9:.2f} GFLOP")
-    print(f"    T = 1,024 beside 64: {ours[1024] / ours[64]:.2f}")
+    print("    beside T = 64: " + ", ".join(f"{one / ours[64]:.2f}" for one in ours.values()))
     if base is not None:
-        print(
-            f"    the other commit takes {of_a_commit(Path(base), LENGTH) / POSITIONS / ours[LENGTH]:.1f} times as long"
-        )
+        here, there = (of_a_commit(folder, LENGTH) for folder in (Path(__file__).parents[1], Path(base)))
+        print(f"    a whole call at T = {LENGTH} takes {there / here:.1f} times as long by the other commit")
 
 
 DELTA = {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_head_dim": 64, "linear_value_head_dim": 64}

@@ -254,7 +254,7 @@ class HuggingFaceModel(LaidOut):
         if name not in self.sites:
             short = "" if inner is None else inner[2]
             having = [layer for layer in range(self.n_layers) if short in self._sites_of(layer)]
-            if having:
+            if having and inner is not None and int(inner[1]) < self.n_layers:
                 raise InputError(
                     f"a site must be one of its block, and of this {self.architecture} blocks {spans(having)} have "
                     f"{short}, got {name!r}: choose one of these layers"
