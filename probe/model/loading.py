@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from probe.errors import InputError
+from probe.model.gguf.tensors import gguf_model
 from probe.model.sources import PACKAGES, Source, has_tokenizer, require, require_gguf
 
 
@@ -223,22 +224,16 @@ def dequantised(source: Source) -> Path:
 
 
 def _dequantise(source: Source, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     path = Path(source.location)
+    whole = gguf_model(path)
     with readable(source.name, path):
-        module = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # save_pretrained refuses a model that was once quantised, so the three parts are written one by one.
-    config = copy.deepcopy(module.config)
-    del config.quantization_config
-    first_names: dict[int, str] = {}
-    for name, tensor in sorted(module.state_dict().items()):
-        first_names.setdefault(tensor.data_ptr(), name)
-    weights = module.state_dict()
+        weights = {name: whole.read(name) for name in whole.shapes}
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=whole.file.paths[0].name)
     folder.mkdir()
-    save_file({name: weights[name] for name in first_names.values()}, folder / "model.safetensors", {"format": "pt"})
-    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    whole.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
