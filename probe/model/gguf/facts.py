@@ -159,6 +159,10 @@ def configuration(file: GGUFFile) -> Any:
         stated.get(key)
     stated.expect("attention.causal", True)
     stated.expect("pooling_type", 0)
+    # Experts are chosen by a softmax, as transformers' models of these types do.
+    stated.expect("expert_weights_norm", values.get("norm_topk_prob", True))
+    stated.expect("expert_weights_scale", 0.0, 1.0)
+    stated.expect("expert_gating_func", 1)
     stated.require_all_asked()
     with taken(file):
         return AutoConfig.for_model(**values)
@@ -228,9 +232,6 @@ def _values(stated: Stated, row: Architecture) -> dict[str, Any]:
         stated.expect("expert_feed_forward_length", values["intermediate_size"])
     elif row.model_type == "llama":
         stated.expect("expert_used_count", 0)
-    stated.expect("expert_weights_norm", values.get("norm_topk_prob", True))
-    stated.expect("expert_weights_scale", 0.0, 1.0)
-    stated.expect("expert_gating_func", 1)
     if row.window or model_type in {"mistral", "mixtral"}:
         values["sliding_window"] = window or None
     if values.get("num_attention_heads"):
