@@ -115,10 +115,10 @@ class Entry:
 
     @property
     def made_from(self) -> str:
-        """Path of the file that was converted, or "?"."""
+        """Path of the file that was converted; the name of the folder if an older version made it and does not say."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             return str(self._stated["file"])
-        return "?"
+        return self.path.name
 
     @property
     def bytes(self) -> int:

@@ -229,6 +229,15 @@ def test_a_bias_that_no_block_has_is_zero(tmp_path: Path) -> None:
     assert error(module, load_model(tmp_path / "model.gguf").module) < 1e-6
 
 
+def test_a_head_that_is_stored_beside_a_tied_architecture_is_taken(tmp_path: Path) -> None:
+    module = MODELS["falcon 7b"]()
+    head = np.random.default_rng(0).normal(size=(300, 64)).astype(np.float32)
+    write(tmp_path / "model.gguf", module, extra={"output.weight": head})
+    loaded: Any = load_model(tmp_path / "model.gguf").module
+    assert torch.equal(loaded.lm_head.weight, torch.from_numpy(head))
+    assert torch.equal(loaded.transformer.word_embeddings.weight, module.transformer.word_embeddings.weight)
+
+
 # Files in parts
 
 
