@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from probe import load_model, weights
-from probe.model import LanguageModel, loading, sources
+from probe.model import LanguageModel, cache, sources
 
 WIDE = (4096, 3072)
 MEMORY = """
@@ -99,7 +100,10 @@ def test_the_randomised_method_on_a_wide_matrix() -> None:
 
 
 def test_a_file_is_read_in_the_memory_of_a_matrix() -> None:
-    folder = str(loading.dequantised(sources.resolve(sources.DEFAULT_MODEL)))
+    load_model(sources.DEFAULT_MODEL)
+    entry = cache.find(cache.digest_of([Path(sources.resolve(sources.DEFAULT_MODEL).location)]))
+    assert entry is not None
+    folder = str(entry.path)
     peaks, means = {}, {}
     for who in ("file", "loaded"):
         command = [sys.executable, "-c", MEMORY, who, folder]

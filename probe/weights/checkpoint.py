@@ -20,9 +20,10 @@ from probe.errors import InputError
 from probe.model import LanguageModel, load_model
 from probe.model.adapters import layout_of
 from probe.model.architectures import ExpertStack
+from probe.model.gguf.tensors import GGUFModel, gguf_model
 from probe.model.huggingface import hash_of
 from probe.model.loading import Control, readable
-from probe.model.sources import Source, require, require_gguf, resolve
+from probe.model.sources import Source, require, resolve
 from probe.weights.reading import ModuleWeights, Weights, of_model, skeleton
 from probe.weights.twins import fresh_twin, shuffled_twin
 
@@ -232,23 +233,17 @@ def _pickled(path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class GGUFReader:
-    """A GGUF file, dequantised one tensor at a time; names and orders are transformers' own.
+    """A GGUF file, dequantised one tensor at a time.
 
     Attributes:
-        path: The file.
-        tensors: Its tensors by the file's own names, mapped into memory.
-        names: Name in the file of each tensor of the state dict.
-        process: Function that undoes the file architecture's changes to a tensor (rotary order, transposition).
+        model: The file as transformers' model.
     """
 
-    path: Path
-    tensors: Mapping[str, Any]
-    names: Mapping[str, str]
-    process: Callable[..., Any]
+    model: GGUFModel
 
     def files(self) -> Sequence[Path]:
-        """List the one file."""
-        return [self.path]
+        """List the parts of the file."""
+        return self.model.file.paths
 
     def read(self, name: str) -> Tensor:
         """Read one tensor.
@@ -258,22 +253,9 @@ class GGUFReader:
 
         Returns:
             The tensor in float32.
-
-        Raises:
-            InputError: If the file does not hold it.
         """
-        import gguf
-
-        stored = self.names.get(name, "")
-        if stored not in self.tensors:
-            raise InputError(
-                f"a checkpoint must hold every tensor of its model, and {self.path} holds no {name}: fetch it again"
-            )
-        tensor = self.tensors[stored]
-        with readable(self.path.name, self.path):
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        values = self.process(weights=values, name=stored, tensor_key_mapping={}, parsed_parameters={}).weights
-        return torch.from_numpy(values.copy())
+        with readable(self.model.file.path.name, self.model.file.path):
+            return self.model.read(name)
 
     def read_expert(self, name: str, expert: int, stack: ExpertStack) -> Tensor:
         """Refuse: GGUF files stack experts in an order of their own.
@@ -287,33 +269,9 @@ class GGUFReader:
             InputError: If it is called at all.
         """
         raise InputError(
-            f"an expert is read alone from safetensors or PyTorch files, got {self.path}: load the whole model and "
-            "pass it instead"
+            f"an expert is read alone from safetensors or PyTorch files, got {self.model.file.path}: load the whole "
+            "model and pass it instead"
         )
-
-
-def gguf_reader(path: Path, module: nn.Module) -> GGUFReader:
-    """Open a GGUF file for a skeleton.
-
-    Args:
-        path: The file.
-        module: The skeleton.
-
-    Returns:
-        The reader.
-    """
-    import gguf
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
-
-    config: Any = module.config
-    with readable(path.name, path):
-        opened = gguf.GGUFReader(path)
-        # The file's own name of it: a Mistral is stored as "llama", and its rows come in llama's order.
-        architecture = opened.fields["general.architecture"].contents()
-        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
-        names = get_gguf_hf_weights_map(module, processor)
-    tensors = {tensor.name: tensor for tensor in opened.tensors}
-    return GGUFReader(path, tensors, {ours: theirs for theirs, ours in names.items()}, processor.process)
 
 
 def open_weights(
@@ -345,25 +303,28 @@ def open_weights(
     control = Control(random_init, shuffled_weights)
     source = resolve(str(name), revision)
     location = _fetched(source, weights=random_init is None)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    folder = location
-    if source.kind == "gguf":
-        require_gguf(location)
-        folder, options["gguf_file"] = location.parent, location.name
+    whole = gguf_model(location) if source.kind == "gguf" else None
     with readable(source.name, location):
-        config = AutoConfig.from_pretrained(folder, **options)
+        if whole is None:
+            config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        else:
+            config = whole.config
         module = skeleton(config, trust_remote_code=trust_remote_code)
     layout = layout_of(module)
     if not any(kind.projections for kind in layout.kinds):
         logger.info("nothing states where the matrices of %s are: it is loaded whole and looked at", source.name)
-        options = {"revision": revision, "random_init": random_init, "shuffled_weights": shuffled_weights}
+        options: dict[str, Any] = {
+            "revision": revision,
+            "random_init": random_init,
+            "shuffled_weights": shuffled_weights,
+        }
         loaded = load_model(name, trust_remote_code=trust_remote_code, **options)
         weights = of_model(loaded)
         assert isinstance(weights, ModuleWeights)
         return weights
     reader: Reader
-    if source.kind == "gguf":
-        reader = gguf_reader(location, module)
+    if whole is not None:
+        reader = GGUFReader(whole)
     else:
         reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")), *_changes(module))
     opened = ModuleWeights(source.name, module, layout, source.description, FromFile(reader))

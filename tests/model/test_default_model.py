@@ -39,3 +39,9 @@ def test_its_shape_and_its_stream(model: LanguageModel) -> None:
     states = capture(model, tokens)
     assert len(states.sites) == 31
     assert all(torch.equal(states[site], seen[site]) for site in states.sites)
+
+
+def test_digits_are_tokens_of_their_own_and_spaces_before_them_are_joined(model: LanguageModel) -> None:
+    """As the tokenizer.json of SmolLM2 splits text: single digits first, then as GPT-2."""
+    pieces = model.tokenizer.convert_ids_to_tokens(model.encode("a 123  7"))
+    assert pieces == ["a", "Ġ", "1", "2", "3", "ĠĠ", "7"]

@@ -322,7 +322,7 @@ def test_the_second_load_reads_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     write_gguf(tmp_path / "tiny.gguf")
     first = load_model(tmp_path / "tiny.gguf")
     (tmp_path / "tiny.gguf").rename(tmp_path / "renamed.gguf")
-    monkeypatch.setattr(loading, "_dequantise", lambda *_: pytest.fail("dequantised again"))
+    monkeypatch.setattr(loading, "gguf_model", lambda *_: pytest.fail("dequantised again"))
     second = load_model(tmp_path / "renamed.gguf")
     assert second.weight_hash == first.weight_hash
     assert second.encode("a b") == first.encode("a b")
@@ -345,30 +345,10 @@ def test_tied_weights_are_tied_after_the_cache(tmp_path: Path) -> None:
         assert module.lm_head.weight is module.model.embed_tokens.weight
 
 
-def test_a_dequantising_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_gguf(tmp_path / "tiny.gguf")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loading, "save_file", full)
-        refused(lambda: load_model(tmp_path / "tiny.gguf"), "No space left", "PROBE_CACHE")
-    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
-    assert load_model(tmp_path / "tiny.gguf").n_layers == 4
-
-
-def test_a_cache_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_gguf(tmp_path / "tiny.gguf")
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("PROBE_CACHE", str(tmp_path / "file"))
-    refused(lambda: load_model(tmp_path / "tiny.gguf"), "PROBE_CACHE")
-
-
 def test_an_alias_never_means_other_weights(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     source = sources.Source(sources.DEFAULT_MODEL, "gguf", str(tmp_path / "tiny.gguf"), sha256="0" * 64)
-    refused(lambda: loading.dequantised(source), "sha256", "pip install")
+    refused(lambda: loading.load(source), "sha256", "pip install")
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"not a model at all", b"PK\x03\x04"])
