@@ -71,7 +71,7 @@ def cross_jacobian(
     options = JacobianOptions(context=context, part=part, method="jacrev", chunk=chunk, memory=memory, dtype=dtype)
     options.resolved(model)
     require_layer(model, layer)
-    where = positions_of(tokens, [out_position, in_position])
+    where = positions_of(model, tokens, [out_position, in_position])
     later, earlier = where[0].tolist()
     if later < earlier:
         raise InputError(
@@ -142,7 +142,7 @@ def site_jacobian(
     replay.require_chain(model, min(layer, last), min(last + 1, model.n_layers))
     # the block behind the last one that the product takes holds the target, or there is none
     blocks = range(min(layer, model.n_layers - 1), min(max(layer, last) + 1, model.n_layers))
-    recorded = replay.record(model, tokens, positions_of(tokens, positions), layers=blocks)
+    recorded = replay.record(model, tokens, positions_of(model, tokens, positions), layers=blocks)
     d = model.d_model
     identity = torch.eye(d, dtype=dtype, device=model.device).expand(*recorded.positions.shape, d, d)
     order = [*model.sites, LOGITS]

@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from probe.errors import InputError
+
 Side = Literal["input", "output"]
 
 
@@ -81,6 +83,29 @@ class Site:
     block: nn.Module | None = None
     factor: float = 1.0
     reading: Reading | None = None
+
+
+class Seen(dict[str, Tensor]):
+    """The tensor of each site whose module has run; to ask for another is refused with the reason."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise InputError(not_run(name, "did not run in this pass"))
+
+
+def not_run(name: str, what: str) -> str:
+    """Say that a pass did not bring a site as it should.
+
+    Args:
+        name: Name of the site.
+        what: What its module did instead of running once on every window.
+
+    Returns:
+        The message.
+    """
+    return (
+        f"a site is read where its module runs, once on every window, and the module of {name} {what}: something goes "
+        "around its hooks (torch.compile, a scripted or replaced forward) or repeats it; load the plain module"
+    )
 
 
 Returned = Tensor | tuple[Any, ...] | list[Any]
