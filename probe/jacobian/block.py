@@ -26,7 +26,7 @@ from probe.jacobian.options import (
 from probe.jacobian.parts import PartName, part_of_block, run_of
 from probe.jacobian.primal import primal_point
 from probe.jacobian.proof import require_proved
-from probe.model import HuggingFaceModel, LanguageModel, require_windows
+from probe.model import HuggingFaceModel, LanguageModel, require_windows, undisturbed
 from probe.model.architectures import gain_of
 
 logger = logging.getLogger("probe.jacobian")
@@ -227,6 +227,7 @@ def positions_of(
     return indices.remainder(length)
 
 
+@undisturbed()
 def recorded_jacobian(
     recorded: replay.Context, layer: int, options: JacobianOptions | None = None
 ) -> Float[Tensor, "window chosen d d"]:
@@ -270,6 +271,7 @@ def recorded_jacobian(
     return jacobian
 
 
+@undisturbed()
 def mlp_neuron_gain(
     recorded: replay.Context, layer: int, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "window chosen d_ff"]:

@@ -25,12 +25,13 @@ from probe.jacobian.block import (
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
 from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, run_of, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
-from probe.model import HuggingFaceModel, LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel, undisturbed
 
 LOGITS = "logits"
 _BLOCK_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
 
 
+@undisturbed()
 def cross_jacobian(
     model: LanguageModel,
     tokens: Int[Tensor, "window position"],
@@ -93,6 +94,7 @@ def cross_jacobian(
     return torch.stack(matrices)
 
 
+@undisturbed()
 def site_jacobian(
     model: LanguageModel,
     tokens: Int[Tensor, "window position"],

@@ -4,6 +4,7 @@ from .hooks import evaluating as evaluating
 from .hooks import first_tensor as first_tensor
 from .hooks import hooked as hooked
 from .hooks import not_run as not_run
+from .hooks import undisturbed as undisturbed
 from .hooks import with_first_tensor as with_first_tensor
 from .huggingface import HuggingFaceModel as HuggingFaceModel
 from .load import device_named as device_named

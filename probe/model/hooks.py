@@ -169,6 +169,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compute as asked for, whatever surrounds the call: with gradients, not in inference mode, without autocast.
+
+    Yields:
+        None: torch's modes are those of a fresh program.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
 def hooked(sites: Iterable[Site], receive: Callable[[Site, Tensor], None]) -> Iterator[None]:
     """Call a function with each site's tensor whenever the site's module runs.
 

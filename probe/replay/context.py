@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model import LanguageModel, first_tensor, require_windows, with_first_tensor
+from probe.model import LanguageModel, first_tensor, require_windows, undisturbed, with_first_tensor
 from probe.replay import carried
 from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal, Recorder, Replayed, around
 from probe.replay.calls import BlockCall, ending_after, entering, recorded_calls
@@ -237,6 +237,7 @@ class Context(Recorded):
         )
 
     @torch.no_grad()
+    @undisturbed()
     def alone(self) -> Context:
         """Make a context of the same states, each as a one-token input: W · P windows of one position.
 
@@ -310,6 +311,8 @@ def record(
     return _recorded(model, require_windows(model, tokens), positions, layers, sites)
 
 
+@undisturbed()
+@torch.no_grad()
 def _recorded(
     model: LanguageModel,
     tokens: Tensor,
@@ -348,6 +351,7 @@ def _recorded(
     return Context(model, tokens, positions, states, {layer: calls[layer][0] for layer in wanted}, kept)
 
 
+@undisturbed()
 @torch.no_grad()
 def alone(
     model: LanguageModel,
