@@ -173,7 +173,7 @@ def undisturbed() -> Iterator[None]:
     """Compute as asked for, whatever surrounds the call: with gradients, not in inference mode, without autocast.
 
     Yields:
-        None: torch's modes are those of a fresh program.
+        None: Modes of torch are those of a fresh program.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

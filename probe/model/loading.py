@@ -120,7 +120,7 @@ class _Drawing(TorchDispatchMode):
     """Lets what draws on the CPU without a generator draw from one, in the thread that enters the mode alone."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

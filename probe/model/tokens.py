@@ -51,7 +51,8 @@ def require_tokens(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window p
             f"token ids must lie in 0 … {known - 1} for {model.name}, got {smallest if smallest < 0 else largest}: "
             "encode the text with this model's own tokenizer"
         )
-    return tokens.to(torch.int64)
+    ids: Tensor = tokens.to(torch.int64)
+    return ids
 
 
 def require_windows(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window position"]:
@@ -71,16 +72,16 @@ def require_windows(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window 
     Raises:
         InputError: If `require_tokens` would raise it, or a window begins with padding.
     """
-    tokens = require_tokens(model, tokens)
+    windows = require_tokens(model, tokens)
     pad = _pad(model)
-    if pad is not None and (padded := tokens[:, 0] == pad).any():
+    if pad is not None and (padded := windows[:, 0] == pad).any():
         window = int(padded.nonzero()[0])
-        length = int((tokens[window] == pad).long().cumprod(0).sum())
+        length = int((windows[window] == pad).long().cumprod(0).sum())
         raise InputError(
             f"a window must not begin with padding, and window {window} begins with {length} of the pad token {pad}: "
             "pass windows of one length without padding, or each text by itself"
         )
-    return tokens
+    return windows
 
 
 def _vocabulary(model: LanguageModel) -> int:
