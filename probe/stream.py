@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from probe import display
 from probe.errors import InputError
-from probe.model import LanguageModel, Site, hooked
+from probe.model import LanguageModel, Seen, Site, hooked, not_run, require_windows
 
 _INDEX = "stream.json"
 
@@ -45,9 +45,10 @@ def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tens
         sites: Names of sites.
 
     Yields:
-        A dict, empty at first, that gets the latest copy of each site, (windows, positions, ...), detached.
+        A dict, empty at first, that gets the latest copy of each site, (windows, positions, ...), detached. A site
+        whose module has not run raises an `InputError` that says so.
     """
-    seen: dict[str, Tensor] = {}
+    seen = Seen()
 
     def keep(site: Site, tensor: Tensor) -> None:
         seen[site.name] = tensor.clone()
@@ -205,8 +206,9 @@ def capture(
         The states, on the CPU.
 
     Raises:
-        InputError: If there is no such site, layer or dtype, if there are no windows or they are too long, if a state
-            is not finite, or if the folder is not empty or not writable.
+        InputError: If there is no such site, layer or dtype, if the tokens are not windows of this model's ids or too
+            long, if a site's module does not run once on every window, if a state is not finite, or if the folder is
+            not empty or not writable.
     """
     if batch_size < 1:
         raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}; leave it out for 8")
@@ -225,9 +227,14 @@ def capture(
     with torch.no_grad():
         for number, start in enumerate(tqdm(starts, desc="capture", unit="batch", disable=quiet)):
             batch = tokens[start : start + batch_size]
-            filler = _Filler(states, kept, start, shape[0]) if directory is None else _Filler({}, kept, start)
+            filler = (
+                _Filler(states, kept, batch.shape, start, start, shape[0])
+                if directory is None
+                else _Filler({}, kept, batch.shape, start, 0, len(batch))
+            )
             with hooked(watched, filler):
                 model.final_states(batch)
+            filler.require_all(names)
             if directory is not None:
                 _save(filler.target, _shard(directory, number))
     if directory is not None:
@@ -237,9 +244,7 @@ def capture(
 
 
 def _tokens_of(model: LanguageModel, windows: TokenWindows | Tensor) -> Int[Tensor, "window position"]:
-    tokens = windows if isinstance(windows, Tensor) else windows.tokens
-    if not len(tokens):
-        raise InputError(f"a capture needs at least one window, got tokens of shape {tuple(tokens.shape)}: pass some")
+    tokens = require_windows(model, getattr(windows, "tokens", windows))
     if model.max_positions is not None and tokens.shape[1] > model.max_positions:
         raise InputError(
             f"a window must fit the model's {model.max_positions} positions, got {tokens.shape[1]}: pass shorter ones"
@@ -254,33 +259,60 @@ class _Filler:
     Attributes:
         target: The tensors by site, made as the first one comes.
         dtype: The dtype of what is not an integer.
+        batch: Windows and positions of the batch.
         first_window: The window with which the batch begins.
-        windows: Number of windows in the target; None: those of the batch, and no others.
+        start: Its row in the target.
+        windows: Number of rows in the target.
+        filled: Windows of the batch that have come, by site; a model may run them in several calls.
     """
 
     target: dict[str, Tensor]
     dtype: torch.dtype
+    batch: torch.Size
     first_window: int
-    windows: int | None = None
+    start: int
+    windows: int
+    filled: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, site: Site, tensor: Tensor) -> None:
+        done = self.filled.get(site.name, 0)
+        self.filled[site.name] = done + len(tensor)
+        if tensor.shape[1] != self.batch[1]:
+            raise InputError(not_run(site.name, f"ran on {tensor.shape[1]} of {self.batch[1]} positions"))
+        if self.filled[site.name] > self.batch[0]:
+            raise InputError(
+                not_run(site.name, f"ran on {self.filled[site.name]} windows in a batch of {self.batch[0]}")
+            )
         floating = tensor.is_floating_point()
         if site.name not in self.target:
-            size = (self.windows or len(tensor), *tensor.shape[1:])
+            size = (self.windows, *tensor.shape[1:])
             self.target[site.name] = torch.empty(size, dtype=self.dtype if floating else torch.int64)
-        start = 0 if self.windows is None else self.first_window
+        start = self.start + done
         self.target[site.name][start : start + len(tensor)].copy_(tensor)
         # The sum of finite entries is finite unless it overflows, so every entry is tested only if the sum is not.
         if not floating or torch.isfinite(tensor.sum(dtype=torch.float32)):
             return
         finite = torch.isfinite(tensor)
         if not finite.all():
-            window = self.first_window + int((~finite).flatten(1).any(1).nonzero()[0])
+            window = self.first_window + done + int((~finite).flatten(1).any(1).nonzero()[0])
             where = "after the last layer" if site.layer is None else f"at layer {site.layer}"
             raise InputError(
                 f"states must be finite, and {site.name} ({where}) is NaN or infinite in window {window}; load the "
                 'model with dtype="float32", or leave that window out'
             )
+
+    def require_all(self, names: Iterable[str]) -> None:
+        """Refuse a batch of which a site has not seen every window: the rest of the target was never written.
+
+        Args:
+            names: The sites.
+
+        Raises:
+            InputError: If a site's module did not run on all windows.
+        """
+        for name in names:
+            if self.filled.get(name, 0) != self.batch[0]:
+                raise InputError(not_run(name, f"ran on {self.filled.get(name, 0)} of {self.batch[0]} windows"))
 
 
 def _site_names(model: LanguageModel, sites: Sequence[str] | None, layers: Sequence[int] | None) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -139,13 +141,97 @@ def test_hooks_are_gone_after_an_exception() -> None:
 
 
 def test_hooks_are_gone_after_a_pass_that_fails(llama: stream_module.LanguageModel) -> None:
-    with pytest.raises(IndexError):
-        capture(llama, torch.full((2, 4), 10_000))
+    def fail(*_: object) -> None:
+        raise RuntimeError("stop")
+
+    with llama.blocks[2].register_forward_hook(fail), pytest.raises(RuntimeError, match="stop"):
+        capture(llama, tiny_tokens())
 
 
 def test_hooks_are_gone_when_one_cannot_be_placed(llama: stream_module.LanguageModel) -> None:
     with pytest.raises(InputError), watch(llama, ["blocks.0.hook_resid_pre", "blocks.9.hook_resid_pre"]):
         pytest.fail("the second site does not exist")
+
+
+# A pass that goes around the hooks
+
+
+def compiled_before(module: Any) -> None:
+    """Compiled code does not look for hooks that come later."""
+    module.model.compile(backend="eager")
+    with torch.no_grad():
+        for windows in (2, 3):  # the second number of windows makes the code one for any
+            module.model(input_ids=tiny_tokens(windows), use_cache=False, return_dict=True)
+
+
+def called_directly(module: Any) -> None:
+    block = module.model.layers[2]
+    module.model.layers[2]._call_impl = block.forward
+
+
+def shortened(module: Any) -> None:
+    module.config.num_hidden_layers = 2
+
+
+def run_on_the_first_window(module: Any) -> None:
+    trunk, forward = module.model, module.model.forward
+    trunk.forward = lambda input_ids, **named: forward(input_ids=input_ids[:1], **named)
+
+
+def run_on_the_last_position(module: Any) -> None:
+    trunk, forward = module.model, module.model.forward
+    trunk.forward = lambda input_ids, **named: forward(input_ids=input_ids[:, -1:], **named)
+
+
+def run_twice(module: Any) -> None:
+    trunk, forward = module.model, module.model.forward
+    trunk.forward = lambda **named: (forward(**named), forward(**named))[1]
+
+
+AROUND = [compiled_before, called_directly, shortened, run_on_the_first_window, run_on_the_last_position, run_twice]
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("go_around", AROUND)
+def test_a_state_that_no_hook_brought_is_never_returned(
+    go_around: Callable[[Any], None], on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
+    model = tiny_model("llama")
+    assert len(model.sites) > 4  # it was laid out before something went around its hooks
+    go_around(model.module)
+    out = tmp_path / "stream" if on_disk else None
+    with pytest.raises(InputError, match="goes around its hooks") as caught:
+        capture(model, tiny_tokens(5), sites=["blocks.2.hook_resid_post"], batch_size=2, out=out)
+    assert "blocks.2.hook_resid_post" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert out is None or not (out / "stream.json").exists()
+
+
+@pytest.mark.parametrize("go_around", [called_directly, shortened])
+def test_a_watched_site_that_did_not_run_says_so(go_around: Callable[[Any], None]) -> None:
+    model = tiny_model("llama")
+    go_around(model.module)
+    with torch.no_grad(), watch(model, ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]) as seen:
+        model.forward(tiny_tokens())
+    assert seen["blocks.1.hook_resid_post"].shape == (3, 16, WIDTH)
+    with pytest.raises(InputError, match=r"blocks\.2\.hook_resid_post did not run"):
+        seen["blocks.2.hook_resid_post"]
+
+
+def test_a_model_that_runs_its_windows_one_by_one_is_read_whole() -> None:
+    plain, parted = tiny_model("llama"), tiny_model("llama")
+    trunk, forward = parted.module.model, parted.module.model.forward
+
+    def one_by_one(input_ids: Tensor, **named: Any) -> Any:
+        outputs = [forward(input_ids=window[None], **named) for window in input_ids]
+        return SimpleNamespace(last_hidden_state=torch.cat([output.last_hidden_state for output in outputs]))
+
+    assert parted.sites
+    trunk.forward = one_by_one
+    expected, found = capture(plain, tiny_tokens(5), batch_size=2), capture(parted, tiny_tokens(5), batch_size=2)
+    for site in expected.sites:
+        torch.testing.assert_close(found[site], expected[site], rtol=1e-4, atol=1e-5)
 
 
 # On disk
@@ -241,7 +327,7 @@ def test_bad_requests_are_refused_in_a_line(llama: stream_module.LanguageModel, 
         "at least one layer": lambda: capture(llama, tokens, layers=[]),
         "batch_size=0": lambda: capture(llama, tokens, batch_size=0),
         "hook_nothing": lambda: capture(llama, tokens, sites=["hook_nothing"]),
-        "at least one window, got tokens of shape (0, 16)": lambda: capture(llama, tokens[:0]),
+        "at least one window of at least one position, got tokens of shape (0, 16)": lambda: capture(llama, tokens[:0]),
         "64 positions": lambda: capture(llama, tiny_tokens(1, 65)),
         "not empty": lambda: capture(llama, tokens, out=tmp_path / "full"),
         "cannot be made": lambda: capture(llama, tokens, out=tmp_path / "file" / "below"),

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import inspect
+import io
 import itertools
 import math
 import os
@@ -99,6 +100,7 @@ def exit_status(work: Callable[[], object], go_on: str, *options: type[Any]) -> 
     Raises:
         BrokenPipeError: If Of another pipe than the output.
     """
+    _spell_what_the_output_can()
     try:
         return _ended(work, go_on, options)
     except BrokenPipeError:
@@ -108,6 +110,12 @@ def exit_status(work: Callable[[], object], go_on: str, *options: type[Any]) -> 
         for stream in gone:  # the interpreter flushes them when it ends, and would complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         return BROKEN_PIPE
+
+
+def _spell_what_the_output_can() -> None:
+    """Write a question mark for a character that the output's encoding does not have, instead of a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _ended(work: Callable[[], object], go_on: str, options: Sequence[type[Any]]) -> int:

@@ -201,7 +201,10 @@ def _eigenvector_centrality(graph: Graph) -> Floats:
 def _paths(graph: Graph, core: Int[np.ndarray, " node"]) -> dict[str, Floats]:
     """Betweenness and the mean distance to the innermost core, along edges of length 1/|w|."""
     network = graph.to_igraph()
-    length = (1 / np.abs(graph.weights)).tolist()
+    weight = np.abs(graph.weights)
+    unit = float(np.median(weight)) if len(weight) else 1.0
+    # igraph takes paths for equally long within an absolute 1e-10, so lengths are counted in the median's.
+    length = (unit / weight).tolist()
     through = np.asarray(network.betweenness(directed=False, weights=length))
     inner = np.flatnonzero(core == core.max())
     distance = np.asarray(network.distances(source=inner.tolist(), weights=length), dtype=float)  # (core, node)
@@ -211,7 +214,7 @@ def _paths(graph: Graph, core: Int[np.ndarray, " node"]) -> dict[str, Floats]:
     pairs = n_pairs(graph.n_nodes - 1)
     return {
         "betweenness": through / pairs if pairs else np.full(graph.n_nodes, np.nan),
-        "core_distance": _ratio(total, reached.sum(axis=0)),
+        "core_distance": _ratio(total / unit, reached.sum(axis=0)),
     }
 
 

@@ -26,7 +26,7 @@ from probe.jacobian.options import (
 from probe.jacobian.parts import PartName, part_of_block, run_of
 from probe.jacobian.primal import primal_point
 from probe.jacobian.proof import require_proved
-from probe.model import HuggingFaceModel, LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel, require_windows, undisturbed
 from probe.model.architectures import gain_of
 
 logger = logging.getLogger("probe.jacobian")
@@ -166,7 +166,7 @@ def jacobians_by_layer(
     for layer in chosen:
         require_layer(model, layer)
         options.resolved(model, layer)
-    where = positions_of(tokens, positions)
+    where = positions_of(model, tokens, positions)
     size = len(tokens) if batch_size is None else batch_size
     for start in range(0, len(tokens), size):
         recorded = replay.record(model, tokens[start : start + size], where[start : start + size], layers=chosen)
@@ -193,10 +193,13 @@ def require_layer(model: LanguageModel, layer: int) -> None:
         )
 
 
-def positions_of(tokens: Int[Tensor, "window position"], positions: Positions) -> Int[Tensor, "window chosen"]:
+def positions_of(
+    model: LanguageModel, tokens: Int[Tensor, "window position"], positions: Positions
+) -> Int[Tensor, "window chosen"]:
     """Resolve the positions of each window, counted from its start.
 
     Args:
+        model: The model.
         tokens: The windows.
         positions: (P,) for all windows, or (W, P); negative ones count from the end.
 
@@ -204,9 +207,10 @@ def positions_of(tokens: Int[Tensor, "window position"], positions: Positions) -
         Int64 (W, P).
 
     Raises:
-        InputError: If the shape is wrong, or a position lies outside the windows.
+        InputError: If the tokens are not windows of this model's ids or begin with padding, the positions' shape is
+            wrong, or a position lies outside the windows.
     """
-    windows, length = tokens.shape
+    windows, length = require_windows(model, tokens).shape
     indices = torch.as_tensor(positions, dtype=torch.int64).to(tokens.device)
     if indices.ndim == 1:
         indices = indices.expand(windows, -1)
@@ -223,6 +227,7 @@ def positions_of(tokens: Int[Tensor, "window position"], positions: Positions) -
     return indices.remainder(length)
 
 
+@undisturbed()
 def recorded_jacobian(
     recorded: replay.Context, layer: int, options: JacobianOptions | None = None
 ) -> Float[Tensor, "window chosen d d"]:
@@ -266,6 +271,7 @@ def recorded_jacobian(
     return jacobian
 
 
+@undisturbed()
 def mlp_neuron_gain(
     recorded: replay.Context, layer: int, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "window chosen d_ff"]:

@@ -49,7 +49,7 @@ def routing_margin(
         InputError: If the block has no mixture of experts, or its router does not choose by `torch.topk`.
     """
     require_layer(model, layer)
-    where = positions_of(tokens, positions)
+    where = positions_of(model, tokens, positions)
     if not isinstance(model, HuggingFaceModel) or EXPERT_INDICES not in model.at(layer).sites:
         raise InputError(
             f"a margin needs a block that chooses among experts, and block {layer} of {model.name} does not: choose a "

@@ -19,7 +19,7 @@ from probe.jacobian.block import attention_of, positions_of, working_copy_of
 from probe.jacobian.options import ContextName, JacobianOptions, OutputName
 from probe.jacobian.parts import run_of
 from probe.jacobian.rows import ForwardProducts, pulled
-from probe.model import LanguageModel
+from probe.model import LanguageModel, require_windows, undisturbed
 
 
 def _run(recorded: replay.Context, layer: int, end: int, options: JacobianOptions) -> tuple[Tensor, Tensor]:
@@ -46,6 +46,7 @@ class _Products:
     def backward(self, vectors: NDArray[Any]) -> NDArray[Any]:
         return self._multiplied(vectors, lambda rows: pulled(self.output, self.point, rows))
 
+    @undisturbed()
     def _multiplied(self, vectors: NDArray[Any], multiply: Callable[[Tensor], Tensor]) -> NDArray[Any]:
         columns = torch.as_tensor(vectors, dtype=self.point.dtype).to(self.point.device).reshape(self.point.numel(), -1)
         product = multiply(columns.T.reshape(-1, *self.point.shape)).flatten(1).T
@@ -55,6 +56,7 @@ class _Products:
         return answer
 
 
+@undisturbed()
 def operator(
     model: LanguageModel,
     tokens: Int[Tensor, "window position"],
@@ -92,6 +94,7 @@ def operator(
     """
     options = JacobianOptions(context=context, of=of, dtype=dtype)
     options.resolved(model)
+    tokens = require_windows(model, tokens)
     end = layer + 1 if to_layer is None else to_layer
     if not 0 <= layer < end <= model.n_layers:
         raise InputError(
@@ -104,7 +107,7 @@ def operator(
         raise InputError(f'context="alone" runs one block on a one-token input, got to_layer={end}: leave it out')
     tokens = tokens[window : window + 1]
     replay.require_chain(model, layer, end)
-    recorded = replay.record(model, tokens, positions_of(tokens, [position]), layers=range(layer, end))
+    recorded = replay.record(model, tokens, positions_of(model, tokens, [position]), layers=range(layer, end))
     point, state = _run(recorded.alone() if context == "alone" else recorded, layer, end, options)
     products, d = _Products(state, point, update=of == "update"), model.d_model
     return LinearOperator(

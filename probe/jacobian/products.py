@@ -67,7 +67,7 @@ def cumulative_jacobian(
     for _, block in jacobians_by_layer(model, tokens, range(from_layer, to_layer), positions, options):
         product = block.double() if product is None else block.double() @ product
     if product is None:
-        shape = (*positions_of(tokens, positions).shape, model.d_model, model.d_model)
+        shape = (*positions_of(model, tokens, positions).shape, model.d_model, model.d_model)
         product = torch.eye(model.d_model, device=model.device).expand(shape)
     return product.to(dtype)
 

@@ -25,12 +25,13 @@ from probe.jacobian.block import (
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
 from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, run_of, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
-from probe.model import HuggingFaceModel, LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel, undisturbed
 
 LOGITS = "logits"
 _BLOCK_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
 
 
+@undisturbed()
 def cross_jacobian(
     model: LanguageModel,
     tokens: Int[Tensor, "window position"],
@@ -71,7 +72,7 @@ def cross_jacobian(
     options = JacobianOptions(context=context, part=part, method="jacrev", chunk=chunk, memory=memory, dtype=dtype)
     options.resolved(model)
     require_layer(model, layer)
-    where = positions_of(tokens, [out_position, in_position])
+    where = positions_of(model, tokens, [out_position, in_position])
     later, earlier = where[0].tolist()
     if later < earlier:
         raise InputError(
@@ -93,6 +94,7 @@ def cross_jacobian(
     return torch.stack(matrices)
 
 
+@undisturbed()
 def site_jacobian(
     model: LanguageModel,
     tokens: Int[Tensor, "window position"],
@@ -142,7 +144,7 @@ def site_jacobian(
     replay.require_chain(model, min(layer, last), min(last + 1, model.n_layers))
     # the block behind the last one that the product takes holds the target, or there is none
     blocks = range(min(layer, model.n_layers - 1), min(max(layer, last) + 1, model.n_layers))
-    recorded = replay.record(model, tokens, positions_of(tokens, positions), layers=blocks)
+    recorded = replay.record(model, tokens, positions_of(model, tokens, positions), layers=blocks)
     d = model.d_model
     identity = torch.eye(d, dtype=dtype, device=model.device).expand(*recorded.positions.shape, d, d)
     order = [*model.sites, LOGITS]

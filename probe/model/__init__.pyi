@@ -1,9 +1,14 @@
+from .hooks import Seen as Seen
 from .hooks import Site as Site
 from .hooks import evaluating as evaluating
 from .hooks import first_tensor as first_tensor
 from .hooks import hooked as hooked
+from .hooks import not_run as not_run
+from .hooks import undisturbed as undisturbed
 from .hooks import with_first_tensor as with_first_tensor
 from .huggingface import HuggingFaceModel as HuggingFaceModel
 from .load import device_named as device_named
 from .load import load_model as load_model
 from .protocol import LanguageModel as LanguageModel
+from .token_ids import require_tokens as require_tokens
+from .token_ids import require_windows as require_windows

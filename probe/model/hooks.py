@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from probe.errors import InputError
+
 Side = Literal["input", "output"]
 
 
@@ -83,6 +85,29 @@ class Site:
     reading: Reading | None = None
 
 
+class Seen(dict[str, Tensor]):
+    """The tensor of each site whose module has run; to ask for another is refused with the reason."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise InputError(not_run(name, "did not run in this pass"))
+
+
+def not_run(name: str, what: str) -> str:
+    """Say that a pass did not bring a site as it should.
+
+    Args:
+        name: Name of the site.
+        what: What its module did instead of running once on every window.
+
+    Returns:
+        The message.
+    """
+    return (
+        f"a site is read where its module runs, once on every window, and the module of {name} {what}: something goes "
+        "around its hooks (torch.compile, a scripted or replaced forward) or repeats it; load the plain module"
+    )
+
+
 Returned = Tensor | tuple[Any, ...] | list[Any]
 """What a block or an attention module returns: a tensor, or a tuple or list that begins with it."""
 
@@ -141,6 +166,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             config._experts_implementation = experts
         for part in training:
             part.training = True
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Compute as asked for, whatever surrounds the call: with gradients, not in inference mode, without autocast.
+
+    Yields:
+        None: Modes of torch are those of a fresh program.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextmanager

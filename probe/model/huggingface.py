@@ -19,6 +19,7 @@ from probe.model.architectures import BlockLayout, Layout, SitePath, number_of, 
 from probe.model.hooks import Side, Site, evaluating
 from probe.model.looking import Found, look
 from probe.model.support import Support, spans, support_of
+from probe.model.token_ids import require_tokens
 
 # Defaults of a pass: without a cache, with named outputs.
 _PLAIN = {"use_cache": False, "return_dict": True}
@@ -336,7 +337,11 @@ class HuggingFaceModel(LaidOut):
 
         Returns:
             The logits, in the module's dtype.
+
+        Raises:
+            InputError: If the tokens are not windows of this model's ids.
         """
+        tokens = require_tokens(self, tokens)
         with evaluating(self.module):
             output = self.module(input_ids=tokens.to(self.device), **_PLAIN | kwargs)
         return cast("Tensor", output.logits)
@@ -352,7 +357,11 @@ class HuggingFaceModel(LaidOut):
 
         Returns:
             The input of the head.
+
+        Raises:
+            InputError: If the tokens are not windows of this model's ids.
         """
+        tokens = require_tokens(self, tokens)
         trunk, seen = self.module.get_submodule(self.found.trunk), list[Tensor]()
         head = self.module.get_submodule(self.found.tail.head).register_forward_pre_hook(
             lambda _, arguments: seen.append(arguments[0])
@@ -372,7 +381,11 @@ class HuggingFaceModel(LaidOut):
 
         Returns:
             The embeddings.
+
+        Raises:
+            InputError: If the tokens are not windows of this model's ids.
         """
+        tokens = require_tokens(self, tokens)
         return cast("Tensor", self.module.get_submodule(self.found.embedding)(tokens.to(self.device)))
 
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:

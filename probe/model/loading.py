@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probe.errors import InputError
 from probe.model import cache
@@ -116,9 +119,53 @@ def auto_class(config: Any) -> Any:
     return AutoModelForCausalLM
 
 
+class _Drawing(TorchDispatchMode):
+    """Lets what draws on the CPU without a generator draw from one, in the thread that enters the mode alone."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        drawing = _with_generator(func)
+        if drawing is None or named.get("generator") is not None or not _on_cpu(args, named):
+            return func(*args, **named)
+        return drawing(*args, **named | {"generator": self.generator})
+
+
+@functools.cache
+def _with_generator(func: Any) -> Any:
+    """The overload of a random operation that takes a generator; None where it draws nothing."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return None
+    given = [argument.name for argument in func._schema.arguments]
+    if "generator" in given:
+        return func
+    for name in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, name)
+        taken = [argument.name for argument in other._schema.arguments]
+        if "generator" in taken and [argument for argument in taken if argument != "generator"] == given:
+            return other
+    return None
+
+
+def _on_cpu(arguments: Sequence[Any], named: Mapping[str, Any]) -> bool:
+    given = [value.device for value in (*arguments, *named.values()) if isinstance(value, Tensor)]
+    device = named.get("device") or (given[0] if given else torch.get_default_device())
+    return torch.device(device).type == "cpu"
+
+
+# transformers exchanges functions of torch.nn.init while it initialises a model: two at once would not put them back.
+_initialising = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the context and restore its state afterwards.
+    """Draw from a generator with this seed inside the context, in this thread; torch's own one is left alone.
+
+    What runs in other threads neither takes numbers away nor gets some of these. The numbers on the CPU are those of
+    `torch.manual_seed(seed)`.
 
     Args:
         seed: Any integer.
@@ -126,8 +173,7 @@ def seeded(seed: int) -> Iterator[None]:
     Yields:
         None: The generator starts at the seed.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _initialising, _Drawing(seed):
         yield
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model import LanguageModel, first_tensor, with_first_tensor
+from probe.model import LanguageModel, first_tensor, require_windows, undisturbed, with_first_tensor
 from probe.replay import carried
 from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal, Recorder, Replayed, around
 from probe.replay.calls import BlockCall, ending_after, entering, recorded_calls
@@ -237,6 +237,7 @@ class Context(Recorded):
         )
 
     @torch.no_grad()
+    @undisturbed()
     def alone(self) -> Context:
         """Make a context of the same states, each as a one-token input: W · P windows of one position.
 
@@ -251,7 +252,7 @@ class Context(Recorded):
         """
         first = torch.zeros_like(self.positions.reshape(-1, 1))
         tokens = self.tokens.gather(1, self.positions).reshape(-1, 1)
-        single = record(self.model, tokens, first, layers=list(self.calls))
+        single = _recorded(self.model, tokens, first, list(self.calls))
         for layer in self.calls:
             if layer not in self.profile.alone:
                 after = single.block_on_sequences(layer, single.states[layer], torch.arange(len(tokens)))
@@ -304,8 +305,22 @@ def record(
         The recorded context. Memory: the states around the layers asked for, up to (L + 1) · W · T · d numbers.
 
     Raises:
-        InputError: If a position lies outside its window, there is no such layer, or the blocks do not run once each.
+        InputError: If the tokens are not windows of this model's ids or begin with padding, a position lies outside
+            its window, there is no such layer, or the blocks do not run once each.
     """
+    return _recorded(model, require_windows(model, tokens), positions, layers, sites)
+
+
+@undisturbed()
+@torch.no_grad()
+def _recorded(
+    model: LanguageModel,
+    tokens: Tensor,
+    positions: Tensor,
+    layers: Collection[int] | None = None,
+    sites: Sequence[str] = (),
+) -> Context:
+    """As `record`; tokens that stand for one position may be any."""
     tokens, positions = tokens.to(model.device), positions.to(model.device)
     if positions.numel() and not (positions.min() >= 0 and positions.max() < tokens.shape[1]):
         raise InputError(
@@ -336,6 +351,7 @@ def record(
     return Context(model, tokens, positions, states, {layer: calls[layer][0] for layer in wanted}, kept)
 
 
+@undisturbed()
 @torch.no_grad()
 def alone(
     model: LanguageModel,
@@ -393,7 +409,7 @@ def alone(
             zero = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
             # without a token of its own, every state has the call of one
             rows, windows = (those[:, None], range(len(part))) if tokens is not None else (zero, [0] * len(part))
-            single = record(model, rows, torch.zeros_like(rows), layers=[layer])
+            single = _recorded(model, rows, torch.zeros_like(rows), [layer])
             index = torch.tensor(list(windows), device=model.device)
             parts.append(single.block_on_sequences(layer, part[:, None], index)[:, 0])
     finally:

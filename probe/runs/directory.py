@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import fcntl
+import errno
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,10 @@ from probe.runs.files import PARTIAL, write_file, writing
 from probe.runs.pieces import Piece, PieceFile, combined, encode, joined, labelled
 from probe.runs.tasks import Label, Schema, Task
 
+logger = logging.getLogger("probe.runs")
+
 _LOCK = ".lock"
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 FORMAT = 2
 """How a run directory is laid out: raised when older ones cannot be read; they are refused, not misread."""
 
@@ -314,6 +318,12 @@ def _check_is_run(directory: Path) -> None:
 
 def _lock(directory: Path) -> IO[str]:
     """Take the directory's lock; the system gives it back when this process ends, however it ends."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        raise InputError(
+            "a run needs the file locks of Linux or macOS, and this system has none: on Windows, run it in WSL"
+        ) from None
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / _LOCK).open("a")
@@ -325,6 +335,15 @@ def _lock(directory: Path) -> IO[str]:
             f"only one process may work in a run directory, but another holds {directory}: "
             "wait for it or pass another out="
         ) from None
+    except OSError as error:  # some network file systems have no locks
+        if error.errno not in _NO_LOCKS:
+            file.close()
+            raise InputError(
+                f"a run directory must be locked, and {directory} cannot be ({error.strerror}): pass another out="
+            ) from error
+        logger.warning(
+            "%s lies on a file system without locks (%s): let no other process work in it", directory, error.strerror
+        )
     return file
 
 

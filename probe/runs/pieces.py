@@ -139,11 +139,19 @@ def encode(piece: Piece, seconds: float | None) -> bytes:
 
     Returns:
         The file, with axes, labels and time in its header.
+
+    Raises:
+        InputError: If an array has a complex dtype that a file cannot hold.
     """
     tensors: dict[str, Tensor] = {}
     storages = set()
     for name, array in piece.items():
-        tensor = array.resolve_conj().contiguous()
+        if array.is_complex() and array.dtype is not torch.complex64:
+            raise InputError(
+                f"a task's complex arrays must be complex64, and {name} is {str(array.dtype).removeprefix('torch.')}: "
+                "return its real and imaginary parts as two arrays"
+            )
+        tensor = array.resolve_conj().resolve_neg().contiguous()
         storage = tensor.untyped_storage()
         if storage.data_ptr() in storages:  # safetensors refuses two names for one storage
             tensor = tensor.clone()

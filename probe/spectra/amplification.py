@@ -27,6 +27,7 @@ from torch import Tensor
 from probe.errors import InputError, renamed
 from probe.geometry import haar_frame
 from probe.spectra import numerical_abscissa
+from probe.spectra.factors import real
 
 __all__ = [
     "Amplification",
@@ -164,8 +165,8 @@ def subspace_amplification(operator: Operator, basis: Float[Tensor, "*#batch d s
     Returns:
         Five measures, float64, (...).
     """
-    q: Tensor = torch.linalg.qr(basis.double()).Q
-    image = operator.double() @ q
+    q: Tensor = torch.linalg.qr(real(basis)).Q
+    image = real(operator) @ q
     inside = q.mT @ image
     outside = image - q @ inside
     root = q.shape[-1] ** 0.5
@@ -323,7 +324,7 @@ def _parts(operator: Operator | PooledOperator) -> tuple[Float[Tensor, "*batch d
     """The operator and the squares of its entries, in float64; for a pooled one the means of both."""
     if isinstance(operator, PooledOperator):
         return operator.mean, operator.mean_square
-    matrix = operator.double()
+    matrix = real(operator)
     return matrix, matrix.square()
 
 

@@ -11,10 +11,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.linalg import matrix_norm
 
 from probe.errors import InputError
-from probe.spectra.factors import Factors, Matrices, factors
+from probe.spectra.factors import Factors, Matrices, factors, frobenius_norm, scale_of
 from probe.spectra.lapack import SchurForm
 from probe.spectra.normality import strictly_upper
 
@@ -35,7 +34,7 @@ def symmetrised(A: Matrices, *, match: Literal["frobenius"] | None = "frobenius"
     Cost: norms.
     """
     known = factors(A)
-    return _matched((known.matrices + known.matrices.mT) / 2, known, match)
+    return _matched(known.matrices / 2 + known.matrices.mT / 2, known, match)
 
 
 def schur_normal(A: Matrices, *, match: Literal["frobenius"] | None = None) -> Float[Tensor, "*batch d d"]:
@@ -112,16 +111,17 @@ def _blocks(
         b and c, (..., k).
     """
     larger = (total + torch.copysign(torch.hypot(total, 2 * turn), total)) / 2
-    smaller = torch.where(turn == 0, 0.0, -turn.square() / larger)
+    smaller = torch.where(turn == 0, 0.0, -turn * (turn / larger))
     first = larger * turn >= 0
     return torch.where(first, larger, smaller), torch.where(first, smaller, larger)
 
 
 def _normal_part(T: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
     """The block diagonal of a real Schur form with each block made normal."""
-    below = T.diagonal(-1, -2, -1)
-    beside = T.diagonal(1, -2, -1)
-    turn = beside.sign() * (-beside * below).clamp(min=0).sqrt()
+    scale = scale_of(T)[..., None]  # the product of two entries may be beyond the range of float64
+    below = T.diagonal(-1, -2, -1) / scale
+    beside = T.diagonal(1, -2, -1) / scale
+    turn = beside.sign() * (-beside * below).clamp(min=0).sqrt() * scale
     normal = torch.diag_embed(T.diagonal(0, -2, -1))
     normal.diagonal(1, -2, -1).copy_(turn)
     normal.diagonal(-1, -2, -1).copy_(-turn)
@@ -140,5 +140,5 @@ def _matched(changed: Float[Tensor, "*batch d d"], known: Factors, match: str | 
         return changed
     if match != "frobenius":
         raise InputError(f'match must be "frobenius" or None, got {match!r}: choose one')
-    factor: Tensor = known.frobenius_norm / matrix_norm(changed)
+    factor: Tensor = known.frobenius_norm / frobenius_norm(changed)
     return changed * factor[..., None, None]

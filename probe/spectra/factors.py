@@ -15,6 +15,71 @@ from probe.spectra import lapack
 from probe.spectra.lapack import SchurForm
 
 
+def real(matrices: Any) -> Tensor:
+    """Take what came as matrices: real tensors, as float64 and without their graph.
+
+    Args:
+        matrices: A tensor of any real dtype.
+
+    Returns:
+        The same numbers in float64.
+
+    Raises:
+        InputError: If it is no tensor, or complex.
+    """
+    require_real(matrices)
+    found: Tensor = matrices.detach().double()
+    return found
+
+
+def require_real(matrices: Any) -> None:
+    """Refuse what is no tensor, and complex tensors, whose imaginary part would be dropped.
+
+    Args:
+        matrices: What came as matrices.
+
+    Raises:
+        InputError: If it is no tensor, or complex.
+    """
+    if not isinstance(matrices, Tensor):
+        raise InputError(
+            f"matrices must be tensors of torch, got {type(matrices).__name__}: pass torch.as_tensor(matrices)"
+        )
+    if matrices.is_complex():
+        raise InputError(
+            f"the matrices must be real, got {str(matrices.dtype).removeprefix('torch.')}: pass A.real if nothing is "
+            "lost, or [[A.real, −A.imag], [A.imag, A.real]], which has each singular value twice"
+        )
+
+
+def scale_of(A: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:
+    """Find the power of two at or below the largest entry, by which a division is exact.
+
+    Args:
+        A: Matrices in float64.
+
+    Returns:
+        Powers of two; 1 for a zero matrix and where an entry is not finite.
+    """
+    largest = A.abs().amax((-2, -1))
+    scale = largest / (2 * torch.frexp(largest).mantissa)
+    return torch.where((largest > 0) & largest.isfinite(), scale, 1.0)
+
+
+def frobenius_norm(A: Float[Tensor, "*batch m n"]) -> Float[Tensor, "*batch"]:
+    """Compute ``‖A‖_F`` without squares that overflow or vanish.
+
+    Args:
+        A: Matrices in float64.
+
+    Returns:
+        The norms.
+    """
+    scale = scale_of(A)
+    norm: Tensor = matrix_norm(A / scale[..., None, None]) * scale
+    return norm
+
+
 class Factors:
     """Square matrices in float64, and the factorisations that have been computed so far.
 
@@ -27,13 +92,16 @@ class Factors:
         origin: The factors of ``matrices + I``; Schur form, eigenvalues and eigenvectors are then taken from there.
 
     Raises:
-        InputError: If the matrices are not square.
+        InputError: If the matrices are not real tensors, not square, or of no rows.
     """
 
     def __init__(self, matrices: Float[Tensor, "*batch m n"], *, origin: Factors | None = None) -> None:
+        matrices = real(matrices)
         if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2]:
             raise InputError(f"the matrices must be square, got shape {tuple(matrices.shape)}: pass (..., d, d)")
-        self.matrices: Float[Tensor, "*batch d d"] = matrices.detach().double()
+        if not matrices.shape[-1]:
+            raise InputError(f"the matrices must have at least one row, got shape {tuple(matrices.shape)}: pass others")
+        self.matrices: Float[Tensor, "*batch d d"] = matrices
         self._origin = origin
         self._schur: SchurForm | None = None
 
@@ -45,8 +113,17 @@ class Factors:
     @cached_property
     def frobenius_norm(self) -> Float[Tensor, "*batch"]:
         """``‖A‖_F``, (...)."""
-        norm: Tensor = matrix_norm(self.matrices)
-        return norm
+        return frobenius_norm(self.matrices)
+
+    @cached_property
+    def scale(self) -> Float[Tensor, "*batch"]:
+        """The power of two below the largest entry, (...): squares of ``A / scale`` neither overflow nor vanish."""
+        return scale_of(self.matrices)
+
+    @cached_property
+    def scaled(self) -> Float[Tensor, "*batch d d"]:
+        """``A / scale``, (..., d, d), exact."""
+        return self.matrices / self.scale[..., None, None]
 
     def schur(self, *, vectors: bool = False) -> SchurForm:
         """Compute the real Schur form once; once more if vectors are asked for and it has none.
@@ -61,7 +138,10 @@ class Factors:
             T, Q, values = self._origin.schur(vectors=vectors)
             return SchurForm(T - torch.eye(self.d, dtype=T.dtype, device=T.device), Q, values - 1)
         if self._schur is None or (vectors and self._schur.Q is None):
-            self._schur = lapack.schur(self.matrices, vectors=vectors)
+            # LAPACK scales what is near the ends of float64 too, but then the eigenvalues come in another order.
+            T, Q, values = lapack.schur(self.scaled, vectors=vectors)
+            scale = self.scale[..., None]
+            self._schur = SchurForm(T * scale[..., None], Q, values * scale)
         return self._schur
 
     @cached_property

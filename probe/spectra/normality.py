@@ -99,7 +99,8 @@ def rotation_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
 
     Cost: an eigenvalue problem.
     """
-    values = eigenvalues(A)
+    known = factors(A)
+    values = known.eigenvalues / known.scale[..., None]
     return values.imag.abs().sum(-1) / values.abs().sum(-1)
 
 
@@ -120,7 +121,7 @@ def antisymmetric_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
     Cost: norms.
     """
     known = factors(A)
-    fraction: Tensor = matrix_norm(known.matrices - known.matrices.mT) / (2 * known.frobenius_norm)
+    fraction: Tensor = matrix_norm(known.scaled - known.scaled.mT) / (2 * matrix_norm(known.scaled))
     return fraction
 
 
@@ -136,7 +137,7 @@ def symmetric_share(A: Matrices) -> Float[Tensor, "*batch"]:
     Cost: norms.
     """
     known = factors(A)
-    share: Tensor = (matrix_norm(known.matrices + known.matrices.mT) / (2 * known.frobenius_norm)).square()
+    share: Tensor = (matrix_norm(known.scaled + known.scaled.mT) / (2 * matrix_norm(known.scaled))).square()
     return share
 
 
@@ -164,7 +165,9 @@ def henrici_departure(A: Matrices) -> Float[Tensor, "*batch"]:
     Source: Henrici, *Numerische Mathematik* 4 (1962); Trefethen & Embree, *Spectra and Pseudospectra* (2005), ch. 48.
     """
     known = factors(A)
-    departure: Tensor = matrix_norm(strictly_upper(known.schur().T)) / known.frobenius_norm
+    departure: Tensor = matrix_norm(strictly_upper(known.schur().T / known.scale[..., None, None])) / matrix_norm(
+        known.scaled
+    )
     return departure.clamp(max=1)
 
 
@@ -198,7 +201,7 @@ def commutator_norm(A: Matrices) -> Float[Tensor, "*batch"]:
     Source: Elsner & Paardekooper, *Linear Algebra and its Applications* 92 (1987).
     """
     known = factors(A)
-    unit = known.matrices / known.frobenius_norm[..., None, None]
+    unit = known.scaled / matrix_norm(known.scaled)[..., None, None]
     norm: Tensor = matrix_norm(unit.mT @ unit - unit @ unit.mT)
     return norm
 
@@ -240,5 +243,5 @@ def numerical_abscissa(A: Matrices) -> Float[Tensor, "*batch"]:
 
     Source: Trefethen & Embree, *Spectra and Pseudospectra* (2005), ch. 17.
     """
-    matrices = factors(A).matrices
-    return lapack.eigvalsh((matrices + matrices.mT) / 2)[..., -1]
+    matrices = factors(A).matrices / 2
+    return lapack.eigvalsh(matrices + matrices.mT)[..., -1]

@@ -21,6 +21,7 @@ from torch.linalg import matrix_norm, vector_norm
 
 from probe.errors import InputError
 from probe.spectra import lapack
+from probe.spectra.factors import frobenius_norm, real, scale_of
 from probe.spectra.ranks import entropy_rank, ratio_of_squares
 
 # Singular values below this multiple of the largest say nothing about a network computed in float32.
@@ -85,6 +86,7 @@ def cumulative_spectra(
 
     Cost: for each matrix a QR factorisation, three matrix products and an SVD.
     """
+    J = real(J)
     kept = tuple(k for k in ranks if k <= J.shape[-1])
     logs, overlaps = list[Tensor](), list[Tensor]()
     before: Tensor | None = None
@@ -163,10 +165,11 @@ def block_coupling(K: Float[Tensor, "*batch layer d d"], k: int = 10) -> Float[T
     Source: Aubry, Meng, Sugolov & Papyan (2024), *Transformer Block Coupling and its Correlation with Generalization
     in LLMs*, arXiv 2407.07810.
     """
+    K = real(K)
     d = K.shape[-1]
     if not 1 <= k <= d:
         raise InputError(f"k must lie in 1 … d = {d}, got {k}: choose a k in this range")
-    K = K.double()
+    K = K / scale_of(K)[..., None, None]
     left, values, right = lapack.svd(K)
     U, V = left[..., :k], right[..., :k, :].mT
     seen = torch.einsum("...jpk,...ipq,...jql->...ijkl", U, K, V).abs()
@@ -177,14 +180,15 @@ def block_coupling(K: Float[Tensor, "*batch layer d d"], k: int = 10) -> Float[T
 
 def _triangles(J: Float[Tensor, "*batch layer d d"]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Q_l, T_l and ln s_l of ``C_l = s_l Q_l T_l`` with ``‖T_l‖_F = 1``, depth by depth."""
+    J = real(J)
     if J.shape[-3] == 0:
         raise InputError(f"a product needs at least one Jacobian, got shape {tuple(J.shape)}: pass (..., layer, d, d)")
     basis = triangle = torch.eye(J.shape[-1], dtype=torch.float64, device=J.device)
     log_scale = torch.zeros(J.shape[:-3], dtype=torch.float64, device=J.device)
     for step in J.unbind(-3):
-        basis, factor = lapack.qr(step.double() @ basis)
+        basis, factor = lapack.qr(step @ basis)
         triangle = factor @ triangle
-        size: Tensor = matrix_norm(triangle)
+        size = frobenius_norm(triangle)
         triangle = triangle / size[..., None, None]
         log_scale = log_scale + size.log()
         yield basis, triangle, log_scale

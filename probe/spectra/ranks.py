@@ -61,7 +61,7 @@ def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
 
     Source: Roy & Vetterli, *EUSIPCO* (2007).
     """
-    return entropy_rank(singular_values(A))
+    return entropy_rank(_relative(singular_values(A)))
 
 
 def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:

@@ -11,6 +11,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from probe.errors import InputError
+from probe.spectra.factors import real, require_real
 
 Method: TypeAlias = Literal["auto", "dense", "randomised"]
 
@@ -78,6 +79,7 @@ def leading_triplets(
     Raises:
         InputError: If k is out of range, or an entry is not finite.
     """
+    require_real(matrix)
     matrix, short = matrix.detach(), min(matrix.shape)
     if not 1 <= k <= short:
         raise InputError(f"k must lie in 1 … min(out, in) = {short}, got {k}: choose a k in this range")
@@ -108,8 +110,8 @@ def product_triplets(left: Float[Tensor, "out r"], right: Float[Tensor, "r in"],
     Returns:
         The triplets in float64.
     """
-    q_left, r_left = torch.linalg.qr(left.double())
-    q_right, r_right = torch.linalg.qr(right.double().mT)
+    q_left, r_left = torch.linalg.qr(real(left))
+    q_right, r_right = torch.linalg.qr(real(right).mT)
     core = leading_triplets(r_left @ r_right.mT, k, method="dense")
     return Triplets(q_left @ core.left, core.singular, q_right @ core.right, core.norm, core.error, core.method)
 

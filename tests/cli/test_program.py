@@ -165,3 +165,20 @@ def test_other_shells_get_a_script(shell: str, part: str, capsys: pytest.Capture
     said = capsys.readouterr()
     assert part in said.out
     assert "'--window-length'" in said.out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize(
+    "words", [["probe", "--help"], ["probe", "dynamics", "--help"], ["probe.analyses.dynamics", "--help"]]
+)
+def test_help_is_told_in_any_encoding(words: list[str], encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert b"usage: " in done.stdout
+    assert not done.stderr
+    done.stdout.decode(encoding)

@@ -173,3 +173,14 @@ def test_labels_of_another_graph_are_refused() -> None:
     for measure in (graphs.node_topology, graphs.community_topology):
         with pytest.raises(InputError, match="40 nodes"):
             measure(GRAPH, np.arange(39))
+
+
+@pytest.mark.parametrize("factor", [1e-12, 1e-8, 1e6, 1e8, 1e12])
+def test_places_on_paths_do_not_depend_on_the_unit_of_the_weights(factor: float) -> None:
+    """igraph takes paths for equally long within an absolute 1e-10, which is no little of a length of 1e-8."""
+    scaled = Graph(GRAPH.n_nodes, GRAPH.edges, GRAPH.weights * factor, GRAPH.kind)
+    one, other = graphs.node_topology(GRAPH, LABELS), graphs.node_topology(scaled, LABELS)
+    expected = nx.betweenness_centrality(lengths(GRAPH), weight="length")
+    np.testing.assert_allclose(other["betweenness"], [expected[i] for i in range(40)], rtol=1e-9)
+    np.testing.assert_allclose(other["betweenness"], one["betweenness"], rtol=1e-12)
+    np.testing.assert_allclose(other["core_distance"] * factor, one["core_distance"], rtol=1e-9)

@@ -406,6 +406,33 @@ class TestLock:
         assert holder.exitcode == -signal.SIGKILL
         open_run("toy", Config(), {}, out=tmp_path).close()
 
+    @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+    def test_a_file_system_without_locks_is_worked_on_without(
+        self, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with open_run("toy", Config(), {}, out=tmp_path) as run:
+            assert (run.directory / "config.json").is_file()
+        (line,) = [record.getMessage() for record in caplog.records if record.name == "probe.runs"]
+        assert "without locks" in line
+        assert "\n" not in line
+
+    def test_another_failure_of_the_lock_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with pytest.raises(InputError, match=r"cannot be \(Input/output error\): pass another out="):
+            open_run("toy", Config(), {}, out=tmp_path)
+
+    def test_a_system_without_locks_is_refused_in_a_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+        with pytest.raises(InputError, match="run it in WSL"):
+            open_run("toy", Config(), {}, out=tmp_path)
+
 
 class TestDisk:
     def test_a_directory_of_other_things_is_left_alone(self, tmp_path: Path) -> None:

@@ -377,3 +377,29 @@ class TestReading:
         gone.path.unlink()
         with pytest.raises(InputError, match="must be there when it is read"):
             gone.read()
+
+
+VIEWS: dict[str, Any] = {
+    "conjugate": lambda z: z.conj(),
+    "negative imaginary part": lambda z: z.conj().imag,
+    "transposed conjugate": lambda z: z.mH,
+    "part of a conjugate": lambda z: z.conj()[1:, ::2],
+    "expanded": lambda z: z.conj()[:1].expand(3, -1),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_is_kept_as_what_it_shows(view: str, tmp_path: Path) -> None:
+    z = torch.complex(torch.arange(12.0).reshape(3, 4), torch.arange(12.0).reshape(3, 4) + 1)
+    shown = VIEWS[view](z)
+    path = tmp_path / "piece.safetensors"
+    path.write_bytes(encode(Piece({"z": shown, "whole": z}), None))
+    kept = PieceFile.open(path).read()
+    assert torch.equal(kept["z"], shown.resolve_conj().resolve_neg())
+    assert torch.equal(kept["whole"], z)
+
+
+def test_a_complex_dtype_that_no_file_holds_is_refused() -> None:
+    with pytest.raises(InputError, match="must be complex64, and z is complex") as caught:
+        encode(Piece({"z": torch.ones(2, dtype=torch.complex128)}), None)
+    assert "\n" not in str(caught.value)

@@ -285,3 +285,38 @@ def test_every_message_is_one_line(file: Path) -> None:
     with pytest.raises(InputError) as error:
         text.load_windows(Reader(), text=file, window_length=61)
     assert "\n" not in str(error.value)
+
+
+SENTENCES = {
+    "Chinese": "残差流穿过每一层，每一层都向它加上一个更新，最后的范数和头把它变成下一个词的概率。",
+    "Japanese": "残差ストリームはすべての層を通り、各層はそれに更新を加え、最後に次の語の確率になる。",
+    "Thai": "กระแสส่วนที่เหลือไหลผ่านทุกชั้นและแต่ละชั้นเพิ่มการปรับปรุงลงไปจนกลายเป็นความน่าจะเป็น",
+    "Khmer": "ចរន្តសំណល់ឆ្លងកាត់គ្រប់ស្រទាប់ហើយស្រទាប់នីមួយៗបន្ថែមការកែប្រែ",
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_a_text_without_blanks_has_several_documents(language: str, tmp_path: Path) -> None:
+    paragraph = SENTENCES[language] * 5
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join([paragraph] * 60), encoding="utf-8")
+    windows = load_windows(
+        load_model(tiny_module("llama"), tokenizer=tiny_tokenizer()), text=path, windows=6, window_length=16
+    )
+    assert 4 <= len(windows.titles) <= 20
+    assert windows.n_documents >= 4
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("", 0),
+        ("one two  three\nfour", 4),
+        ("naïve façade — Ἀθῆναι Москва", 5),
+        ("한국어는 띄어쓰기를 한다", 3),
+        ("残差流", 2),
+        ("GPT 残差流的 model", 4),
+    ],
+)
+def test_words_of_a_text(written: str, words: int) -> None:
+    assert text._words(written) == words

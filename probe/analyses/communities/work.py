@@ -23,7 +23,7 @@ from probe.analysis.subject import spread
 from probe.errors import InputError
 from probe.geometry import haar_frame
 from probe.jacobian import norm_gains
-from probe.model import HuggingFaceModel, LanguageModel, Site, hooked
+from probe.model import HuggingFaceModel, LanguageModel, Seen, Site, hooked
 from probe.runs import Piece, Run
 from probe.text import Windows
 
@@ -143,7 +143,7 @@ def _states(
 ) -> list[Float[Tensor, "window position node"]]:
     """The states of each layer's nodes in a batch of windows, float32 on the CPU."""
     sites = [_site(subject.config, model, layer) for layer in subject.layers]
-    seen: dict[str, Tensor] = {}
+    seen = Seen()
 
     def keep(site: Site, tensor: Tensor) -> None:
         seen[site.name] = tensor.float().cpu().clone()
