@@ -67,7 +67,8 @@ def test_a_stream_says_its_sites_and_shape_and_prints_no_states(tmp_path: Path) 
     model, tokens = tiny_model("llama"), torch.arange(12).reshape(2, 6)
     held, kept = stream.capture(model, tokens), stream.capture(model, tokens, out=tmp_path / "kept")
     memory = f"{(LAYERS + 1) * 2 * 6 * WIDTH * 4 / 1000:.3g} kB"
-    for one, where in ((held, f"{memory} in memory"), (kept, f"{memory} on disk, in {tmp_path / 'kept'}")):
+    disk = f"{sum(file.stat().st_size for file in (tmp_path / 'kept').glob('*.safetensors')) / 1000:.3g} kB"
+    for one, where in ((held, f"{memory} in memory"), (kept, f"{disk} on disk, in {tmp_path / 'kept'}")):
         shown = one._repr_html_()
         assert f"2 × 6 × {WIDTH}" in shown
         assert row(f"{LAYERS + 1} sites", "blocks.0.hook_resid_pre, …, blocks.3.hook_resid_post") in shown

@@ -493,8 +493,14 @@ def test_a_users_module_is_not_changed() -> None:
 def test_the_mode_comes_back_after_an_exception() -> None:
     module = tiny_module("llama").train()
     model = load_model(module)
+
+    def fail(*_: object) -> None:
+        raise IndexError
+
+    handle = module.model.layers[1].register_forward_hook(fail)
     with pytest.raises(IndexError):
-        model.forward(torch.full((1, 4), VOCABULARY))
+        model.forward(torch.zeros((1, 4), dtype=torch.int64))
+    handle.remove()
     assert all(part.training for part in module.modules())
 
 
