@@ -26,7 +26,7 @@ from probe.jacobian.options import (
 from probe.jacobian.parts import PartName, part_of_block, run_of
 from probe.jacobian.primal import primal_point
 from probe.jacobian.proof import require_proved
-from probe.model import HuggingFaceModel, LanguageModel, require_windows, undisturbed
+from probe.model import HuggingFaceModel, LanguageModel, require_layer, require_windows, undisturbed
 from probe.model.architectures import gain_of
 
 logger = logging.getLogger("probe.jacobian")
@@ -175,22 +175,6 @@ def jacobians_by_layer(
         for layer in chosen:
             jacobian = recorded_jacobian(recorded, layer, options)
             yield layer, jacobian.reshape(-1, where.shape[1], *jacobian.shape[2:])
-
-
-def require_layer(model: LanguageModel, layer: int) -> None:
-    """Refuse a block that the model does not have.
-
-    Args:
-        model: The model.
-        layer: Index of the block.
-
-    Raises:
-        InputError: If there is no such block.
-    """
-    if not 0 <= layer < model.n_layers:
-        raise InputError(
-            f"a layer must lie in 0 … {model.n_layers - 1} for {model.name}, got {layer}: choose a block of the model"
-        )
 
 
 def positions_of(

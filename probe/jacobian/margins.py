@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probe.errors import InputError
-from probe.jacobian.block import Positions, positions_of, require_layer
-from probe.model import HuggingFaceModel, LanguageModel, evaluating
+from probe.jacobian.block import Positions, positions_of
+from probe.model import HuggingFaceModel, LanguageModel, evaluating, require_layer
 from probe.model.architectures import SitePath
 from probe.model.mixtures import EXPERT_INDICES, EXPERT_WEIGHTS
 

@@ -19,13 +19,12 @@ from probe.jacobian.block import (
     pieces_of,
     positions_of,
     recorded_jacobian,
-    require_layer,
     working_copy_of,
 )
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
 from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, run_of, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
-from probe.model import HuggingFaceModel, LanguageModel, undisturbed
+from probe.model import HuggingFaceModel, LanguageModel, require_layer, undisturbed
 
 LOGITS = "logits"
 _BLOCK_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")

@@ -10,5 +10,6 @@ from .huggingface import HuggingFaceModel as HuggingFaceModel
 from .load import device_named as device_named
 from .load import load_model as load_model
 from .protocol import LanguageModel as LanguageModel
+from .protocol import require_layer as require_layer
 from .token_ids import require_tokens as require_tokens
 from .token_ids import require_windows as require_windows

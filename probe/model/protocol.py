@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probe.errors import InputError
 from probe.model.hooks import Site
 
 
@@ -116,3 +117,32 @@ class LanguageModel(Protocol):
 
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
         """Turn outputs of the last block into logits."""
+
+
+@runtime_checkable
+class HasBlocks(Protocol):
+    """A named model with blocks, or the weights of one."""
+
+    @property
+    def name(self) -> str:
+        """The name that the user gave."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+
+
+def require_layer(model: HasBlocks, layer: int) -> None:
+    """Refuse a block that a model does not have.
+
+    Args:
+        model: The model, or its weights.
+        layer: Index of the block.
+
+    Raises:
+        InputError: If there is no such block.
+    """
+    if not 0 <= layer < model.n_layers:
+        raise InputError(
+            f"a layer must lie in 0 … {model.n_layers - 1} for {model.name}, got {layer}: choose a block of the model"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import UserDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from probe.replay.axes import Uncuttable
+from probe.replay.calls import Reached
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,37 @@ def unbounded(cache: Any) -> Any:
         if type(layer) is DynamicSlidingWindowLayer:
             cache.layers[index] = DynamicLayer()
     return cache
+
+
+@contextmanager
+def counted_updates(cache: Any, last: int | None = None) -> Iterator[list[int]]:
+    """Count how often a block puts keys and values into its cache, and stop the block when they are all there.
+
+    Args:
+        cache: The cache.
+        last: The number of updates after which the block ends; None: it runs to its end.
+
+    Yields:
+        A list of one number, the count.
+    """
+    count, put = [0], getattr(cache, "update", None)
+
+    def update(*args: Any, **kwargs: Any) -> Any:
+        joined = put(*args, **kwargs)
+        count[0] += 1
+        if count[0] == last:
+            raise Reached
+        return joined
+
+    if put is not None:
+        cache.update = update
+    try:
+        yield count
+    except Reached:
+        pass
+    finally:
+        if put is not None:
+            del cache.update
 
 
 def keys_of(cache: Any) -> PastKeys:

@@ -32,6 +32,7 @@ class Profile:
     Attributes:
         ways: The way of running a block again that reproduced its output, by layer.
         pushed: Layers whose way gave, from a state that was pushed away, what the whole sequence gives.
+        updates: How often a block whose past is keys and values alone puts some into its cache, by layer.
         linear: Whether linearised attention reproduced its output, by layer.
         alone: Layers whose one-token call was proved.
         joined: Whether each block is given exactly the stream that the block before it left.
@@ -39,6 +40,7 @@ class Profile:
 
     ways: dict[int, str] = field(default_factory=dict)
     pushed: set[int] = field(default_factory=set)
+    updates: dict[int, int] = field(default_factory=dict)
     linear: dict[int, bool] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)
     joined: bool = True

@@ -17,7 +17,7 @@ from probe.replay import axes as of_axes
 from probe.replay import carried
 from probe.replay.axes import Axes, Uncuttable, causal_mask
 from probe.replay.calls import BlockCall, Path, accepts, caching, cast, tensors_of
-from probe.replay.past import PastKeys, is_container, keys_of, unbounded
+from probe.replay.past import PastKeys, counted_updates, is_container, keys_of, unbounded
 from probe.replay.profile import Profile, profile_of
 
 logger = logging.getLogger("probe.replay")
@@ -147,7 +147,9 @@ class Recorded:
     def _found(self, layer: int) -> str:
         known = self.profile.ways.get(layer, WAYS[0])
         state = self.state(layer)
-        both = torch.stack([state, 1.1 * state], dim=1)  # a second alternative must not move the first
+        alone = state[:, None]
+        # Once a model: a second alternative must not move the first.
+        alternatives = alone if layer in self.profile.ways else torch.cat([alone, 1.1 * alone], dim=1)
         for way in WAYS[WAYS.index(known) :]:
             try:
                 if way == "sequences":
@@ -156,7 +158,7 @@ class Recorded:
                     expected = self.seen.get(f"blocks.{layer}.hook_resid_post", self.states[layer + 1])
                     proved = self.one_token or self.same(after, expected)
                 else:
-                    proved = self.same(self._run(way, layer, both)[:, 0], self.after(layer))
+                    proved = self.same(self._run(way, layer, alternatives)[:, 0], self.after(layer))
             except Exception as error:  # noqa: BLE001 - whatever a model's code raises, its blocks cannot run so
                 logger.info("block %d of %s does not run by %s: %s", layer, self.model.name, way, error)
                 continue
@@ -234,10 +236,12 @@ class Recorded:
             cache = unbounded(self.profile.cache(self.model, layer, len(self.tokens)))
             if is_container(cache):
                 raise Uncuttable("the cache is of another kind")
-            with torch.no_grad():
+            with torch.no_grad(), counted_updates(cache, self.profile.updates.get(layer)) as count:
                 rows = torch.arange(len(self.tokens), device=self.tokens.device)
                 self.block_on_sequences(layer, self.states[layer].to(dtype), rows, block, cache)
-            self._kept[key] = keys_of(cache)
+            self._kept[key] = found = keys_of(cache)
+            if not found.indexed and count[0]:
+                self.profile.updates[layer] = count[0]
         past: PastKeys = self._kept[key]
         return past
 

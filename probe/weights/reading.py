@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model import HuggingFaceModel, LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel, require_layer
 from probe.model.architectures import (
     LATENT_READERS,
     SPREADERS,
@@ -345,20 +345,6 @@ def require_projection(weights: Weights, layer: int, name: str) -> None:
             f"({', '.join(weights.stored)}), got {name!r}: choose one of them"
         )
     require_layer(weights, layer)
-
-
-def require_layer(weights: Weights, layer: int) -> None:
-    """Refuse a block that a model does not have.
-
-    Args:
-        weights: The model.
-        layer: Index of a block.
-
-    Raises:
-        InputError: If there is no such block.
-    """
-    if not 0 <= layer < weights.n_layers:
-        raise InputError(f"a layer must lie in 0 … {weights.n_layers - 1}, got {layer}: choose a block of the model")
 
 
 def of_model(model: LanguageModel) -> Weights:
