@@ -251,16 +251,18 @@ class Analysis(ABC, Generic[C]):
         Raises:
             InputError: If the model, the text or an option is wrong, or the directory belongs to another run.
         """
-        from probe.runs import engine, open_run
+        from probe.runs import engine, open_run, require_encodable
 
         self.check(config)
         subject = self.subject(config)
         stages = self._stages(subject)
+        coordinates = self.coordinates(subject)
+        require_encodable(self.schema, coordinates)
         with open_run(self.name, config, self.fingerprint(subject), out=out, fresh=fresh, typed=typed) as opened:
             if not quiet:
                 outline = Plan([StagePlan(stage.name, len(stage.tasks)) for stage in stages])
                 command.print_plan(outline, command.title(self.name, config), sys.stderr)
-            schema = self.schema.sized(self.coordinates(subject))
+            schema = self.schema.sized(coordinates)
             for stage in stages:
                 engine.work(
                     stage.measure,

@@ -77,7 +77,11 @@ def counted_updates(cache: Any, last: int | None = None) -> Iterator[list[int]]:
     Yields:
         A list of one number, the count.
     """
-    count, put = [0], getattr(cache, "update", None)
+    count = [0]
+    if not hasattr(cache, "update"):
+        yield count
+        return
+    put = cache.update
 
     def update(*args: Any, **kwargs: Any) -> Any:
         joined = put(*args, **kwargs)
@@ -86,15 +90,13 @@ def counted_updates(cache: Any, last: int | None = None) -> Iterator[list[int]]:
             raise Reached
         return joined
 
-    if put is not None:
-        cache.update = update
+    cache.update = update
     try:
         yield count
     except Reached:
         pass
     finally:
-        if put is not None:
-            del cache.update
+        del cache.update
 
 
 def keys_of(cache: Any) -> PastKeys:

@@ -3,6 +3,7 @@ from .directory import changes as changes
 from .directory import open_run as open_run
 from .files import write_file as write_file
 from .pieces import Piece as Piece
+from .results import require_encodable as require_encodable
 from .tasks import Label as Label
 from .tasks import Plan as Plan
 from .tasks import Schema as Schema

@@ -31,6 +31,7 @@ from probe.errors import InputError
 from probe.runs import provenance
 from probe.runs.files import PARTIAL, write_file, writing
 from probe.runs.pieces import Piece, PieceFile, combined, encode, joined, labelled
+from probe.runs.results import encoded
 from probe.runs.tasks import Label, Schema, Task
 
 logger = logging.getLogger("probe.runs")
@@ -197,14 +198,14 @@ class Run:
         """Write `results.nc` (netCDF by h5netcdf), with the attributes `analysis` and `provenance`, the run's record.
 
         Args:
-            data: The results. NUL characters in text, which netCDF cannot hold, are written as "␀".
+            data: The results.
+
+        Raises:
+            InputError: If netCDF cannot hold them (`results.encoded`).
         """
         record = self.record
         data = data.assign_attrs(analysis=record["analysis"], provenance=json.dumps(record, ensure_ascii=False))
-        for name, variable in data.variables.items():
-            if variable.dtype.kind in "OU":
-                data[name] = variable.copy(data=np.vectorize(_without_nul, otypes=[object])(variable.values))
-        write_file(self.directory / "results.nc", bytes(data.to_netcdf(engine="h5netcdf")))
+        write_file(self.directory / "results.nc", encoded(data))
 
     def read_results(self) -> xr.Dataset:
         """Read `results.nc`.
@@ -415,10 +416,6 @@ def _default_directory(analysis: str, config: Any, identity: Mapping[str, Any]) 
     key = hashlib.sha256(text.encode()).hexdigest()[:8]
     model = re.sub(r"[^\w.-]+", "-", Path(getattr(config, "model", None) or analysis).name)
     return Path("runs", analysis, f"{model}-{key}")
-
-
-def _without_nul(value: Any) -> Any:
-    return value.replace("\0", "␀") if isinstance(value, str) else value
 
 
 def _dumps(value: Any) -> str:

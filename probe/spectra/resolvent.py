@@ -132,13 +132,19 @@ def kreiss_constant(A: Matrices, *, form: Literal["half_plane", "disc"] = "half_
     if form not in {"half_plane", "disc"}:
         raise InputError(f'form must be "half_plane" or "disc", got {form!r}: choose one')
     known = factors(A)
-    values = known.eigenvalues.reshape(-1, known.d)
-    constants = [_kreiss(T, eigenvalues, form) for T, eigenvalues in zip(_triangles(known), values, strict=True)]
+    # With A = sB and z = sw, (|z| − 1) ‖(zI − A)⁻¹‖ = (|w| − 1/s) ‖(wI − B)⁻¹‖; a half plane has no length.
+    scale = known.scale.reshape(-1)
+    scale = scale.clamp(min=1) if form == "disc" else scale
+    values = known.eigenvalues.reshape(-1, known.d) / scale[:, None]
+    triangles = [T / one for T, one in zip(_triangles(known), scale, strict=True)]
+    constants = [_kreiss(*each, form) for each in zip(triangles, values, 1 / scale, strict=True)]
     return torch.stack(constants).reshape(known.matrices.shape[:-2])
 
 
-def _kreiss(T: Complex[Tensor, "d d"], values: Complex[Tensor, " d"], form: str) -> Float[Tensor, ""]:
-    """The Kreiss constant of one triangular matrix."""
+def _kreiss(
+    T: Complex[Tensor, "d d"], values: Complex[Tensor, " d"], unit: Float[Tensor, ""], form: str
+) -> Float[Tensor, ""]:
+    """The Kreiss constant of one triangular matrix, of the disc of radius `unit`."""
     size = vector_norm(T)
     if form == "half_plane":
         edge, along = values.real, values.imag.abs()
@@ -146,9 +152,9 @@ def _kreiss(T: Complex[Tensor, "d d"], values: Complex[Tensor, " d"], form: str)
         end = lapack.eigvalsh((T - T.mH) / 2j)[-1]  # above the numerical range the resolvent is tame
     else:
         edge, along = values.abs(), values.angle().abs()
-        limit = torch.ones_like(size)
-        end = math.pi * limit
-        if edge.amax() > 1 + _UNIT:
+        limit = unit
+        end = torch.full_like(size, math.pi)
+        if edge.amax() > unit * (1 + _UNIT):
             return torch.full_like(size, torch.inf)
     if size == 0:
         return torch.ones_like(size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from probe.errors import InputError
-from probe.spectra.factors import real, require_real
+from probe.spectra.factors import real, require_real, scale_of
 
 Method: TypeAlias = Literal["auto", "dense", "randomised"]
 
@@ -83,9 +83,13 @@ def leading_triplets(
     matrix, short = matrix.detach(), min(matrix.shape)
     if not 1 <= k <= short:
         raise InputError(f"k must lie in 1 … min(out, in) = {short}, got {k}: choose a k in this range")
-    norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-    if not norm < float("inf"):
+    if not matrix.isfinite().all():
         raise InputError("a matrix of weights must be finite, got NaN or infinity: fetch it again")
+    scale, range_of = float(scale_of(matrix)), torch.finfo(matrix.dtype)
+    if not range_of.tiny**0.25 < scale < range_of.max**0.25:  # squares would overflow or vanish
+        found = leading_triplets(matrix / scale, k, method=method, tolerance=tolerance, seed=seed)
+        return replace(found, singular=found.singular * scale, norm=found.norm * scale)
+    norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
     if method == "auto":
         method = "dense" if short <= DENSE else "randomised"
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT

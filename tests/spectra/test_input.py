@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jaxtyping
 import pytest
@@ -115,3 +115,26 @@ def test_products_and_controls_of_large_and_small_matrices(size: float) -> None:
     torch.testing.assert_close(products.block_coupling(A * size, k=2), products.block_coupling(A, k=2))
     for control in (spectra.symmetrised, lambda A: spectra.schur_normal(A, match="frobenius")):
         torch.testing.assert_close(control(A * size) / size, control(A), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("power", [-996, -560, 560, 1000])
+def test_kreiss_constants_at_the_ends_of_float64(power: int) -> None:
+    B = torch.tensor([[0.0, 3.0], [0.0, -1.0]], dtype=torch.float64)  # of the half plane: sqrt(1 + 3²)
+    assert spectra.kreiss_constant(B * 2.0**power).item() == pytest.approx(10**0.5, rel=1e-4)
+    nilpotent = torch.tensor([[0.0, 2.0**power], [0.0, 0.0]], dtype=torch.float64)
+    # For c → ∞, (r − 1) c / r² at its best r = 2, from below; for c → 0 the resolvent is that of zero.
+    found = spectra.kreiss_constant(nilpotent, form="disc").item()
+    assert 1 <= found <= max(1, 2.0**power / 4)
+
+
+@pytest.mark.parametrize("method", ["dense", "randomised"])
+@pytest.mark.parametrize(
+    ("power", "dtype"), [(-1000, torch.float64), (1010, torch.float64), (-120, torch.float32), (120, torch.float32)]
+)
+def test_leading_triplets_at_the_ends_of_a_dtype(power: int, dtype: torch.dtype, method: Literal["dense"]) -> None:
+    A = matrix(60)[:, :40].to(dtype)
+    one, other = (weights.leading_triplets(each, 2, method=method) for each in (A, A * 2.0**power))
+    assert other.method == one.method == method
+    torch.testing.assert_close(other.singular / 2.0**power, one.singular, rtol=1e-5, atol=0)
+    assert other.norm / 2.0**power == pytest.approx(one.norm)
+    torch.testing.assert_close(other.left, one.left, rtol=0, atol=1e-5)

@@ -166,7 +166,7 @@ def test_what_a_file_lacks_is_said(tmp_path: Path) -> None:
         opened.matrix(1, "up")
     with pytest.raises(InputError, match=r"q, k, v, o, gate, up, down\), got 'x'"):
         opened.matrix(1, "x")
-    with pytest.raises(InputError, match="0 … 3 for .*, got 4"):
+    with pytest.raises(InputError, match=r"0 … 3 for .*, got 4"):
         opened.matrix(4, "q")
     file.unlink()
     with pytest.raises(InputError, match=r"model\.safetensors or pytorch_model\.bin"):
