@@ -1,13 +1,73 @@
-"""The run-time type checker of the tests."""
+"""The run-time type checker of the tests.
+
+`jaxtyping` wraps every function of the package in a check of shapes, which costs more than most of our functions do. A
+function whose annotations name no array shape gets the type check alone, and one that is made anew at each call of
+another gets none.
+"""
 
 from __future__ import annotations
 
+import builtins
+import inspect
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+import jaxtyping
 from beartype import beartype
+
+_with_shapes = jaxtyping.jaxtyped
+_holds: set[tuple[type, type]] = set()
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check the types of a function's arguments and result, unless it is made anew at each call of another one."""
-    return function if "<locals>" in getattr(function, "__qualname__", "") else beartype(function)
+    """Check the types of a function's arguments and result."""
+    checked: Callable[..., Any] = beartype(function)
+    return checked
+
+
+def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
+    """Stand in for `jaxtyping.jaxtyped`, which the import hook writes above each function and class."""
+
+    def decorated(function: Any) -> Any:
+        if not inspect.isfunction(function):
+            return _with_shapes(function, typechecker=typechecker)
+        if "<locals>" in function.__qualname__:
+            return function
+        return typechecker(function) if _names_no_shape(function) else _with_shapes(function, typechecker=typechecker)
+
+    return decorated
+
+
+def _names_no_shape(function: Any) -> bool:
+    """Tell whether all names in a function's annotations are classes without shapes, or words of `typing`."""
+    words = {word for hint in function.__annotations__.values() for word in re.findall(r"[A-Za-z_.]\w*", str(hint))}
+    for word in words:
+        known = function.__globals__.get(word, getattr(builtins, word, None))
+        if word != "None" and not _is_plain(known):
+            return False
+    return True
+
+
+def _is_plain(known: Any) -> bool:
+    if getattr(known, "__module__", "") in {"typing", "collections.abc"}:
+        return True
+    return inspect.isclass(known) and not type(known).__module__.startswith("jaxtyping")
+
+
+def _remember_protocols() -> None:
+    """Ask one object of a class whether it has a protocol's members: asking each computes all of its properties."""
+    meta: Any = type(Protocol)
+    ask = meta.__instancecheck__
+
+    def instancecheck(protocol: Any, instance: Any) -> bool:
+        pair = protocol, type(instance)
+        if pair not in _holds and ask(protocol, instance):
+            _holds.add(pair)
+        return pair in _holds
+
+    meta.__instancecheck__ = instancecheck
+
+
+jaxtyping.jaxtyped = _jaxtyped  # type: ignore[assignment]
+_remember_protocols()
