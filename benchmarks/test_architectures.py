@@ -164,7 +164,7 @@ DELTA = {"linear_num_key_heads": 4, "linear_num_value_heads": 8, "linear_key_hea
 STATE = {"mamba_n_heads": 18, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_n_groups": 1}
 CARRYING: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {**DELTA, "layer_types": ["full_attention", "linear_attention"]},
-    "qwen3_next": {**DELTA, "layer_types": ["full_attention", "linear_attention"], "moe_intermediate_size": INNER},
+    "qwen3_next": {**DELTA, "layer_types": ["full_attention", "linear_attention"], "mlp_only_layers": [0, 1]},
     "olmo_hybrid": {**DELTA, "layer_types": ["full_attention", "linear_attention"]},
     "bamba": {**STATE, "attn_layer_indices": [0], "mamba_expand": 2},
     "lfm2": {"layer_types": ["full_attention", "conv"], "block_auto_adjust_ff_dim": False},
