@@ -81,7 +81,7 @@ class Matrices(Subject[Config]):
     @cached_property
     def names(self) -> list[str]:
         """The projections, composites last."""
-        return list(weights.heads.names_of(self.own, composites=self.config.composites))
+        return list(weights.bases.comparable(self.own, composites=self.config.composites))
 
     @property
     def composites(self) -> list[str]:
