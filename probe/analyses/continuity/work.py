@@ -47,6 +47,7 @@ class Matrices(Subject[Config]):
             revision=config.revision,
             random_init=config.random_init,
             shuffled_weights=config.shuffled_weights,
+            trust_remote_code=config.trust_remote_code,
         )
 
     def weights_of(self, variant: str) -> ModuleWeights:
