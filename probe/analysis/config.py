@@ -69,6 +69,8 @@ class ModelConfig(Config):
     """Same architecture with fresh weights drawn under this seed."""
     shuffled_weights: Annotated[int | None, tyro.conf.arg(metavar="SEED")] = None
     """Entries of each weight matrix permuted under this seed, gains kept."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model's repository or directory."""
     layers: str = "all"
     """Blocks to look at, for example 0,5,10."""
 
@@ -76,7 +78,8 @@ class ModelConfig(Config):
         """Refuse a model that is neither here nor to be fetched, within seconds."""
         from probe.model import sources
 
-        sources.require(sources.resolve(self.model, self.revision), weights=self.random_init is None)
+        source = sources.resolve(self.model, self.revision)
+        sources.require(source, weights=self.random_init is None, code=self.trust_remote_code)
 
     def layer_indices(self, n_layers: int) -> list[int]:
         """List the layers to look at, in a model of `n_layers`.

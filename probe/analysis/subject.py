@@ -117,6 +117,7 @@ class Subject(Generic[C]):
             dtype=config.dtype,
             random_init=random_init,
             shuffled_weights=shuffled_weights,
+            trust_remote_code=config.trust_remote_code,
         )
 
     def _give_up(self, asked: tuple[int | None, int | None]) -> None:

@@ -70,11 +70,12 @@ class Outcome:
         return "\n".join(lines)
 
 
-def checked(name: str) -> Outcome:
+def checked(name: str, *, trust_remote_code: bool = False) -> Outcome:
     """Load a model and try the Jacobian of a block of each kind.
 
     Args:
         name: Alias, hub id, directory or .gguf file.
+        trust_remote_code: Run the code that comes with the model's repository.
 
     Returns:
         What works. The central difference is taken in the dtype of the weights (float32), so about three digits of it
@@ -83,7 +84,7 @@ def checked(name: str) -> Outcome:
     Raises:
         InputError: If the model cannot be loaded, in the words of the refusal.
     """
-    model = load_model(name)
+    model = load_model(name, trust_remote_code=trust_remote_code)
     assert isinstance(model, HuggingFaceModel)
     trials = [
         _tried(model, kind.layers)

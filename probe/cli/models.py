@@ -5,6 +5,7 @@ Nothing is loaded, and the hub is not asked.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +67,8 @@ class Options:
     """A JSON list instead of a table."""
     check: str | None = None
     """A name, directory or .gguf file: load it, try a block of each kind, and say what works and what is left out."""
+    trust_remote_code: bool = False
+    """Run the code that comes with the model that is checked."""
     cache: Literal["show", "clear"] | None = None
     """Show the weights that were made of GGUF files and are kept (in $PROBE_CACHE), or remove them."""
 
@@ -107,7 +110,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "probe models") ->
         if options.check is not None:
             from probe.cli.check import checked
 
-            outcome = checked(options.check)
+            outcome = checked(options.check, trust_remote_code=options.trust_remote_code)
             text = json.dumps(asdict(outcome), indent=1, ensure_ascii=False) if options.json else str(outcome)
             sys.stdout.write(f"{text}\n")
             return
@@ -185,8 +188,8 @@ def _on_hub(name: str, identity: str) -> Entry:
     folder = Path(constants.HF_HUB_CACHE, f"models--{identity.replace('/', '--')}")
     size = sum(dict(_files(folder)).values())
     state: State = "in part" if size else "not here"
-    if size and sources.cached(source) is not None:
-        state = "here"
+    with contextlib.suppress(InputError):  # an index that cannot be read
+        state = "here" if size and sources.cached(source) is not None else state
     return Entry(name, "hub", identity, source.description, state, size or None)
 
 

@@ -80,9 +80,10 @@ class JacobianOptions:
             )
         require_part(model, self.part)
         if model.attention not in ("eager", "sdpa", "none"):
+            taken = "sdpa" if getattr(model.module, "_supports_sdpa", False) else "eager"
             raise InputError(
                 f"Jacobians need attention with a recorded mask, eager or sdpa, and {model.name} runs "
-                f'{model.attention!r}: load it with attn_implementation="sdpa"'
+                f'{model.attention!r}: load it with attn_implementation="{taken}"'
             )
         if (self.method == "analytic" or self.context == "detached") and not is_standard(model, layer):
             raise InputError(

@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import json
+import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +24,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from probe.errors import InputError
 from probe.model import cache
+from probe.model.fetching import fetched
+from probe.model.files import (
+    TOKENIZER_FILES,
+    WRAPPERS,
+    Stored,
+    code_of,
+    has_tokenizer,
+    require_exact,
+    require_no_pointer,
+    require_weights,
+    tensors_of,
+    wrapped,
+)
 from probe.model.gguf.container import parts_of
 from probe.model.gguf.tensors import GGUFModel, gguf_model
 from probe.model.gguf.tokens import tokenizer_of
-from probe.model.sources import PACKAGES, Source, has_tokenizer, require, require_gguf
+from probe.model.refusals import code_refused, first_line, readable, require_shape
+from probe.model.sources import PACKAGES, Source, require_gguf
 from probe.model.tokens import tokenizer_at
+
+logger = logging.getLogger("probe.model")
 
 
 def load(
@@ -48,11 +67,53 @@ def load(
     """
     if source.kind == "gguf":
         return _from_gguf(source, dtype, random_init)
-    reader = _Reader(source.name, dtype, random_init, trust_remote_code)
-    if source.kind == "directory":
-        return reader.read(Path(source.location))
-    cached = require(source, weights=random_init is None)
-    return reader.read(source.location, source.revision) if cached is None else reader.read(cached)
+    folder = fetched(source, weights=random_init is None, code=trust_remote_code)
+    return _Reader(source.name, dtype, random_init, trust_remote_code).read(folder)
+
+
+def configuration(name: str, folder: Path, *, trust_remote_code: bool) -> Any:
+    """Read the configuration of a causal LM.
+
+    Args:
+        name: The name that the user gave.
+        folder: The model's folder.
+        trust_remote_code: Run the code that comes with it.
+
+    Returns:
+        The Hugging Face configuration.
+
+    Raises:
+        InputError: If it cannot be read, is of an architecture that transformers does not know, or needs code that is
+            not to run.
+    """
+    import transformers
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    file = folder / "config.json"
+    require_no_pointer(file)
+    with readable(name, file):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise InputError(f"a configuration must be a JSON object, and {file} is not: fetch it again")
+    kind, code = settings.get("model_type"), code_of(settings)
+    known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    if kind is not None and not known and "AutoConfig" not in code:
+        raise InputError(
+            f"the model {name} must be of an architecture that transformers {transformers.__version__} knows, and "
+            f"{file} says {kind!r}: upgrade transformers, fetch the file again or name another model"
+        )
+    if not trust_remote_code and not known and code:
+        refused = code_refused(name, folder)
+        raise refused
+    with readable(name, folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    if not (_is_made(config) or "AutoModelForCausalLM" in code):
+        raise InputError(
+            f"a model must be a causal language model, and {name} is {type(config).__name__.removesuffix('Config')}, "
+            f"which transformers {transformers.__version__} does not make into one: name another"
+        )
+    return config
 
 
 @dataclass(frozen=True)
@@ -64,15 +125,14 @@ class _Reader:
     random_init: int | None
     trust_remote_code: bool
 
-    def read(self, location: Path | str, revision: str | None = None) -> tuple[nn.Module, Any]:
-        from transformers import AutoConfig
-
-        options = {"revision": revision or "main", "trust_remote_code": self.trust_remote_code}
-        with readable(self.name, location), _without_progress_bars():
-            config = AutoConfig.from_pretrained(location, **options)
-            module = self.fresh(config) if self.random_init is not None else self.weights(location, config, options)
-            with_tokenizer = isinstance(location, str) or has_tokenizer(location)
-            tokenizer = tokenizer_at(location, **options) if with_tokenizer else None
+    def read(self, folder: Path) -> tuple[nn.Module, Any]:
+        config = configuration(self.name, folder, trust_remote_code=self.trust_remote_code)
+        for file in TOKENIZER_FILES:
+            require_no_pointer(folder / file)
+        with readable(self.name, folder), _quiet():
+            module = self.fresh(config) if self.random_init is not None else self.stored(folder, config)
+            code = {"trust_remote_code": self.trust_remote_code}
+            tokenizer = tokenizer_at(folder, **code) if has_tokenizer(folder) else None
         return module.eval(), tokenizer
 
     def fresh(self, config: Any) -> nn.Module:
@@ -85,21 +145,55 @@ class _Reader:
         converted: nn.Module = module.to(self.dtype)
         return converted
 
-    def weights(self, location: Path | str | None, config: Any, options: dict[str, Any]) -> nn.Module:
-        kind = auto_class(config)
-        if location is None:  # the automatic class would look for a file
-            kind = kind._model_mapping[type(config)]
+    def stored(self, folder: Path, config: Any) -> nn.Module:
+        """Load the model with the weights of a folder."""
+        files = [] if (folder / "adapter_config.json").is_file() else require_weights(folder)
+        tensors: dict[str, Stored] = {}
+        for file in files:
+            with readable(self.name, file):
+                tensors |= tensors_of(file)
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        if wrapped(tensors):
+            options["key_mapping"] = WRAPPERS
+        module = self.weights(auto_class(config), folder, config, options)
+        self._require_exact(module, {} if hasattr(config, "quantization_config") else tensors)
+        return module
+
+    def weights(self, kind: Any, folder: Path | None, config: Any, options: dict[str, Any]) -> nn.Module:
         module, report = kind.from_pretrained(
-            location, config=config, dtype=self.dtype, output_loading_info=True, **options
+            folder,
+            config=config,
+            dtype=self.dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # without it the names and shapes are not told
+            **options,
         )
-        # Without this check transformers fills the gaps with random numbers.
+        # Without these checks transformers fills the gaps with random numbers.
         if missing := sorted(report["missing_keys"]):
             raise InputError(
                 f"the weights of {self.name} must be complete, and {len(missing)} tensors are missing ({missing[0]} "
                 "...); fetch the files again"
             )
+        for name, stored, expected in sorted(report["mismatched_keys"]):
+            require_shape(self.name, name, stored, expected)
+        if others := sorted(report["unexpected_keys"]):
+            logger.warning("%d tensors of %s have no place in its model (%s ...)", len(others), self.name, others[0])
         loaded: nn.Module = module
         return loaded
+
+    def _require_exact(self, module: Any, tensors: Mapping[str, Stored]) -> None:
+        """Refuse quantised weights: transformers casts their whole numbers, without the scales that they need."""
+        prefix = f"{getattr(module, 'base_model_prefix', '')}."
+        parameters = {}
+        for name, parameter in module.named_parameters():
+            if parameter.dtype.itemsize < 2:
+                require_exact(self.name, name, str(parameter.dtype).removeprefix("torch."))
+            parameters[name.removeprefix(prefix)] = parameter
+        (wrapper,) = WRAPPERS
+        for name, tensor in tensors.items():
+            own = parameters.get(re.sub(wrapper, "", name).removeprefix(prefix))
+            if name.endswith(".weight") if own is None else own.is_floating_point():
+                require_exact(self.name, name, tensor.dtype)
 
 
 def auto_class(config: Any) -> Any:
@@ -117,6 +211,11 @@ def auto_class(config: Any) -> Any:
     if known and type(config) not in AutoModelForCausalLM._model_mapping:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
+
+
+def _is_made(config: Any) -> bool:
+    """Tell whether transformers has a class for the language model of a configuration."""
+    return type(config) in auto_class(config)._model_mapping
 
 
 class _Drawing(TorchDispatchMode):
@@ -178,45 +277,24 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def readable(name: str, location: Path | str) -> Iterator[None]:
-    """Turn what the libraries raise while they read a model into one sentence.
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of transformers, and without its report of tensors, which `_Reader` reads."""
+    from transformers.utils import logging as bars
 
-    Args:
-        name: The name that the user gave.
-        location: The file or folder that is read.
-
-    Yields:
-        None.
-
-    Raises:
-        InputError: If reading failed inside the context.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise their own exceptions
-        raise InputError(
-            f"the model {name} must be readable, and {location} is not ({_first_line(error)}): it is truncated, "
-            "corrupt or not a causal language model; fetch it again or name another"
-        ) from error
-
-
-def _first_line(error: BaseException | str) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    enabled = bars.is_progress_bar_enabled()
+    reports = logging.getLogger("transformers.modeling_utils")
+    bars.disable_progress_bar()
+    reports.addFilter(_is_no_report)
     try:
         yield
     finally:
+        reports.removeFilter(_is_no_report)
         if enabled:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 # GGUF
@@ -281,7 +359,7 @@ def _kept(entry: cache.Entry) -> _Opened:
         config = AutoConfig.from_pretrained(entry.path)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(entry.path) if has_tokenizer(entry.path) else None
     except Exception as error:  # transformers and tokenizers each raise their own exceptions
-        raise cache.Damaged(_first_line(error)) from error
+        raise cache.Damaged(first_line(error)) from error
     return _Opened(config, tokenizer, entry.names, lambda name: torch.from_numpy(entry.read(name)))
 
 
@@ -290,8 +368,9 @@ def _made(reader: _Reader, opened: _Opened) -> tuple[nn.Module, Any]:
         with readable(reader.name, reader.name):
             return reader.fresh(opened.config).eval(), opened.tokenizer
     weights = {name: opened.read(name).to(reader.dtype) for name in opened.names}
-    with readable(reader.name, reader.name), _without_progress_bars():
-        return reader.weights(None, opened.config, {"state_dict": weights}).eval(), opened.tokenizer
+    with readable(reader.name, reader.name), _quiet():
+        kind = auto_class(opened.config)._model_mapping[type(opened.config)]  # the automatic class looks for a file
+        return reader.weights(kind, None, opened.config, {"state_dict": weights}).eval(), opened.tokenizer
 
 
 # Control weights for the same architecture

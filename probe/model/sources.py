@@ -18,10 +18,9 @@ from huggingface_hub import try_to_load_from_cache
 
 from probe.errors import InputError
 from probe.model import hub, shipped
+from probe.model.files import code_files, require_no_pointer, weight_files
 
 _ALIAS_FILE = "tools/model_registry/data/model_aliases.json"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 DEFAULT_MODEL = "smollm2-135m-instruct-q4"
 
@@ -153,7 +152,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
         source = Source(name, "hub", name, revision)
     else:
         raise InputError(
-            f"there is no model {name!r}{_close_to(name)}: no alias, file, directory or hub id; {_what_works()}"
+            f"there is no model {name!r}{close_to(name)}: no alias, file, directory or hub id; {_what_works()}"
         )
     if revision is not None and source.kind != "hub":
         raise InputError(f"only models on the hub have revisions, and {name} is not one of them; leave revision= out")
@@ -188,7 +187,15 @@ def looks_like_hub_id(name: str) -> bool:
     return not name.endswith(".gguf") and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) is not None
 
 
-def _close_to(name: str) -> str:
+def close_to(name: str) -> str:
+    """List names that a mistyped one may stand for.
+
+    Args:
+        name: Any text.
+
+    Returns:
+        For example " (perhaps pythia-1b)"; empty if nothing is near.
+    """
     known = [*PACKAGES, *bundled(), *hub_aliases()]
     close = [] if name in known or "/" in name else difflib.get_close_matches(name, known, n=3)
     return f" (perhaps {' or '.join(close)})" if close else ""
@@ -200,7 +207,7 @@ def _what_works() -> str:
 
 
 def require_gguf(path: Path) -> None:
-    """Refuse a file that is not GGUF, by its first four bytes.
+    """Refuse a file that is not GGUF, by its first four bytes, or that Git LFS has not fetched.
 
     Args:
         path: The file.
@@ -208,71 +215,54 @@ def require_gguf(path: Path) -> None:
     Raises:
         InputError: If these are not "GGUF".
     """
+    require_no_pointer(path)
     with path.open("rb") as file:
         start = file.read(4)
     if start != b"GGUF":
         raise InputError(f"a model file must be GGUF, and {path} begins with {start!r}; {_what_works()}")
 
 
-def require(source: Source, *, weights: bool = True) -> Path | None:
+def require(source: Source, *, weights: bool = True, code: bool = False) -> Path | None:
     """Make sure that a source can be read: it is on this machine, or the hub answers.
 
     Args:
         source: The source of the weights.
         weights: False if only the configuration and the tokenizer are needed.
+        code: True if the repository's own code is needed.
 
     Returns:
-        For a hub id, the folder of the local hub cache that holds everything; None if the hub has to be asked, or if
-        the source is not a hub id.
+        For a hub id, the folder of the local hub cache, see `cached`; None if the hub has to be asked, or if the source
+        is not a hub id.
 
     Raises:
         InputError: If a hub id is not cached and the hub does not answer within a few seconds.
     """
     if source.kind != "hub":
         return None
-    folder = cached(source, weights=weights)
+    folder = cached(source, weights=weights, code=code)
     if folder is None:
         _require_hub(source)
     return folder
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Check that a folder holds a tokenizer.
-
-    Args:
-        folder: A model's folder.
-
-    Returns:
-        True if one of the known files is there.
-    """
-    return any((folder / file).is_file() for file in _TOKENIZER_FILES)
-
-
-def cached(source: Source, *, weights: bool = True) -> Path | None:
-    """Find the folder of the local hub cache that holds everything needed, so that the hub need not be asked.
+def cached(source: Source, *, weights: bool = True, code: bool = False) -> Path | None:
+    """Find the folder of the local hub cache that holds a model, so that the hub need not be asked.
 
     Args:
         source: A hub id.
         weights: False if only the configuration and the tokenizer are needed.
+        code: True if the repository's own code is needed.
 
     Returns:
-        The folder, or None if something is missing.
+        The folder, which may lack a tokenizer; None if the configuration or a file of weights or code is missing.
     """
     config = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
-    complete = has_tokenizer(folder) and (not weights or _has_weights(folder))
-    return folder if complete else None
-
-
-def _has_weights(folder: Path) -> bool:
-    for file in _WEIGHT_FILES:
-        index = folder / f"{file}.index.json"
-        if index.is_file():
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return all((folder / shard).is_file() for shard in shards)
-    return any((folder / file).is_file() for file in _WEIGHT_FILES)
+    stored = weight_files(folder) if weights else []
+    needed = [*stored, *(code_files(folder) if code else [])]
+    return folder if bool(stored) == weights and all(file.is_file() for file in needed) else None
 
 
 def _require_hub(source: Source) -> None:
@@ -280,6 +270,6 @@ def _require_hub(source: Source) -> None:
     if not hub.reachable():
         asked = source.location if source.revision is None else f"{source.location} at revision {source.revision}"
         raise InputError(
-            f"the model {source.name}{_close_to(source.name)} must be here or on a hub that answers, and {asked} is "
+            f"the model {source.name}{close_to(source.name)} must be here or on a hub that answers, and {asked} is "
             f"not in the local hub cache and the hub does not answer; {_what_works()}"
         )

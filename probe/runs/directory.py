@@ -297,7 +297,7 @@ def open_run(
         for partial in directory.rglob(f"*{PARTIAL}"):
             partial.unlink()
         if (directory / "config.json").exists():
-            _check_same(run, identity)
+            _check_same(run, identity | {"config": config})  # whose class knows its defaults
         else:
             begun = provenance.describe(config, typed or provenance.call(config, out))
             write_file(directory / "config.json", _dumps(identity | {"provenance": begun}))
@@ -387,15 +387,29 @@ def changes(record: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]
         identity: Entries of such a record by name, a configuration as a dataclass; only these are compared.
 
     Returns:
-        One "NAME was OLD, is NEW" for each entry that differs; options stand under their own names.
+        One "NAME was OLD, is NEW" for each entry that differs; options stand under their own names. An option that is
+        newer than the record counts as its default, which is what the library did without it.
     """
     old = _flat({name: value for name, value in record.items() if name in identity})
+    if "config" in record and dataclasses.is_dataclass(config := identity.get("config")):
+        old = _flat(json.loads(_dumps(_defaults(config)))) | old
     new = _flat(json.loads(_dumps(identity)))
     return [
         f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """The defaults of a configuration, by option; those that must be given have none."""
+    found = {}
+    for option in dataclasses.fields(config):
+        if option.default is not dataclasses.MISSING:
+            found[option.name] = option.default
+        elif option.default_factory is not dataclasses.MISSING:
+            found[option.name] = option.default_factory()
+    return found
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

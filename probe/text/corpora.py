@@ -20,6 +20,8 @@ DATASETS = {
     "wikitext-103": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
 }
 """Repository and configuration on the hub, by the data set's name."""
+FORMER = {"Salesforce/wikitext": "wikitext"}
+"""Name of a repository before it moved to its owner's: caches of that time keep the same text under it."""
 
 
 def require_dataset(name: str, split: str) -> tuple[list[Path], list[Path]]:
@@ -38,8 +40,9 @@ def require_dataset(name: str, split: str) -> tuple[list[Path], list[Path]]:
     if split not in SPLITS:
         raise InputError(f"split= of {name} must be one of {', '.join(SPLITS)}, got {split!r}: choose one")
     repository, configuration = DATASETS[name]
-    prepared = _prepared(repository, configuration, split)
-    downloaded = _downloaded(repository, configuration, split)
+    names = [repository, *([FORMER[repository]] if repository in FORMER else [])]
+    prepared = next((files for one in names if (files := _prepared(one, configuration, split))), [])
+    downloaded = next((files for one in names if (files := _downloaded(one, configuration, split))), [])
     if not (prepared or downloaded or reachable()):
         raise InputError(
             f"data set {name} ({repository}) is not in the local cache, and the hub does not answer: "
@@ -85,11 +88,11 @@ def dataset_text(name: str, split: str) -> str:
 def _prepared(repository: str, configuration: str, split: str) -> list[Path]:
     """Arrow files that `datasets` made in an earlier run; the newest preparation counts."""
     cache = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME) / "datasets")).expanduser()
-    owner, _, dataset = repository.partition("/")
+    dataset = repository.rpartition("/")[2]
     folders = sorted(
         (
             folder
-            for folder in cache.glob(f"{owner}___{dataset}/{configuration}/*/*/")
+            for folder in cache.glob(f"{repository.replace('/', '___')}/{configuration}/*/*/")
             if folder.suffix != ".incomplete"
         ),
         key=lambda folder: folder.stat().st_mtime,
@@ -102,7 +105,11 @@ def _downloaded(repository: str, configuration: str, split: str) -> list[Path]:
     """Parquet files of the repository's current revision in the hub's cache."""
     try:
         snapshot = snapshot_download(
-            repository, repo_type="dataset", local_files_only=True, cache_dir=constants.HF_HUB_CACHE
+            repository,
+            repo_type="dataset",
+            local_files_only=True,
+            allow_patterns=f"{configuration}/{split}*",  # the others need not be here
+            cache_dir=constants.HF_HUB_CACHE,
         )
     except LocalEntryNotFoundError:
         return []

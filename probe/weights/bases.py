@@ -128,6 +128,29 @@ def stream_sides(name: str) -> tuple[str, ...]:
     return (("input",) if role in READERS else ()) + (("output",) if role in WRITERS else ())
 
 
+def comparable(weights: Weights, *, composites: bool = True) -> tuple[str, ...]:
+    """List the projections of which neighbouring blocks can be compared.
+
+    Args:
+        weights: The model.
+        composites: Include `ov` and `qk`, where the heads are known.
+
+    Returns:
+        Their names, composites last.
+
+    Raises:
+        InputError: If there is none.
+    """
+    names = names_of(weights, composites=composites)
+    if not names:
+        raise InputError(
+            f"continuity compares a projection that every block has, of one shape, and {weights.name} "
+            f"({weights.architecture}) has none: its blocks are of several kinds, or their matrices are unknown; name "
+            "another model"
+        )
+    return names
+
+
 def continuity(
     model: str | Path | LanguageModel | Weights,
     *,
@@ -163,7 +186,7 @@ def continuity(
         `output_cosine`. Over `lag`: the lag curves. By projection: the widths and the means of random directions.
 
     Raises:
-        InputError: If the model has fewer than two blocks, or lacks a projection.
+        InputError: If the model has fewer than two blocks, lacks a projection, or has none that can be compared.
     """
     weights = weights_of(model)
     if weights.n_layers < 2:
@@ -171,7 +194,7 @@ def continuity(
             f"continuity compares neighbouring blocks and needs at least 2, got {weights.n_layers} of {weights.name}: "
             "choose a deeper model"
         )
-    names = names_of(weights, composites=composites) if projections is None else tuple(projections)
+    names = comparable(weights, composites=composites) if projections is None else tuple(projections)
     largest = max((2, *subspaces))
     bases: dict[str, Bases] = {}
     for name in progress(names):
@@ -183,11 +206,6 @@ def continuity(
                 triplets.append(leading_triplets(matrix, rank, method=method, seed=seed))
         if triplets:
             bases[name] = Bases.of(triplets)
-    if not names:
-        raise InputError(
-            f"continuity compares a projection that every block has, of one shape, and {weights.name} "
-            f"({weights.architecture}) has none: its blocks are of several kinds, or their matrices are unknown"
-        )
     if not bases:
         raise InputError(
             f"folded=True needs known norms, and those of {weights.name} ({weights.architecture}) are not: leave it out"

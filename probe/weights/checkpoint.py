@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +19,17 @@ from probe.errors import InputError
 from probe.model import LanguageModel, load_model
 from probe.model.adapters import layout_of
 from probe.model.architectures import ExpertStack
+from probe.model.fetching import fetched
+from probe.model.files import WRAPPERS, file_of_each, pickled, require_exact
 from probe.model.gguf.tensors import GGUFModel, gguf_model
 from probe.model.huggingface import hash_of
-from probe.model.loading import Control, readable
-from probe.model.sources import Source, require, resolve
+from probe.model.loading import Control, configuration
+from probe.model.refusals import readable, require_shape
+from probe.model.sources import resolve
 from probe.weights.reading import ModuleWeights, Weights, of_model, skeleton
 from probe.weights.twins import fresh_twin, shuffled_twin
 
 logger = logging.getLogger("probe.weights")
-
-_PATTERNS = ("*.json", "*.safetensors")
 
 
 @runtime_checkable
@@ -52,9 +52,11 @@ class FromFile:
 
     Attributes:
         reader: Reader of the checkpoint.
+        name: The name that the user gave.
     """
 
     reader: Reader
+    name: str = "this checkpoint"
 
     def fill(self, block: nn.Module, path: str, block_path: str, skeleton: nn.Module) -> None:
         """Read the tensors of a sub-module.
@@ -64,9 +66,18 @@ class FromFile:
             path: Path of the sub-module inside the block.
             block_path: Path of the block in the skeleton.
             skeleton: Not used.
+
+        Raises:
+            InputError: If a tensor is not in the file, is quantised or has another shape.
         """
-        part = block.get_submodule(path)
-        values = {name: self.reader.read(f"{block_path}.{path}.{name}") for name in part.state_dict()}
+        part, values = block.get_submodule(path), {}
+        for name, expected in part.state_dict().items():
+            whole = f"{block_path}.{path}.{name}"
+            values[name] = self.reader.read(whole)
+            if expected.is_floating_point():
+                dtype = str(values[name].dtype).removeprefix("torch.")
+                require_exact(self.name, whole, dtype, more=", or load the whole model and pass it instead")
+            require_shape(self.name, whole, values[name].shape, expected.shape)
         part.load_state_dict(values, assign=True)
 
     def piece(self, name: str, expert: int, stack: ExpertStack) -> Tensor:
@@ -101,18 +112,13 @@ class ShardReader:
 
     @cached_property
     def _file_of(self) -> Mapping[str, Path]:
-        """The file of each stored tensor, from the index where there is one."""
-        for single, names in (("model.safetensors", _safetensors_names), ("pytorch_model.bin", _pickled_names)):
-            index = self.folder / f"{single}.index.json"
-            if index.is_file():
-                listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                return {name: self.folder / file for name, file in listed.items()}
-            if (self.folder / single).is_file():
-                return dict.fromkeys(names(self.folder / single), self.folder / single)
-        raise InputError(
-            f"a checkpoint must hold model.safetensors or pytorch_model.bin, whole or with an index, and {self.folder} "
-            "does not: fetch the files again"
-        )
+        """The file of each stored tensor."""
+        return file_of_each(self.folder)
+
+    @cached_property
+    def _pickled(self) -> dict[Path, Mapping[str, Tensor]]:
+        """The PyTorch files that are open: to open one is to read it, if it is of the old format."""
+        return {}
 
     @cached_property
     def _renamed(self) -> Mapping[str, str]:
@@ -178,7 +184,9 @@ class ShardReader:
                         return cast("Tensor", opened.get_tensor(stored))
                     part = opened.get_slice(stored)
                     return cast("Tensor", part[piece(part.get_shape()[0])])
-            tensor = _pickled(file)[stored]
+            if file not in self._pickled:
+                self._pickled[file] = pickled(file)
+            tensor = self._pickled[file][stored]
             return (tensor if piece is None else tensor[piece(len(tensor))]).clone()
 
     @cached_property
@@ -204,8 +212,9 @@ class ShardReader:
         for candidate in (name, bare):
             if candidate in self._file_of:
                 return candidate
-        if name in self._renamed:
-            return self._renamed[name]
+        for candidate in (name, bare):
+            if candidate in self._renamed:
+                return self._renamed[candidate]
         inside = [stored for stored in self._file_of if stored.endswith(f".{bare}")]
         if len(inside) != 1:
             raise InputError(
@@ -213,22 +222,6 @@ class ShardReader:
                 f"{name}: load the whole model and pass it instead"
             )
         return inside[0]
-
-
-def _safetensors_names(path: Path) -> Sequence[str]:
-    with readable(path.parent.name, path), safe_open(path, framework="pt") as opened:
-        return list(opened.keys())
-
-
-def _pickled_names(path: Path) -> Sequence[str]:
-    with readable(path.parent.name, path):
-        return list(_pickled(path))
-
-
-def _pickled(path: Path) -> dict[str, Tensor]:
-    """A PyTorch file mapped into memory, so that unused tensors are not read."""
-    loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    return loaded
 
 
 @dataclass(frozen=True)
@@ -298,17 +291,15 @@ def open_weights(
     Raises:
         InputError: If there is no such model, it cannot be read, or both controls are asked for.
     """
-    from transformers import AutoConfig
-
     control = Control(random_init, shuffled_weights)
     source = resolve(str(name), revision)
-    location = _fetched(source, weights=random_init is None)
-    whole = gguf_model(location) if source.kind == "gguf" else None
-    with readable(source.name, location):
-        if whole is None:
-            config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
-        else:
-            config = whole.config
+    whole = gguf_model(Path(source.location)) if source.kind == "gguf" else None
+    if whole is None:
+        folder = fetched(source, weights=random_init is None, tokenizer=False, code=trust_remote_code)
+        config = configuration(source.name, folder, trust_remote_code=trust_remote_code)
+    else:
+        folder, config = whole.file.path, whole.config
+    with readable(source.name, folder):
         module = skeleton(config, trust_remote_code=trust_remote_code)
     layout = layout_of(module)
     if not any(kind.projections for kind in layout.kinds):
@@ -326,8 +317,8 @@ def open_weights(
     if whole is not None:
         reader = GGUFReader(whole)
     else:
-        reader = ShardReader(location, str(getattr(module, "base_model_prefix", "")), *_changes(module))
-    opened = ModuleWeights(source.name, module, layout, source.description, FromFile(reader))
+        reader = ShardReader(folder, str(getattr(module, "base_model_prefix", "")), *_changes(module))
+    opened = ModuleWeights(source.name, module, layout, source.description, FromFile(reader, source.name))
     if control.random_init is not None:
         return fresh_twin(opened, control.random_init)
     return opened if control.shuffled_weights is None else shuffled_twin(opened, control.shuffled_weights)
@@ -338,23 +329,9 @@ def _changes(module: Any) -> tuple[list[Any], list[Any]]:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-    changes = get_model_conversion_mapping(module)
+    changes = get_model_conversion_mapping(module, WRAPPERS)
     renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     return renamings, [change for change in changes if isinstance(change, WeightConverter)]
-
-
-def _fetched(source: Source, *, weights: bool) -> Path:
-    """The place of the files; of a hub id that is not in the local cache, safetensors alone are downloaded."""
-    if source.kind != "hub":
-        return Path(source.location)
-    cached = require(source, weights=weights)
-    if cached is not None:
-        return cached
-    from huggingface_hub import snapshot_download
-
-    patterns = list(_PATTERNS if weights else _PATTERNS[:1])
-    with readable(source.name, source.location):
-        return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=patterns))
 
 
 def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +23,13 @@ from probe.analyses.continuity import panels as continuity_panels
 from probe.analyses.continuity.interactive import trajectories
 from probe.analyses.continuity.stages import Continuity
 from probe.analyses.continuity.work import Matrices
-from probe.analysis import Claim, command
+from probe.analysis import Claim, Figure, command
 from probe.report import Result
 from probe.runs import Run
+from tests.architectures import zoo
 from tests.plant.continuity import dataset
 from tests.plant.gguf_file import write_gguf
+from tests.plant.saved import add_code
 from tests.plant.tiny import LAYERS, WIDTH, tiny_module
 from tests.weights.test_curves import rotating_weights
 
@@ -39,6 +42,13 @@ class Quick(Continuity):
 
     def claims(self, data: xr.Dataset, config: Config, *, resamples: int = 20) -> list[Claim]:
         return super().claims(data, config, resamples=resamples)
+
+
+class Bare(Quick):
+    """Without figures, which take the rest of it."""
+
+    def figures(self, data: xr.Dataset, config: Config) -> list[Figure]:
+        return []
 
 
 ANALYSIS = Quick()
@@ -245,6 +255,34 @@ class TestCommand:
         assert Path(first) != Path(second)
         text = Path(page).read_text(encoding="utf-8")
         assert all(name in text for name in ("rotating", "gpt2", "continuity.adjacency"))
+
+    def test_code_runs_on_request_and_is_recorded_and_no_token_is(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder / "modules"))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.setenv(name, "hf_0123456789abcdef")
+        model, out = folder / "own", folder / "trusted"
+        tiny_module("llama").save_pretrained(model)
+        add_code(model)
+        argv = ["--model", str(model), "--out", str(out), "--quiet", "--layers", "0,1", "--permutations", "1"]
+        argv += ["--init-seeds", "0", "--shuffled-seeds", "0", "--no-composites", "--no-folded", "--outlier-share", "0"]
+        assert command.main("continuity", Config, Bare, argv) == 2
+        assert "if you trust it pass --trust-remote-code" in capsys.readouterr().err
+        assert not out.exists()
+        assert command.main("continuity", Config, Bare, [*argv, "--trust-remote-code"]) == 0
+        assert json.loads((out / "config.json").read_text())["config"]["trust_remote_code"] is True
+        files = [file for file in out.rglob("*") if file.is_file()]
+        assert {"config.json", "results.nc", "claims.json", "report.html"} <= {file.name for file in files}
+        assert not [file for file in files if b"hf_0123456789abcdef" in file.read_bytes()]
+
+    def test_a_model_of_which_no_projection_is_known_is_refused(self, folder: Path) -> None:
+        zoo.tiny("doge").save_pretrained(folder / "doge")
+        with pytest.raises(InputError, match=r"a projection that every block has, .* has none: .*; name another model"):
+            ANALYSIS.run(config_of(folder / "doge"), out=folder / "none", quiet=True)
+        with pytest.raises(InputError, match="a projection that every block has"):
+            weights.continuity(folder / "doge")
 
     def test_a_plan_says_what_would_be_done(self, saved: Path) -> None:
         plan = ANALYSIS.plan(config_of(saved, docs=True))

@@ -14,7 +14,8 @@ from probe.cli.check import checked
 from probe.model import sources
 from probe.model.architectures import ARCHITECTURES, Form
 from tests.plant.hub_cache import add_model
-from tests.plant.tiny import tiny_module
+from tests.plant.saved import add_code
+from tests.plant.tiny import tiny_model, tiny_module
 
 MAIN, STEP = "f" * 40, "5" * 40
 
@@ -74,6 +75,26 @@ def test_an_alias_is_here_once_all_that_loading_needs_is_cached(cache: Path) -> 
     assert found.bytes == sum(path.stat().st_size for path in snapshot.iterdir()) + len(MAIN)
     (snapshot / "model.safetensors").unlink()
     assert entry("pythia-1b", every=True).state == "in part"
+
+
+def test_a_damaged_index_is_no_reason_to_list_nothing(cache: Path) -> None:
+    add_model(cache, "some/model", {"main": (MAIN, tiny_module("gpt_neox"))})
+    snapshot = cache / "models--some--model" / "snapshots" / MAIN
+    (snapshot / "model.safetensors").rename(snapshot / "model.safetensors.index.json")
+    assert entry("some/model").state == "in part"
+
+
+def test_the_code_of_a_checked_model_runs_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_module("llama").save_pretrained(tmp_path)
+    add_code(tmp_path)
+    assert catalogue.main(["--check", str(tmp_path)]) == 2
+    assert "if you trust it pass --trust-remote-code" in capsys.readouterr().err
+    asked: dict[str, bool] = {}
+    monkeypatch.setattr("probe.cli.check.load_model", lambda _, **options: asked.update(options) or tiny_model("llama"))
+    assert catalogue.main(["--check", str(tmp_path), "--trust-remote-code"]) == 0
+    assert asked == {"trust_remote_code": True}
 
 
 def test_a_file_that_two_revisions_share_is_counted_once(cache: Path) -> None:

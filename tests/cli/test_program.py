@@ -139,7 +139,8 @@ def script() -> str:
         (["probe", "tokenwise", "--mo"], ["--model"]),
         (["probe", "tokenwise", "--quiet", "--mlp-"], ["--mlp-steps", "--mlp-width"]),
         (["probe", "dynamics", "--context", ""], ["alone", "detached", "sequence"]),
-        (["probe", "models", "--"], ["--all", "--cache", "--check", "--help", "--json", "--no-all", "--no-json"]),
+        (["probe", "models", "--c"], ["--cache", "--check"]),
+        (["probe", "models", "--no-"], ["--no-all", "--no-json", "--no-trust-remote-code"]),
     ],
 )
 def test_bash_completes_commands_options_and_choices(script: str, words: list[str], completed: list[str]) -> None:

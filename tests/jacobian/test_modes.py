@@ -13,6 +13,7 @@ from probe import replay
 from probe.errors import InputError
 from probe.jacobian import block, block_jacobian, iter_block_jacobians, operator, site_jacobian
 from probe.model import load_model
+from tests.architectures import zoo
 from tests.plant.tiny import tiny_model, tiny_module, tiny_tokens
 
 TOKENS = tiny_tokens(2, 8)
@@ -75,3 +76,13 @@ def test_a_context_recorded_in_inference_mode_serves_outside_of_it() -> None:
         recorded = replay.record(model, TOKENS, positions)
     expected = block.recorded_jacobian(replay.record(model, TOKENS, positions), 1)
     torch.testing.assert_close(block.recorded_jacobian(recorded, 1), expected)
+
+
+@pytest.mark.parametrize(("model_type", "taken"), [("gemma2", "eager"), ("gpt_oss", "eager"), ("llama", "sdpa")])
+def test_an_implementation_is_recommended_that_the_model_takes(model_type: str, taken: str) -> None:
+    model, tokens = load_model(zoo.tiny(model_type)), TOKENS[:1] % 64
+    model.module.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match=f'load it with attn_implementation="{taken}"$'):
+        block_jacobian(model, tokens, 1, [3])
+    model.module.set_attn_implementation(taken)
+    assert block_jacobian(model, tokens, 1, [3]).shape == (1, 1, model.d_model, model.d_model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +46,16 @@ def saved(folder: Path, architecture: str, *, silent: tuple[str, ...] = ()) -> P
         module.save_pretrained(path)
         tiny_tokenizer().save_pretrained(path)
     return path
+
+
+def add_code(folder: Path, *, needs: str = "") -> None:
+    """Turn a saved Llama into a model of a type that only the code beside it knows."""
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": code}))
+    (folder / "own.py").write_text(
+        (f"import {needs}\n" if needs else "")
+        + "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        + "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        + "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )

@@ -314,6 +314,17 @@ class TestReopening:
         assert "seed" not in message
         assert "\n" not in message
 
+    def test_an_option_that_is_newer_than_a_run_was_at_its_default(self, run: Run) -> None:
+        file = run.directory / "config.json"
+        record = json.loads(file.read_text())
+        del record["config"]["windows"], record["config"]["thresholds"]
+        file.write_text(json.dumps(record))
+        again = reopen(run)
+        with pytest.raises(InputError, match="windows was 4, is 5: pass fresh=True"):
+            reopen(again, Config(windows=5))
+        with pytest.raises(InputError, match=r"thresholds\.threshold was 0\.9, is 0\.5"):
+            reopen(again, Config(thresholds=Inner(threshold=0.5)))
+
     def test_another_fingerprint_is_refused(self, run: Run) -> None:
         with pytest.raises(InputError, match=r'fingerprint\.weights was "0123", is "9"'):
             reopen(run, fingerprint=FINGERPRINT | {"weights": "9"})

@@ -9,12 +9,13 @@ from typing import Any
 import datasets
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from probe.errors import InputError
 from probe.model import hub
 from probe.text import corpora, load_windows
-from tests.plant.hub_cache import add_wikitext
+from tests.plant.hub_cache import COMMIT, add_wikitext
 from tests.text.test_windows import Reader
 
 ROWS = ["", " = First = \n", "", " one two three four five six \n", " = Second = \n", " seven eight nine ten eleven\n"]
@@ -44,6 +45,33 @@ def test_wikitext_2_is_read_from_the_hub_cache(tmp_path: Path, shards: int) -> N
     assert windows.titles == ("First", "Second")
     assert windows.n_windows == 4
     assert not (tmp_path / "datasets").exists(), "nothing is written to read what is there"
+
+
+def test_wikitext_2_is_read_under_its_former_name(tmp_path: Path) -> None:
+    add_wikitext(tmp_path / "hub", ROWS, name="wikitext")
+    assert corpora.dataset_text("wikitext-2", "test") == "".join(ROWS)
+    prepared = tmp_path / "datasets" / "wikitext" / "wikitext-2-raw-v1" / "1.0.0" / "0123abcd"
+    datasets.Dataset.from_dict({"text": [" = Prepared = \n"]}).save_to_disk(tmp_path / "made")
+    (made,) = (tmp_path / "made").glob("*.arrow")
+    prepared.mkdir(parents=True)
+    made.rename(prepared / "wikitext-test.arrow")
+    assert corpora.dataset_text("wikitext-2", "test") == " = Prepared = \n"
+    add_wikitext(tmp_path / "hub", [" = New = \n"])
+    (prepared / "wikitext-test.arrow").unlink()
+    assert corpora.dataset_text("wikitext-2", "test") == " = New = \n"  # the name of today counts first
+
+
+def test_other_configurations_and_splits_need_not_be_cached(tmp_path: Path) -> None:
+    """The hub's client keeps a list of all files of a repository, and takes a cache without some for incomplete."""
+    folder = add_wikitext(tmp_path / "hub", ROWS)
+    names = [f"wikitext-2-raw-v1/{file.name}" for file in folder.iterdir()]
+    names += ["wikitext-2-raw-v1/train-00000-of-00001.parquet", "wikitext-103-v1/test-00000-of-00001.parquet"]
+    trees = pytest.importorskip("huggingface_hub._tree_cache")
+    entry = trees.TreeCacheEntry(size=1, blob_id="0" * 40, lfs_sha256=None, lfs_size=None, xet_hash=None)
+    trees.write_tree_cache(str(folder.parents[2]), COMMIT, dict.fromkeys(names, entry))
+    with pytest.raises(LocalEntryNotFoundError):
+        snapshot_download("Salesforce/wikitext", repo_type="dataset", local_files_only=True, cache_dir=tmp_path / "hub")
+    assert corpora.dataset_text("wikitext-2", "test") == "".join(ROWS)
 
 
 def test_an_incomplete_download_does_not_count(tmp_path: Path) -> None:

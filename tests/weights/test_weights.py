@@ -111,6 +111,43 @@ def test_joint_matrices_of_other_architectures_are_cut_by_their_adapter(family: 
         assert torch.equal(opened.matrix(1, name), matrix), name
 
 
+ONE_OR_FEW_KEY_HEADS: dict[str, tuple[str, dict[str, object], int]] = {
+    "Falcon 7B": ("Falcon", {}, 1),
+    "Falcon 40B": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, 2),
+    "Falcon of as many": ("Falcon", {"multi_query": False}, 4),
+    "SantaCoder": ("GPTBigCode", {}, 1),
+    "GPT-BigCode of as many": ("GPTBigCode", {"multi_query": False}, 4),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OR_FEW_KEY_HEADS)
+def test_joint_matrices_with_one_or_few_key_heads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At position 0, where nothing is rotated, attention is handed what q, k and v make of its input."""
+    family, settings, keys = ONE_OR_FEW_KEY_HEADS[name]
+    sizes = {"vocab_size": 264, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**sizes, bos_token_id=0, eos_token_id=0, **settings)
+    module = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    opened = weights.open_weights(checkpoint_folder(tmp_path, module))
+    assert opened.heads == weights.heads.Heads(4, keys)
+    attend, handed, read = nn.functional.scaled_dot_product_attention, [], []
+
+    def record(q: Tensor, k: Tensor, v: Tensor, *arguments: object, **named: object) -> Tensor:
+        handed.append((q, k, v))
+        return attend(q, k, v, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", record)
+    joint = module.transformer.h[1].get_submodule(opened.at(1).projections["q"].module)
+    joint.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    with torch.no_grad():
+        module(torch.tensor([[7]]))
+    for part, tensor, heads in zip("qkv", handed[1], (4, keys, keys), strict=True):
+        own = tensor[0, :: tensor.shape[1] // heads].flatten()  # a key head may be handed once for each query head
+        torch.testing.assert_close(opened.matrix(1, part) @ read[0].flatten(), own)
+    found = weights.continuity(tmp_path, subspaces=[1])
+    assert {"q", "k", "v", "ov", "qk"} <= set(found["projection"].to_numpy())
+
+
 def test_a_gguf_file_gives_the_matrices_of_the_loaded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tiny.gguf"
     expected = write_gguf(path)
@@ -175,7 +212,7 @@ def test_what_a_file_lacks_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be readable"):
         weights.open_weights(folder).matrix(1, "q")
     (folder / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
-    with pytest.raises(InputError, match="must be readable"):
+    with pytest.raises(InputError, match=r"an architecture that transformers .* knows"):
         weights.open_weights(folder)
 
 

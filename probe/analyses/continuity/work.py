@@ -47,6 +47,7 @@ class Matrices(Subject[Config]):
             revision=config.revision,
             random_init=config.random_init,
             shuffled_weights=config.shuffled_weights,
+            trust_remote_code=config.trust_remote_code,
         )
 
     def weights_of(self, variant: str) -> ModuleWeights:
@@ -81,7 +82,7 @@ class Matrices(Subject[Config]):
     @cached_property
     def names(self) -> list[str]:
         """The projections, composites last."""
-        return list(weights.heads.names_of(self.own, composites=self.config.composites))
+        return list(weights.bases.comparable(self.own, composites=self.config.composites))
 
     @property
     def composites(self) -> list[str]:
