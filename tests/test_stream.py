@@ -48,6 +48,22 @@ def test_the_captured_states_are_those_of_huggingface(architecture: str) -> None
     assert torch.equal(states["ln_final.hook_out"], own[-1])
 
 
+@pytest.mark.guards(
+    "inference_mode, no_grad or autocast surround the capture",
+    when="a pass runs",
+    gives="the states of the plain pass, to the bit",
+)
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_states_are_the_same_whatever_mode_surrounds_the_capture(mode: Callable[[], Any]) -> None:
+    model, tokens = tiny_model("llama"), tiny_tokens(2)
+    expected = capture(model, tokens)
+    with mode():
+        found = capture(model, tokens)
+    for site in expected.sites:
+        assert torch.equal(found[site], expected[site])
+        assert not found[site].is_inference()
+
+
 @every_architecture
 def test_batches_give_what_one_pass_gives(architecture: str) -> None:
     model, tokens = tiny_model(architecture), tiny_tokens(5)
