@@ -64,9 +64,19 @@ class FromFile:
             path: Path of the sub-module inside the block.
             block_path: Path of the block in the skeleton.
             skeleton: Not used.
+
+        Raises:
+            InputError: If a tensor has another size than the configuration states.
         """
         part = block.get_submodule(path)
         values = {name: self.reader.read(f"{block_path}.{path}.{name}") for name in part.state_dict()}
+        for name, stated in part.state_dict().items():
+            if values[name].shape != stated.shape:
+                raise InputError(
+                    f"the tensors of a checkpoint must have the sizes that its configuration states, and "
+                    f"{block_path}.{path}.{name} is {tuple(values[name].shape)} where {tuple(stated.shape)} is stated: "
+                    "fetch the files again"
+                )
         part.load_state_dict(values, assign=True)
 
     def piece(self, name: str, expert: int, stack: ExpertStack) -> Tensor:
