@@ -197,13 +197,24 @@ class Run:
         """Write `results.nc` (netCDF by h5netcdf), with the attributes `analysis` and `provenance`, the run's record.
 
         Args:
-            data: The results. NUL characters in text, which netCDF cannot hold, are written as "␀".
+            data: The results. What netCDF cannot hold is written as what it can: NUL characters in text as "␀",
+                attributes that are flags as 0 and 1.
+
+        Raises:
+            InputError: If a variable is complex, or an attribute is neither text nor numbers.
         """
         record = self.record
         data = data.assign_attrs(analysis=record["analysis"], provenance=json.dumps(record, ensure_ascii=False))
+        data.attrs = _attributes(data.attrs)
         for name, variable in data.variables.items():
+            if variable.dtype.kind == "c":
+                raise InputError(
+                    f"the variables of results must be real, and {name} is {variable.dtype}: return its real and "
+                    "imaginary parts as two variables"
+                )
             if variable.dtype.kind in "OU":
                 data[name] = variable.copy(data=np.vectorize(_without_nul, otypes=[object])(variable.values))
+            data[name].attrs = _attributes(variable.attrs)
         write_file(self.directory / "results.nc", bytes(data.to_netcdf(engine="h5netcdf")))
 
     def read_results(self) -> xr.Dataset:
@@ -415,6 +426,25 @@ def _default_directory(analysis: str, config: Any, identity: Mapping[str, Any]) 
     key = hashlib.sha256(text.encode()).hexdigest()[:8]
     model = re.sub(r"[^\w.-]+", "-", Path(getattr(config, "model", None) or analysis).name)
     return Path("runs", analysis, f"{model}-{key}")
+
+
+def _attributes(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Attributes as netCDF holds them."""
+    held = {}
+    for name, value in attributes.items():
+        kind = np.asarray(value).dtype.kind
+        if kind not in "biufSU":
+            raise InputError(
+                f"an attribute of results must be text, a number or a list of one of them, and {name} is "
+                f"{type(value).__name__}: leave it out, or write it as text"
+            )
+        if kind == "U":
+            held[name] = (
+                [_without_nul(text) for text in value] if isinstance(value, list | tuple) else _without_nul(value)
+            )
+        else:
+            held[name] = np.asarray(value).astype(np.int8)[()] if kind == "b" else value
+    return held
 
 
 def _without_nul(value: Any) -> Any:

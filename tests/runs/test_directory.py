@@ -195,6 +195,38 @@ class TestResults:
         with xr.open_dataset(run.directory / "results.nc") as opened:
             assert opened.sizes == {"layer": 2, "query": 2, "fit": 2}
 
+    @pytest.mark.guards(
+        "attributes are longer than 64 kB, empty, or flags",
+        when="a run is saved",
+        gives="the attributes again",
+    )
+    def test_attributes_of_any_length_round_trip(self, run: Run) -> None:
+        attributes = {"long": "ä" * 70_000, "empty": "", "flag": True, "numbers": [1.5, 1e300], "nul": "a\0b"}
+        of_variable = xr.Variable("x", [1.0], {"flag": np.bool_(False), "names": ["a", "ä\0"]})
+        run.write_results(xr.Dataset({"z": of_variable}, attrs=attributes))
+        read = run.read_results()
+        assert read.attrs["long"] == attributes["long"]
+        assert (read.attrs["empty"], read.attrs["flag"], read.attrs["nul"]) == ("", 1, "a␀b")
+        assert list(read.attrs["numbers"]) == attributes["numbers"]
+        assert read.z.attrs["flag"] == 0
+        assert list(read.z.attrs["names"]) == ["a", "ä␀"]
+
+    @pytest.mark.guards(
+        "attributes are text or numbers",
+        when="a run is saved",
+        says="an attribute of results must be text, a number or a list of one of them, and … is …: leave it out",
+    )
+    @pytest.mark.parametrize("value", [None, {"a": 1}, 1j, np.datetime64("2026-01-01")])
+    def test_an_attribute_that_no_file_holds_is_refused(self, value: object, run: Run) -> None:
+        with pytest.raises(InputError, match="must be text, a number or a list of one of them, and odd is") as caught:
+            run.write_results(xr.Dataset(attrs={"odd": value}))
+        assert "\n" not in str(caught.value)
+        assert not (run.directory / "results.nc").exists()
+
+    def test_a_complex_variable_is_refused(self, run: Run) -> None:
+        with pytest.raises(InputError, match="must be real, and z is complex128"):
+            run.write_results(xr.Dataset({"z": ("x", [1j])}))
+
     def test_no_results_yet(self, run: Run) -> None:
         with pytest.raises(InputError, match="to its end"):
             run.read_results()
