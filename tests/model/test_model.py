@@ -473,6 +473,32 @@ def test_a_bridge_of_transformer_lens_is_a_model(architecture: str) -> None:
     assert "TransformerBridge" in model.description
 
 
+@pytest.mark.guards(
+    "weights are what runs: a bridge in compatibility mode folds norms into matrices apart from the joint one",
+    when="a model is loaded",
+    gives="no q, k, v of the joint matrix, with the reason in `support`; the others as they run",
+)
+@pytest.mark.parametrize(("architecture", "joint"), [("gpt2", True), ("gpt_neox", True), ("llama", False)])
+def test_a_joint_matrix_that_a_bridge_does_not_run_is_not_named(architecture: str, joint: bool) -> None:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    module: Any = tiny_module(architecture)
+    bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config, device="cpu")
+    bridge.enable_compatibility_mode()
+    model = load_model(bridge)
+    named = model.projections(1)
+    assert set(named) == {"o", "up", "down"} if joint else {"q", "k", "v", "o", "gate", "up", "down"}
+    assert any("compatibility mode" in part.why for part in model.support.left_out) == joint
+    if not joint:
+        own = bridge.blocks[1].attn.W_Q
+        assert torch.equal(named["q"], own.transpose(1, 2).flatten(0, 1))
+
+
+@pytest.mark.guards(
+    "the module is left as it was",
+    when="a model is loaded",
+    gives="weights, modes and hooks equal before and after",
+)
 def test_a_users_module_is_not_changed() -> None:
     module = tiny_module("gpt2").to(torch.bfloat16)
     module.train()
