@@ -32,6 +32,11 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.guards(
+    "inference_mode, no_grad or autocast surround the call",
+    when="a Jacobian is computed",
+    gives="the Jacobian of a plain call",
+)
 @pytest.mark.parametrize("architecture", ["llama", "mamba"])
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("mode", MODES)
@@ -44,6 +49,14 @@ def test_a_jacobian_is_the_same_whatever_mode_surrounds_the_call(mode: str, meas
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.guards(
+    '`method="auto"` ends with a method that works, or one refusal',
+    when="a Jacobian is computed",
+    says=(
+        "a Jacobian needs blocks that run again with gradients, and block … of … does not by … "
+        "(…): use a model of another family"
+    ),
+)
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, IndexError, AttributeError, NotImplementedError])
 def test_a_foreign_error_of_a_faster_method_leads_to_the_next(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -68,6 +81,11 @@ def test_a_foreign_error_of_a_faster_method_leads_to_the_next(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.guards(
+    "a context was recorded in inference_mode",
+    when="a Jacobian is computed",
+    gives="the Jacobian of a plain one",
+)
 def test_a_context_recorded_in_inference_mode_serves_outside_of_it() -> None:
     model = tiny_model("llama")
     positions = torch.tensor([[3], [4]])

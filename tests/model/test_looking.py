@@ -97,6 +97,11 @@ def test_factors_are_those_of_the_configuration_or_the_block() -> None:
     assert model_of("gemma4_text", **GEMMA4).at(0).scale == 1.25
 
 
+@pytest.mark.guards(
+    "what follows the last block: norm, head, factors, soft caps",
+    when="a model is loaded",
+    gives="logits of the last state are those of the module",
+)
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -136,6 +141,11 @@ REFUSED = {
 }
 
 
+@pytest.mark.guards(
+    "the stream is one: each block adds to what the one before it gave",
+    when="a model is loaded",
+    says="a model must be a chain of blocks that add to one residual stream, and … has …: use another model",
+)
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_no_chain_of_blocks_on_one_stream_is_refused_in_one_true_line(kind: str) -> None:
     settings, word = REFUSED[kind]
@@ -144,6 +154,11 @@ def test_what_is_no_chain_of_blocks_on_one_stream_is_refused_in_one_true_line(ki
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.guards(
+    "there is a head",
+    when="a model is loaded",
+    says="a model must give logits, and … is a trunk without a head: pass the causal language model around it",
+)
 def test_a_trunk_without_a_head_is_refused() -> None:
     with pytest.raises(InputError, match="without a head"):
         load_model(module_of("llama").base_model)
@@ -159,6 +174,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
+@pytest.mark.guards("a module is wrapped by torch.compile", when="a model is loaded", gives="the module inside")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_a_compiled_model_is_opened() -> None:
     module = module_of("llama")

@@ -67,6 +67,7 @@ def test_members(architecture: str) -> None:
     assert not model.module.training
 
 
+@pytest.mark.guards("reading changes nothing", when="a pass runs", gives="the pass of the plain module, to the bit")
 @every_architecture
 def test_a_hooked_pass_equals_the_plain_one_to_the_bit(architecture: str) -> None:
     model, tokens = tiny_model(architecture), tiny_tokens()
@@ -81,6 +82,11 @@ def test_a_hooked_pass_equals_the_plain_one_to_the_bit(architecture: str) -> Non
     assert count_hooks(model.module) == 0
 
 
+@pytest.mark.guards(
+    "what a block puts out is what the next one reads",
+    when="a model is loaded",
+    gives="equal to the bit",
+)
 @every_architecture
 def test_the_stream_is_one_stream(architecture: str) -> None:
     """A block starts where the one before ended, and the final norm starts where the last one ended."""
@@ -641,11 +647,21 @@ def refused(call: Callable[[], object], *words: str) -> None:
         assert word in message, message
 
 
+@pytest.mark.guards(
+    "the stream has one width",
+    when="a model is loaded",
+    says="a model needs a residual stream of constant width",
+)
 def test_no_stream_of_constant_width_is_refused() -> None:
     refused(lambda: tiny_model("opt", word_embed_proj_dim=16), "constant width", "16", "32")
     refused(lambda: tiny_model("opt", do_layer_norm_before=False), "constant width", "do_layer_norm_before")
 
 
+@pytest.mark.guards(
+    "no state depends on a later token",
+    when="a model is loaded",
+    says="a model must be causal, so that no state depends on a later token, but this … attends to both sides",
+)
 def test_a_model_that_looks_ahead_is_refused() -> None:
     refused(lambda: tiny_model("gemma3", use_bidirectional_attention=True), "must be causal", "gemma3_text")
     refused(lambda: tiny_model("llama", is_causal=False), "must be causal", "llama")
@@ -657,6 +673,14 @@ def test_an_encoder_is_seen_to_look_ahead() -> None:
     refused(lambda: load_model(bert), "causal", "BertLMHeadModel")
 
 
+@pytest.mark.guards(
+    "the model is a decoder of one text",
+    when="a model is loaded",
+    says=(
+        "a model must be a decoder of one text, and … is an encoder-decoder, whose decoder also "
+        "reads an encoder's output: use a causal language model"
+    ),
+)
 def test_a_model_of_two_parts_is_refused() -> None:
     t5 = other_module("T5", {"vocab_size": VOCABULARY, "d_model": WIDTH, "num_layers": 2}, "ForConditionalGeneration")
     refused(lambda: load_model(t5), "T5ForConditionalGeneration", "encoder-decoder")

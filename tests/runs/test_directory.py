@@ -172,6 +172,11 @@ class TestTasks:
 
 
 class TestResults:
+    @pytest.mark.guards(
+        "names, flags and tokens with a zero byte fit netCDF",
+        when="a run is saved",
+        gives="the Dataset again",
+    )
     def test_a_dataset_round_trips(self, run: Run) -> None:
         data = xr.Dataset(
             {
@@ -335,6 +340,14 @@ class TestReopening:
             assert again.has(task(1))
             assert again.record == record
 
+    @pytest.mark.guards(
+        "a directory belongs to one configuration",
+        when="a run is saved",
+        says=(
+            "a run directory belongs to one configuration, but in … …: pass fresh=True to move the old "
+            "run aside, or another out="
+        ),
+    )
     def test_another_configuration_is_refused_with_the_fields_that_differ(self, run: Run) -> None:
         config = Config(windows=8, ranks=(4,), thresholds=Inner(threshold=0.5))
         with pytest.raises(InputError) as error:
@@ -416,6 +429,11 @@ class TestReopening:
 
 
 class TestLock:
+    @pytest.mark.guards(
+        "one process works in a directory",
+        when="a run is saved",
+        says="only one process may work in a run directory, but another holds …: wait for it or pass another out=",
+    )
     def test_a_second_opening_is_refused_until_the_first_is_closed(self, run: Run) -> None:
         with pytest.raises(InputError, match="only one process may work in a run directory"):
             open_run("toy", Config(), FINGERPRINT, out=run.directory)
@@ -438,6 +456,7 @@ class TestLock:
         assert holder.exitcode == -signal.SIGKILL
         open_run("toy", Config(), {}, out=tmp_path).close()
 
+    @pytest.mark.guards("the file system has locks", when="a run is saved", gives="the run goes on, with a warning")
     @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
     def test_a_file_system_without_locks_is_worked_on_without(
         self, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -460,6 +479,11 @@ class TestLock:
         with pytest.raises(InputError, match=r"cannot be \(Input/output error\): pass another out="):
             open_run("toy", Config(), {}, out=tmp_path)
 
+    @pytest.mark.guards(
+        "the system has file locks",
+        when="a run is saved",
+        says="a run needs the file locks of Linux or macOS, and this system has none: on Windows, run it in WSL",
+    )
     def test_a_system_without_locks_is_refused_in_a_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
         with pytest.raises(InputError, match="run it in WSL"):
