@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model.architectures import BlockLayout, Layout, SitePath, number_of
-from probe.model.hooks import evaluating
+from probe.model.hooks import evaluating, undisturbed
 from probe.model.matrices import doing_more, put_aside
 from probe.model.mixtures import mixture_in
 from probe.model.sums import Sums, holds, sites_in
@@ -170,6 +170,7 @@ class Found:
     more: frozenset[nn.Module] = frozenset()
 
 
+@undisturbed()
 def look(module: nn.Module, stated: Layout | None = None) -> Found:
     """Find the parts of a causal LM by two passes of a few tokens.
 

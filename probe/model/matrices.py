@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.model.architectures import Cut, Matrix, Projection, matrix_of
-from probe.model.hooks import evaluating
+from probe.model.hooks import evaluating, undisturbed
 from probe.model.sums import Sums
 from probe.model.tracing import Call
 
@@ -30,6 +30,7 @@ class _Linear:
     left: Tensor
 
 
+@undisturbed()
 @torch.no_grad()
 def matrices_in(module: nn.Module, blocks: str, sums: Sequence[Sums], tokens: Tensor) -> list[dict[str, Matrix]]:
     """Find the matrices of every block.

@@ -93,3 +93,20 @@ def test_a_context_recorded_in_inference_mode_serves_outside_of_it() -> None:
         recorded = replay.record(model, TOKENS, positions)
     expected = block.recorded_jacobian(replay.record(model, TOKENS, positions), 1)
     torch.testing.assert_close(block.recorded_jacobian(recorded, 1), expected)
+
+
+@pytest.mark.guards(
+    "a model was made in inference_mode, of whose weights autograd keeps nothing",
+    when="a Jacobian is computed",
+    gives="the Jacobian of a plain one, of copies of the weights",
+)
+@pytest.mark.parametrize("method", ["auto", "frozen", "jacrev"])
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_a_model_made_in_inference_mode_has_the_jacobian_of_a_plain_one(architecture: str, method: Any) -> None:
+    with torch.inference_mode():
+        module = tiny_module(architecture)
+    assert next(module.parameters()).is_inference()
+    expected = block_jacobian(tiny_model(architecture), TOKENS, 1, [3], method=method)
+    found = block_jacobian(load_model(module), TOKENS, 1, [3], method=method)
+    torch.testing.assert_close(found, expected)
+    assert next(module.parameters()).is_inference()

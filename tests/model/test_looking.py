@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from probe.model import HuggingFaceModel, load_model
 from probe.model.looking import look
 from probe.model.tracing import TOKENS, probe_tokens
 from probe.stream import watch
+from tests.architectures import zoo
 
 BASE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
 GROUPED = {"num_key_value_heads": 2}
@@ -181,6 +183,28 @@ def test_a_compiled_model_is_opened() -> None:
     compiled = torch.compile(module)
     assert isinstance(compiled, nn.Module)
     assert load_model(compiled).module is module
+
+
+@pytest.mark.guards(
+    "inference_mode or autocast surround the loading",
+    when="a model is loaded",
+    gives="the sites and matrices of a plain load",
+)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("mimo_v2_flash", torch.inference_mode),
+        ("mimo_v2_flash", lambda: torch.autocast("cpu", torch.bfloat16)),
+        ("xmod", lambda: torch.autocast("cpu", torch.bfloat16)),
+    ],
+)
+def test_a_model_is_laid_out_alike_whatever_mode_surrounds(kind: str, mode: Callable[[], Any]) -> None:
+    module = zoo.tiny(kind, layers=2)
+    expected = load_model(module)
+    with mode():
+        found = load_model(module)
+    assert found.sites == expected.sites
+    assert [set(found.projections(layer)) for layer in (0, 1)] == [set(expected.projections(layer)) for layer in (0, 1)]
 
 
 def test_the_tokens_of_the_pass_differ() -> None:
