@@ -319,6 +319,14 @@ def _cache(folder: Path) -> Iterator[None]:
             os.environ["PROBE_CACHE"] = before
 
 
+def _blamed(step: Step, plainly: Answers, around: str) -> Step:
+    """A step, wrong if it was refused for no other reason than what surrounds the call."""
+    refused_plainly = isinstance(plainly.found.get(step.step), Exception) or plainly.model is None
+    if step.outcome != "refused" or refused_plainly:
+        return step
+    return replace(step, outcome="wrong", line=f"refused in {around} alone: {step.line}", error=math.inf)
+
+
 def run(number: int, seed: int) -> Result:
     """Make a case, ask the library, and judge.
 
@@ -343,6 +351,8 @@ def run(number: int, seed: int) -> Result:
         judge = Judge(made, drawn)
         due = judge.due or ("the tokens are none" if drawn.tokens in NO_TOKENS else "")
         with _cache(folder / "cache"):
+            # first, because what threads do to a process may stay
+            plainly = asked(made, replace(drawn, around="nothing")) if not due and drawn.around != "nothing" else None
             if drawn.around == "threads":
                 # torch's hooks act on the passes of every thread, so that each has an object of its own
                 of_its_own = [made, replace(made, given=copy.deepcopy(made.given))]
@@ -350,7 +360,9 @@ def run(number: int, seed: int) -> Result:
                     both = list(pool.map(asked, of_its_own, [drawn] * 2))
             else:
                 both = [asked(made, drawn)]
-        steps = [step for answers in both for step in judged(answers, judge)]
+            steps = [step for answers in both for step in judged(answers, judge)]
+            if plainly is not None:
+                steps = [_blamed(step, plainly, drawn.around) for step in steps]
     worst = max(steps, key=lambda step: OUTCOMES.index(step.outcome))
     line = f"error {max(step.error for step in steps):.0e}" if worst.outcome == "exact" else worst.line
     line = line if worst.outcome == "exact" else f"{worst.step}: {line}"
