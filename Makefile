@@ -38,7 +38,7 @@ chromium: # the report page is tested in a real browser
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
 	else echo "the tests need a browser: run  sudo apt-get install chromium" >&2; exit 1; fi
 
-soak: $(INSTALLED) ## the long forms: everything on every architecture; goes on where it was interrupted
+soak: $(INSTALLED) ## the long forms: every architecture, and random models, objects and files; goes on where it was interrupted
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m soak
 
 study: $(INSTALLED) ## the long statistical studies

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from probe import display
 from probe.errors import InputError
-from probe.model import LanguageModel, Seen, Site, hooked, not_run, require_windows
+from probe.model import LanguageModel, Seen, Site, hooked, not_run, require_windows, undisturbed
 
 _INDEX = "stream.json"
 
@@ -174,6 +174,7 @@ class ResidualStream:
         )
 
 
+@undisturbed()
 def capture(
     model: LanguageModel,
     windows: TokenWindows | Int[Tensor, "window position"],

@@ -102,6 +102,11 @@ def _sentences() -> str:
     return "\n".join(words(call.args[0]) for call in calls)
 
 
+@pytest.mark.guards(
+    "the errors that are explained are those of the code",
+    when="a sentence is said",
+    gives="they stand there word by word",
+)
 def test_every_error_that_is_explained_is_one_of_the_codes() -> None:
     said = re.sub(r"…+", "…", _sentences())
     quoted = re.findall(r"^> (.+)$", (DOCS / "errors.md").read_text(encoding="utf-8"), re.MULTILINE)

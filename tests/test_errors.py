@@ -62,6 +62,11 @@ def test_names_that_a_module_loads_on_first_use_are_still_found(module):
         assert module.oldest == 9
 
 
+@pytest.mark.guards(
+    "a message names arguments of Python",
+    when="a sentence is said",
+    gives="the options of the command line",
+)
 @pytest.mark.parametrize(
     ("said", "typed"),
     [

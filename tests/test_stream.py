@@ -48,6 +48,22 @@ def test_the_captured_states_are_those_of_huggingface(architecture: str) -> None
     assert torch.equal(states["ln_final.hook_out"], own[-1])
 
 
+@pytest.mark.guards(
+    "inference_mode, no_grad or autocast surround the capture",
+    when="a pass runs",
+    gives="the states of the plain pass, to the bit",
+)
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_states_are_the_same_whatever_mode_surrounds_the_capture(mode: Callable[[], Any]) -> None:
+    model, tokens = tiny_model("llama"), tiny_tokens(2)
+    expected = capture(model, tokens)
+    with mode():
+        found = capture(model, tokens)
+    for site in expected.sites:
+        assert torch.equal(found[site], expected[site])
+        assert not found[site].is_inference()
+
+
 @every_architecture
 def test_batches_give_what_one_pass_gives(architecture: str) -> None:
     model, tokens = tiny_model(architecture), tiny_tokens(5)
@@ -127,6 +143,7 @@ def test_watching_keeps_no_graph() -> None:
 # Hooks
 
 
+@pytest.mark.guards("a pass fails", when="a pass runs", gives="no hook stays")
 def test_hooks_are_gone_after_an_exception() -> None:
     model = tiny_model("opt")
 
@@ -191,6 +208,14 @@ def run_twice(module: Any) -> None:
 AROUND = [compiled_before, called_directly, shortened, run_on_the_first_window, run_on_the_last_position, run_twice]
 
 
+@pytest.mark.guards(
+    "what is returned was written: each site came once for every window and position",
+    when="a pass runs",
+    says=(
+        "something goes around its hooks (torch.compile, a scripted or replaced forward) or "
+        "repeats it; load the plain module"
+    ),
+)
 @pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("go_around", AROUND)
 def test_a_state_that_no_hook_brought_is_never_returned(
@@ -208,6 +233,7 @@ def test_a_state_that_no_hook_brought_is_never_returned(
     assert out is None or not (out / "stream.json").exists()
 
 
+@pytest.mark.guards("a watched site has run", when="a pass runs", says="did not run in this pass")
 @pytest.mark.parametrize("go_around", [called_directly, shortened])
 def test_a_watched_site_that_did_not_run_says_so(go_around: Callable[[Any], None]) -> None:
     model = tiny_model("llama")
@@ -219,6 +245,7 @@ def test_a_watched_site_that_did_not_run_says_so(go_around: Callable[[Any], None
         seen["blocks.2.hook_resid_post"]
 
 
+@pytest.mark.guards("windows may come in several calls", when="a pass runs", gives="they are counted, and all are read")
 def test_a_model_that_runs_its_windows_one_by_one_is_read_whole() -> None:
     plain, parted = tiny_model("llama"), tiny_model("llama")
     trunk, forward = parted.module.model, parted.module.model.forward
@@ -287,6 +314,14 @@ def test_a_shard_holds_its_batch_and_nothing_else(llama: stream_module.LanguageM
 # Bad input
 
 
+@pytest.mark.guards(
+    "states are finite",
+    when="a pass runs",
+    says=(
+        "states must be finite, and … (…) is NaN or infinite in window …; load the model with "
+        'dtype="float32", or leave that window out'
+    ),
+)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_state_that_is_not_finite_is_named(value: float) -> None:
     model = tiny_model("llama")

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from probe.errors import InputError
 from probe.model.architectures import BlockLayout, Layout, SitePath, number_of
-from probe.model.hooks import evaluating
-from probe.model.matrices import doing_more
+from probe.model.hooks import evaluating, undisturbed
+from probe.model.matrices import doing_more, put_aside
 from probe.model.mixtures import mixture_in
 from probe.model.sums import Sums, holds, sites_in
 from probe.model.tails import Tail, numbers_in, tail_in
@@ -155,7 +155,7 @@ class Found:
         stream_dtype: Its dtype.
         n_vocab: Number of logits.
         more: Modules of the blocks that hold a matrix and do more than multiply by it: adapters that are not merged,
-            packed or scaled weights.
+            packed or scaled weights; and those in whose place others run.
     """
 
     blocks: str
@@ -170,6 +170,7 @@ class Found:
     more: frozenset[nn.Module] = frozenset()
 
 
+@undisturbed()
 def look(module: nn.Module, stated: Layout | None = None) -> Found:
     """Find the parts of a causal LM by two passes of a few tokens.
 
@@ -226,7 +227,10 @@ def look(module: nn.Module, stated: Layout | None = None) -> Found:
         end.shape[-1],
         end.dtype,
         trace.logits.shape[-1],
-        frozenset(doing_more(call for call in trace.calls if call.path.startswith(f"{blocks}."))),
+        frozenset((
+            *doing_more(call for call in trace.calls if call.path.startswith(f"{blocks}.")),
+            *put_aside(module.get_submodule(blocks)),
+        )),
     )
 
 

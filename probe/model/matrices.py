@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.model.architectures import Cut, Matrix, Projection, matrix_of
-from probe.model.hooks import evaluating
+from probe.model.hooks import evaluating, undisturbed
 from probe.model.sums import Sums
 from probe.model.tracing import Call
 
@@ -30,6 +30,7 @@ class _Linear:
     left: Tensor
 
 
+@undisturbed()
 @torch.no_grad()
 def matrices_in(module: nn.Module, blocks: str, sums: Sequence[Sums], tokens: Tensor) -> list[dict[str, Matrix]]:
     """Find the matrices of every block.
@@ -162,6 +163,27 @@ def doing_more(calls: Iterable[Call]) -> Iterator[nn.Module]:
             continue
         if not _is_linear(_Linear(call.path, call.module, call.entered, call.left)):
             yield call.module
+
+
+def put_aside(blocks: nn.Module) -> Iterator[nn.Module]:
+    """Find joint matrices in whose place others run.
+
+    A TransformerBridge keeps the joint matrix of queries, keys and values beside the three that it runs; its
+    compatibility mode folds norms into these three alone.
+
+    Args:
+        blocks: The blocks.
+
+    Yields:
+        The modules.
+    """
+    for part in blocks.modules():
+        joint, *apart = (getattr(part, name, None) for name in ("qkv", "q", "k", "v"))
+        given = [getattr(one, "weight", None) for one in (joint, *apart)]
+        if "qkv" in dict(part.named_children()) and all(isinstance(weight, Tensor) for weight in given):
+            whole, *three = (cast("Tensor", weight).flatten() for weight in given)
+            if not torch.equal(whole.sort().values, torch.cat(three).sort().values):
+                yield from cast("nn.Module", joint).modules()
 
 
 def _of_attention(linears: Sequence[_Linear], run: Callable[[], None]) -> dict[str, Matrix]:

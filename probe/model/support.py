@@ -189,8 +189,8 @@ def _lacks(kind: BlockLayout) -> list[tuple[str, str]]:
     if kind.withheld is not None:
         lacks.append((
             "matrices by name of changed modules",
-            f"{kind.withheld} does more than multiply by its matrix: merge adapters with merge_and_unload(), or "
-            "dequantise packed weights",
+            f"{kind.withheld} does more than multiply by its matrix, or others run in its place: merge adapters with "
+            "merge_and_unload(), dequantise packed weights, leave out a bridge's compatibility mode",
         ))
     elif not kind.projections:
         lacks.append(("matrices by name", "nothing states them, and running the blocks does not show them"))

@@ -19,9 +19,9 @@ def working_copy(
 ) -> nn.Module:
     """Copy a block, so that the copy can be changed while the user's block stays as it is.
 
-    Weights that already have the dtype are shared, so that the copy costs no memory; the others are cast. They need no
-    gradient, and dropout is off. The user's hooks act on the copy too; hooks added to the copy do not act on the
-    original.
+    Weights that already have the dtype are shared, so that the copy costs no memory; the others, and those of a model
+    made in inference_mode, are copied. They need no gradient, and dropout is off. The user's hooks act on the copy too;
+    hooks added to the copy do not act on the original.
 
     Args:
         block: A block, or any module.
@@ -39,6 +39,8 @@ def working_copy(
         if id(tensor) in left_out:
             continue
         cast = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        if cast.is_inference():  # of a model made in inference_mode, of which autograd keeps nothing
+            cast = cast.clone()
         memo[id(tensor)] = nn.Parameter(cast, requires_grad=False) if isinstance(tensor, nn.Parameter) else cast
     for hooks in _hooks(block):
         memo[id(hooks)] = copy.copy(hooks)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import multiprocessing
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from probe.jacobian import method_of
 from tests.architectures import checks as _checks  # noqa: F401 - enter their checks into the table
 from tests.architectures import zoo
 from tests.architectures.case import SIDE, WORST, Case, Finding, Outcome, measure
 from tests.architectures.oracle import NotADecoderError
+from tests.plant.apart import NoAnswerError, answer_of
 
 
 @dataclass
@@ -119,14 +118,6 @@ def _method(case: Case) -> str:
         return "–"
 
 
-def _child(name: str, options: dict[str, Any], pipe: Any) -> None:
-    torch.set_num_threads(1)
-    try:
-        pipe.send(asdict(examine(name, **options)))
-    except BaseException as error:  # noqa: BLE001 - said to the parent
-        pipe.send(asdict(Result(name, "crash", line=f"{type(error).__name__}: {error}")))
-
-
 def survey(names: Iterable[str], options: dict[str, Any], *, limit: float, kept: Path | None) -> Iterator[Result]:
     """Examine types one after the other, each in a process of its own.
 
@@ -139,28 +130,17 @@ def survey(names: Iterable[str], options: dict[str, Any], *, limit: float, kept:
     Yields:
         The results, in the order of the names.
     """
-    context = multiprocessing.get_context("fork")
     importlib.import_module("transformer_lens")
     examine("llama", options["checks"], layers=2)  # what is imported here is there for all processes that are forked
     for name in names:
-        receive, send = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(name, options, send))
-        child.start()
-        send.close()
         try:
-            found = receive.recv() if receive.poll(limit) else _ended(name, f"no answer in {limit:.0f} seconds")
-        except EOFError:
-            found = _ended(name, "its process died")
-        child.kill()
-        child.join()
+            found = answer_of(partial(examine, **options), name, limit=limit)
+        except NoAnswerError as error:
+            found = Result(name, "crash", line=str(error))
         if kept is not None:
             with kept.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
-        yield restored(found)
-
-
-def _ended(name: str, how: str) -> dict[str, Any]:
-    return asdict(Result(name, "crash", line=how))
+                file.write(json.dumps(asdict(found)) + "\n")
+        yield found
 
 
 def restored(found: dict[str, Any]) -> Result:

@@ -18,6 +18,11 @@ EXACT = 174
 """At least so many types are taken exactly."""
 
 
+@pytest.mark.guards(
+    "every causal type of transformers: the stream, the head and the Jacobians are those of its own pass",
+    when="a model is loaded",
+    gives="exact, or refused with a reason that the pass shows",
+)
 @pytest.mark.parametrize("name", zoo.types())
 def test_a_type_is_taken_exactly_or_refused_in_one_true_line(name):
     result = examine(name, SHORT, layers=2)

@@ -51,6 +51,11 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"residual-probe {probe.__version__}\n"
 
 
+@pytest.mark.guards(
+    "wrong input on the command line",
+    when="a sentence is said",
+    gives="one line, status 2, no traceback",
+)
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
@@ -168,6 +173,7 @@ def test_other_shells_get_a_script(shell: str, part: str, capsys: pytest.Capture
     assert "'--window-length'" in said.out
 
 
+@pytest.mark.guards("the terminal knows no UTF-8", when="a sentence is said", gives="help in what it knows")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 @pytest.mark.parametrize(
     "words", [["probe", "--help"], ["probe", "dynamics", "--help"], ["probe.analyses.dynamics", "--help"]]

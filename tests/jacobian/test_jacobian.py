@@ -299,6 +299,7 @@ def test_a_recorded_context_serves_all_layers():
     assert torch.equal(alone, block_jacobian(model, tokens, 2, POSITIONS, context="alone"))
 
 
+@pytest.mark.guards("weights are in half precision", when="a Jacobian is computed", gives="derivatives in float32")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("architecture", "method"), [("llama", "analytic"), ("gpt2", "frozen"), ("mamba", "frozen")])
 def test_half_precision_checkpoints_are_differentiated_in_float32(architecture, method, dtype):
@@ -338,6 +339,11 @@ def test_the_model_is_left_as_it_was(architecture):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
+@pytest.mark.guards(
+    "a module has hooks of its own",
+    when="a Jacobian is computed",
+    gives="they act in the Jacobian, too",
+)
 def test_a_user_s_hooks_act_in_the_jacobian_too():
     model, tokens = tiny_model("llama"), tokens_of()
     handle = model.blocks[LAYER].mlp.register_forward_hook(lambda _, __, output: 0 * output)
@@ -362,6 +368,11 @@ def test_a_norm_of_queries_and_keys_is_differentiated_where_a_model_has_it(float
     assert error(found, brute_blocks(model, tokens)) < 1e-12
 
 
+@pytest.mark.guards(
+    "the block has no part of which its form knows nothing",
+    when="a Jacobian is computed",
+    gives="another method",
+)
 def test_a_block_with_a_norm_of_which_its_form_knows_nothing_is_not_standard():
     module = tiny_module("llama")
     for block in module.model.layers:
@@ -374,6 +385,11 @@ def test_a_block_with_a_norm_of_which_its_form_knows_nothing_is_not_standard():
         block_jacobian(model, tokens, LAYER, POSITIONS, method="analytic")
 
 
+@pytest.mark.guards(
+    "the composed derivative is that of the block's own pass",
+    when="a Jacobian is computed",
+    gives='another method, or a refusal where `method="analytic"` was asked for',
+)
 def test_a_hook_that_changes_a_block_s_derivative_is_found():
     model, tokens = tiny_model("llama"), tokens_of()
     before = block_jacobian(model, tokens, LAYER, [5])

@@ -33,6 +33,11 @@ MEASURES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.guards(
+    "inference_mode, no_grad or autocast surround the call",
+    when="a Jacobian is computed",
+    gives="the Jacobian of a plain call",
+)
 @pytest.mark.parametrize("architecture", ["llama", "mamba"])
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("mode", MODES)
@@ -45,6 +50,14 @@ def test_a_jacobian_is_the_same_whatever_mode_surrounds_the_call(mode: str, meas
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.guards(
+    '`method="auto"` ends with a method that works, or one refusal',
+    when="a Jacobian is computed",
+    says=(
+        "a Jacobian needs blocks that run again with gradients, and block … of … does not by … "
+        "(…): use a model of another family"
+    ),
+)
 @pytest.mark.parametrize("error", [RuntimeError, TypeError, IndexError, AttributeError, NotImplementedError])
 def test_a_foreign_error_of_a_faster_method_leads_to_the_next(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -69,6 +82,11 @@ def test_a_foreign_error_of_a_faster_method_leads_to_the_next(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.guards(
+    "a context was recorded in inference_mode",
+    when="a Jacobian is computed",
+    gives="the Jacobian of a plain one",
+)
 def test_a_context_recorded_in_inference_mode_serves_outside_of_it() -> None:
     model = tiny_model("llama")
     positions = torch.tensor([[3], [4]])
@@ -86,3 +104,20 @@ def test_an_implementation_is_recommended_that_the_model_takes(model_type: str, 
         block_jacobian(model, tokens, 1, [3])
     model.module.set_attn_implementation(taken)
     assert block_jacobian(model, tokens, 1, [3]).shape == (1, 1, model.d_model, model.d_model)
+
+
+@pytest.mark.guards(
+    "a model was made in inference_mode, of whose weights autograd keeps nothing",
+    when="a Jacobian is computed",
+    gives="the Jacobian of a plain one, of copies of the weights",
+)
+@pytest.mark.parametrize("method", ["auto", "frozen", "jacrev"])
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_a_model_made_in_inference_mode_has_the_jacobian_of_a_plain_one(architecture: str, method: Any) -> None:
+    with torch.inference_mode():
+        module = tiny_module(architecture)
+    assert next(module.parameters()).is_inference()
+    expected = block_jacobian(tiny_model(architecture), TOKENS, 1, [3], method=method)
+    found = block_jacobian(load_model(module), TOKENS, 1, [3], method=method)
+    torch.testing.assert_close(found, expected)
+    assert next(module.parameters()).is_inference()

@@ -91,6 +91,11 @@ def test_fresh_weights_need_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load_model(path, random_init=3).weight_hash == first.weight_hash
 
 
+@pytest.mark.guards(
+    "what the cache keeps of a GGUF file was made by this conversion",
+    when="a file is read",
+    gives="it is converted anew",
+)
 @pytest.mark.parametrize("of", ["probe", "transformers"])
 def test_another_version_of_the_conversion_converts_again(
     of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,6 +124,11 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
+@pytest.mark.guards(
+    "what the cache keeps is undamaged, by checksums",
+    when="a file is read",
+    gives="it is converted anew",
+)
 @pytest.mark.parametrize(
     ("file", "harm"),
     [

@@ -40,6 +40,11 @@ DRAWS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@pytest.mark.guards(
+    "a seed means the numbers of `torch.manual_seed`",
+    when="a control is drawn",
+    gives="equal, and the global generator is left alone",
+)
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_seed_gives_the_numbers_of_torch_and_leaves_torchs_generator_alone(draw: str) -> None:
     with torch.random.fork_rng():
@@ -89,6 +94,7 @@ def interfering(until: threading.Event) -> None:
         random.random()
 
 
+@pytest.mark.guards("several threads draw at once", when="a control is drawn", gives="the numbers of one thread")
 @pytest.mark.parametrize("control", CONTROLS)
 def test_controls_of_several_threads_are_those_of_one(control: str) -> None:
     draw, seeds = CONTROLS[control], [0, 1, 2, 0, 1, 2]
@@ -106,6 +112,11 @@ def test_controls_of_several_threads_are_those_of_one(control: str) -> None:
         assert torch.equal(found, alone[seed])
 
 
+@pytest.mark.guards(
+    "generators of torch and numpy are the caller's",
+    when="a control is drawn",
+    gives="their states unchanged",
+)
 @pytest.mark.parametrize("control", CONTROLS)
 def test_a_control_leaves_the_global_generators_alone(control: str) -> None:
     CONTROLS[control](0)  # what is imported on first use may draw
@@ -116,6 +127,11 @@ def test_a_control_leaves_the_global_generators_alone(control: str) -> None:
     assert all(np.array_equal(one, other) for one, other in zip(after, numpy_state, strict=True))
 
 
+@pytest.mark.guards(
+    "transformers exchanges functions of torch while it initialises",
+    when="a control is drawn",
+    gives="one model at a time",
+)
 def test_two_threads_that_initialise_leave_torchs_functions_as_they_were() -> None:
     own = {name: getattr(nn.init, name) for name in ("normal_", "uniform_", "zeros_", "ones_", "trunc_normal_")}
     module = tiny_module("llama")

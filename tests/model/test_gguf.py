@@ -112,6 +112,11 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.guards(
+    "a GGUF file of each architecture that is read gives the model that was converted",
+    when="a file is read",
+    gives="logits equal within 1e-6, the head to the bit",
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_gives_the_model_that_was_converted(name: str, tmp_path: Path) -> None:
     module = MODELS[name]()
@@ -202,6 +207,11 @@ SCALED: dict[str, tuple[Callable[[], Any], Callable[[gguf.GGUFWriter], object], 
 }
 
 
+@pytest.mark.guards(
+    "the rotary scalings, soft caps and windows that a GGUF file states",
+    when="a file is read",
+    gives="the model has them",
+)
 @pytest.mark.parametrize("name", SCALED)
 def test_the_scalings_that_a_file_states_are_taken(name: str, tmp_path: Path) -> None:
     build, keys, factors = SCALED[name]
@@ -241,6 +251,11 @@ def test_a_head_that_is_stored_beside_a_tied_architecture_is_taken(tmp_path: Pat
 # Files in parts
 
 
+@pytest.mark.guards(
+    "a GGUF file is one of several parts",
+    when="a file is read",
+    gives="all parts are read, whichever is named",
+)
 def test_all_parts_are_read_whichever_is_named(tmp_path: Path) -> None:
     module = plain()
     write(tmp_path / "model.gguf", module, parts=3)
@@ -252,6 +267,11 @@ def test_all_parts_are_read_whichever_is_named(tmp_path: Path) -> None:
     assert torch.equal(opened.matrix(1, "q"), module.model.layers[1].self_attn.q_proj.weight.double())
 
 
+@pytest.mark.guards(
+    "all parts of a GGUF file lie beside each other",
+    when="a file is read",
+    says="a GGUF file must be whole, and … is one of … parts of which …… not beside it: fetch …",
+)
 @pytest.mark.parametrize("kept", [1, 2, 3])
 def test_a_part_alone_is_refused(kept: int, tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", plain(), parts=3)
@@ -266,6 +286,11 @@ def test_a_part_under_another_name_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "model.gguf", "2 parts", "give the parts their names back")
 
 
+@pytest.mark.guards(
+    "the parts are of one file",
+    when="a file is read",
+    says="part … of … of a GGUF file must say so, and … says … of …: fetch the parts again",
+)
 def test_parts_of_two_files_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", plain(), parts=2)
     write(tmp_path / "other.gguf", plain(), parts=2)
@@ -276,6 +301,11 @@ def test_parts_of_two_files_are_refused(tmp_path: Path) -> None:
 # Files that are not the model's
 
 
+@pytest.mark.guards(
+    "every tensor of the model is in the GGUF file",
+    when="a file is read",
+    says="a GGUF file must hold every tensor of its model, and … lacks … of … (… ...): fetch it again",
+)
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_up.weight", "blk.0.attn_norm.weight"])
 def test_a_file_that_lacks_a_tensor_is_refused(name: str, tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", plain(), without=[name])
@@ -287,6 +317,14 @@ def test_a_bias_that_only_some_blocks_have_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "model.gguf", "q_proj.bias")
 
 
+@pytest.mark.guards(
+    "every tensor of a GGUF file is used",
+    when="a file is read",
+    says=(
+        "every tensor of a GGUF file must have a place in transformers' model, and … of … have "
+        "none in … (… ...): load the model from its original weights"
+    ),
+)
 @pytest.mark.parametrize("name", ["blk.1.ffn_up.scale", "blk.0.attn_q_norm.weight", "blk.2.attn_q.weight", "odd"])
 def test_a_tensor_without_a_place_is_refused_by_name(name: str, tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", plain(), extra={name: np.ones((64, 64), dtype=np.float32)})
@@ -298,6 +336,14 @@ def test_factors_without_rotation_have_no_place(tmp_path: Path) -> None:
     refused(tmp_path / "model.gguf", "rope_freqs.weight", "gpt2")
 
 
+@pytest.mark.guards(
+    "every key of a GGUF file that moves the output is taken",
+    when="a file is read",
+    says=(
+        "a GGUF file must say nothing that transformers' model does not take, and … states …… = … "
+        "where it has …: load the model from its original weights"
+    ),
+)
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
@@ -331,6 +377,14 @@ def test_keys_that_say_what_the_model_does_anyhow_pass(tmp_path: Path) -> None:
     assert error(module, load_model(tmp_path / "model.gguf").module) < 1e-6
 
 
+@pytest.mark.guards(
+    "the sizes that a GGUF file states are those of its tensors",
+    when="a file is read",
+    says=(
+        "the tensors of a GGUF file must have the sizes that its keys state, and … holds … where … "
+        "is …: load the model from its original weights"
+    ),
+)
 def test_sizes_that_disagree_with_the_tensors_are_refused(tmp_path: Path) -> None:
     wrong = np.ones((100, 64), dtype=np.float32)
     write(tmp_path / "model.gguf", plain(), extra={"blk.0.ffn_up.weight": wrong})
@@ -341,6 +395,14 @@ def test_sizes_that_disagree_with_the_tensors_are_refused(tmp_path: Path) -> Non
         load_model(tmp_path / "model.gguf")
 
 
+@pytest.mark.guards(
+    "the architecture of a GGUF file is one that is read",
+    when="a file is read",
+    says=(
+        "a GGUF file must be a language model of …, and … is of …, which is not read from GGUF "
+        "(transformers …): load the model from its original weights"
+    ),
+)
 @pytest.mark.parametrize("architecture", ["gemma", "deepseek2", "gpt-oss", "t5", "made-up"])
 def test_an_architecture_that_is_not_read_is_named(architecture: str, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)

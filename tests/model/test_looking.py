@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from probe.model import HuggingFaceModel, load_model
 from probe.model.looking import look
 from probe.model.tracing import TOKENS, probe_tokens
 from probe.stream import watch
+from tests.architectures import zoo
 
 BASE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
 GROUPED = {"num_key_value_heads": 2}
@@ -97,6 +99,11 @@ def test_factors_are_those_of_the_configuration_or_the_block() -> None:
     assert model_of("gemma4_text", **GEMMA4).at(0).scale == 1.25
 
 
+@pytest.mark.guards(
+    "what follows the last block: norm, head, factors, soft caps",
+    when="a model is loaded",
+    gives="logits of the last state are those of the module",
+)
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -136,6 +143,11 @@ REFUSED = {
 }
 
 
+@pytest.mark.guards(
+    "the stream is one: each block adds to what the one before it gave",
+    when="a model is loaded",
+    says="a model must be a chain of blocks that add to one residual stream, and … has …: use another model",
+)
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_no_chain_of_blocks_on_one_stream_is_refused_in_one_true_line(kind: str) -> None:
     settings, word = REFUSED[kind]
@@ -144,6 +156,11 @@ def test_what_is_no_chain_of_blocks_on_one_stream_is_refused_in_one_true_line(ki
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.guards(
+    "there is a head",
+    when="a model is loaded",
+    says="a model must give logits, and … is a trunk without a head: pass the causal language model around it",
+)
 def test_a_trunk_without_a_head_is_refused() -> None:
     with pytest.raises(InputError, match="without a head"):
         load_model(module_of("llama").base_model)
@@ -159,12 +176,35 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
+@pytest.mark.guards("a module is wrapped by torch.compile", when="a model is loaded", gives="the module inside")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_a_compiled_model_is_opened() -> None:
     module = module_of("llama")
     compiled = torch.compile(module)
     assert isinstance(compiled, nn.Module)
     assert load_model(compiled).module is module
+
+
+@pytest.mark.guards(
+    "inference_mode or autocast surround the loading",
+    when="a model is loaded",
+    gives="the sites and matrices of a plain load",
+)
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("mimo_v2_flash", torch.inference_mode),
+        ("mimo_v2_flash", lambda: torch.autocast("cpu", torch.bfloat16)),
+        ("xmod", lambda: torch.autocast("cpu", torch.bfloat16)),
+    ],
+)
+def test_a_model_is_laid_out_alike_whatever_mode_surrounds(kind: str, mode: Callable[[], Any]) -> None:
+    module = zoo.tiny(kind, layers=2)
+    expected = load_model(module)
+    with mode():
+        found = load_model(module)
+    assert found.sites == expected.sites
+    assert [set(found.projections(layer)) for layer in (0, 1)] == [set(expected.projections(layer)) for layer in (0, 1)]
 
 
 def test_the_tokens_of_the_pass_differ() -> None:

@@ -67,6 +67,7 @@ def test_members(architecture: str) -> None:
     assert not model.module.training
 
 
+@pytest.mark.guards("reading changes nothing", when="a pass runs", gives="the pass of the plain module, to the bit")
 @every_architecture
 def test_a_hooked_pass_equals_the_plain_one_to_the_bit(architecture: str) -> None:
     model, tokens = tiny_model(architecture), tiny_tokens()
@@ -81,6 +82,11 @@ def test_a_hooked_pass_equals_the_plain_one_to_the_bit(architecture: str) -> Non
     assert count_hooks(model.module) == 0
 
 
+@pytest.mark.guards(
+    "what a block puts out is what the next one reads",
+    when="a model is loaded",
+    gives="equal to the bit",
+)
 @every_architecture
 def test_the_stream_is_one_stream(architecture: str) -> None:
     """A block starts where the one before ended, and the final norm starts where the last one ended."""
@@ -473,6 +479,32 @@ def test_a_bridge_of_transformer_lens_is_a_model(architecture: str) -> None:
     assert "TransformerBridge" in model.description
 
 
+@pytest.mark.guards(
+    "weights are what runs: a bridge in compatibility mode folds norms into matrices apart from the joint one",
+    when="a model is loaded",
+    gives="no q, k, v of the joint matrix, with the reason in `support`; the others as they run",
+)
+@pytest.mark.parametrize(("architecture", "joint"), [("gpt2", True), ("gpt_neox", True), ("llama", False)])
+def test_a_joint_matrix_that_a_bridge_does_not_run_is_not_named(architecture: str, joint: bool) -> None:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    module: Any = tiny_module(architecture)
+    bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config, device="cpu")
+    bridge.enable_compatibility_mode()
+    model = load_model(bridge)
+    named = model.projections(1)
+    assert set(named) == {"o", "up", "down"} if joint else {"q", "k", "v", "o", "gate", "up", "down"}
+    assert any("compatibility mode" in part.why for part in model.support.left_out) == joint
+    if not joint:
+        own = bridge.blocks[1].attn.W_Q
+        assert torch.equal(named["q"], own.transpose(1, 2).flatten(0, 1))
+
+
+@pytest.mark.guards(
+    "the module is left as it was",
+    when="a model is loaded",
+    gives="weights, modes and hooks equal before and after",
+)
 def test_a_users_module_is_not_changed() -> None:
     module = tiny_module("gpt2").to(torch.bfloat16)
     module.train()
@@ -615,11 +647,21 @@ def refused(call: Callable[[], object], *words: str) -> None:
         assert word in message, message
 
 
+@pytest.mark.guards(
+    "the stream has one width",
+    when="a model is loaded",
+    says="a model needs a residual stream of constant width",
+)
 def test_no_stream_of_constant_width_is_refused() -> None:
     refused(lambda: tiny_model("opt", word_embed_proj_dim=16), "constant width", "16", "32")
     refused(lambda: tiny_model("opt", do_layer_norm_before=False), "constant width", "do_layer_norm_before")
 
 
+@pytest.mark.guards(
+    "no state depends on a later token",
+    when="a model is loaded",
+    says="a model must be causal, so that no state depends on a later token, but this … attends to both sides",
+)
 def test_a_model_that_looks_ahead_is_refused() -> None:
     refused(lambda: tiny_model("gemma3", use_bidirectional_attention=True), "must be causal", "gemma3_text")
     refused(lambda: tiny_model("llama", is_causal=False), "must be causal", "llama")
@@ -631,6 +673,14 @@ def test_an_encoder_is_seen_to_look_ahead() -> None:
     refused(lambda: load_model(bert), "causal", "BertLMHeadModel")
 
 
+@pytest.mark.guards(
+    "the model is a decoder of one text",
+    when="a model is loaded",
+    says=(
+        "a model must be a decoder of one text, and … is an encoder-decoder, whose decoder also "
+        "reads an encoder's output: use a causal language model"
+    ),
+)
 def test_a_model_of_two_parts_is_refused() -> None:
     t5 = other_module("T5", {"vocab_size": VOCABULARY, "d_model": WIDTH, "num_layers": 2}, "ForConditionalGeneration")
     refused(lambda: load_model(t5), "T5ForConditionalGeneration", "encoder-decoder")

@@ -109,6 +109,11 @@ def test_an_alias_comes_before_a_folder_of_its_name(tmp_path: Path, monkeypatch:
     assert sources.resolve("pythia-1b").kind == "hub"
 
 
+@pytest.mark.guards(
+    "it is an alias, a hub id, a file or a directory",
+    when="a name is looked up",
+    says="there is no model …: no alias, file, directory or hub id; …",
+)
 def test_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     refused(lambda: sources.resolve("not a name"), "not a name", sources.DEFAULT_MODEL)
     refused(lambda: sources.resolve(str(tmp_path / "missing.gguf")), "missing.gguf")
@@ -117,6 +122,11 @@ def test_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     refused(lambda: sources.resolve(str(tmp_path / "empty")), "config.json")
 
 
+@pytest.mark.guards(
+    "a revision is one of the hub",
+    when="a name is looked up",
+    says="only models on the hub have revisions, and … is not one of them; leave revision= out",
+)
 def test_only_hub_models_have_revisions(directory: Path) -> None:
     refused(lambda: sources.resolve(str(directory), "step1000"), "revision")
     refused(lambda: sources.resolve(sources.DEFAULT_MODEL, "step1000"), "revision")
@@ -152,6 +162,11 @@ def test_offline_mode_reads_the_cache_and_says_what_is_missing(tmp_path: Path, m
     refused(lambda: load_model("pythia-70m", revision="step7"), "step7")
 
 
+@pytest.mark.guards(
+    "the hub answers, or the model is in its cache",
+    when="a name is looked up",
+    says="must be here or on a hub that answers, and … is not in the local hub cache and the hub does not answer; …",
+)
 @pytest.mark.parametrize("name", ["pythia-1b", "some-one/some-model", "pythai-1b"])
 def test_offline_and_not_cached_is_said_within_five_seconds(name: str) -> None:
     start = time.monotonic()
@@ -166,6 +181,11 @@ def test_a_repository_that_the_hub_does_not_give_is_said(monkeypatch: pytest.Mon
     refused(lambda: load_model("some-one/some-model"), "some-one/some-model")
 
 
+@pytest.mark.guards(
+    "a cached model is there whole: configuration, weights, tokenizer",
+    when="a name is looked up",
+    says="is not in the local hub cache and the hub does not answer; …",
+)
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
 def test_half_a_download_does_not_count_as_cached(tmp_path: Path, missing: str) -> None:
     add_model(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, tiny_module("gpt_neox"))})
@@ -174,6 +194,11 @@ def test_half_a_download_does_not_count_as_cached(tmp_path: Path, missing: str) 
     refused(lambda: load_model("pythia-1b"), "not in the local hub cache")
 
 
+@pytest.mark.guards(
+    "a cached model has all its shards",
+    when="a name is looked up",
+    says="is not in the local hub cache and the hub does not answer; …",
+)
 def test_a_missing_shard_does_not_count_as_cached(tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "models--EleutherAI--pythia-1b" / "snapshots" / MAIN
     add_model(tmp_path / "hub", "EleutherAI/pythia-1b", {"main": (MAIN, tiny_module("gpt_neox"))})
@@ -282,6 +307,11 @@ def damage_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "nothing"}))
 
 
+@pytest.mark.guards(
+    "a directory is whole: every file readable, every tensor there, of the stated shape",
+    when="a file is read",
+    says="is not (…): it is truncated, corrupt or not a causal language model; fetch it again or name another",
+)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -344,18 +374,33 @@ def test_tied_weights_are_tied_after_the_cache(tmp_path: Path) -> None:
         assert module.lm_head.weight is module.model.embed_tokens.weight
 
 
+@pytest.mark.guards(
+    "an alias means one set of weights",
+    when="a name is looked up",
+    says="the weights of … must have sha256 …, and … has …; run …",
+)
 def test_an_alias_never_means_other_weights(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     source = sources.Source(sources.DEFAULT_MODEL, "gguf", str(tmp_path / "tiny.gguf"), sha256="0" * 64)
     refused(lambda: loading.load(source), "sha256", "pip install")
 
 
+@pytest.mark.guards(
+    "a model file is GGUF",
+    when="a file is read",
+    says="a model file must be GGUF, and … begins with …; …",
+)
 @pytest.mark.parametrize("content", [b"", b"GG", b"not a model at all", b"PK\x03\x04"])
 def test_a_file_that_is_not_gguf_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file.gguf").write_bytes(content)
     refused(lambda: load_model(tmp_path / "file.gguf"), "GGUF", "file.gguf")
 
 
+@pytest.mark.guards(
+    "a GGUF file ends where it says",
+    when="a file is read",
+    says="a GGUF file must be whole, and … is truncated or corrupt (…): fetch it again",
+)
 @pytest.mark.parametrize("share", [0.0001, 0.05, 0.5, 0.99])
 def test_a_truncated_gguf_file_is_refused(tmp_path: Path, share: float) -> None:
     write_gguf(tmp_path / "tiny.gguf")

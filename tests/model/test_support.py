@@ -32,6 +32,11 @@ def wrong(**changes: object) -> Layout:
 GPT2 = ARCHITECTURES["gpt2"].kinds[0]
 
 
+@pytest.mark.guards(
+    "what is stated of an architecture holds in a pass",
+    when="a model is loaded",
+    gives="what the pass shows is used, and the difference named",
+)
 @pytest.mark.parametrize(
     ("row", "words"),
     [

@@ -56,6 +56,11 @@ def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@pytest.mark.guards(
+    "tokens are (windows, positions) of integers in the vocabulary, wherever they enter",
+    when="tokens enter",
+    says="token ids must lie in 0 … … for …, got …: encode the text with this model's own tokenizer",
+)
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -83,6 +88,7 @@ def test_ids_of_the_vocabulary_pass_and_no_others(llama: HuggingFaceModel, data:
             require_tokens(llama, tokens)
 
 
+@pytest.mark.guards("tokens are integers of any width", when="tokens enter", gives="the states of int64")
 def test_any_integers_give_the_states_of_int64(llama: HuggingFaceModel) -> None:
     tokens = tiny_tokens(2, 4) // 2
     expected = llama.forward(tokens)
@@ -90,6 +96,11 @@ def test_any_integers_give_the_states_of_int64(llama: HuggingFaceModel) -> None:
         assert torch.equal(llama.forward(tokens.to(dtype)), expected)
 
 
+@pytest.mark.guards(
+    "the embedding has a row for each id, whatever the head has",
+    when="tokens enter",
+    says="token ids must lie in 0 … … for …, got …",
+)
 def test_the_embedding_says_which_ids_there_are() -> None:
     """An id is looked up in the embedding; a head that was cut or filled up has another number of rows."""
     module: Any = tiny_module("llama", tie_word_embeddings=False)
@@ -115,6 +126,14 @@ def padded(windows: list[int]) -> Tensor:
 BEGINNINGS = [name for name in ENTRIES if name not in ("forward", "final_states", "embed")]
 
 
+@pytest.mark.guards(
+    "no window begins with padding",
+    when="tokens enter",
+    says=(
+        "a window must not begin with padding, and window … begins with … of the pad token …: pass "
+        "windows of one length without padding, or each text by itself"
+    ),
+)
 @pytest.mark.parametrize("entry", BEGINNINGS)
 def test_a_window_that_begins_with_padding_is_refused(entry: str) -> None:
     model = tiny_model("llama", with_tokenizer=True)
@@ -132,6 +151,11 @@ def test_padding_is_told_from_the_tokenizer_or_the_configuration(counts: list[in
             require_windows(model, tokens)
 
 
+@pytest.mark.guards(
+    "a pad token that ends or begins texts, too, is no padding",
+    when="tokens enter",
+    gives="the windows as they are",
+)
 def test_a_pad_token_that_is_something_else_too_is_no_padding() -> None:
     """GPT-2 and Pythia begin texts with the token that fills them up; a byte is text wherever it stands."""
     ends, text = tiny_tokenizer(), tiny_tokenizer()
@@ -150,6 +174,7 @@ def test_a_pad_token_that_is_something_else_too_is_no_padding() -> None:
     assert torch.equal(require_windows(ordinary, torch.full((1, 3), 7)), torch.full((1, 3), 7))
 
 
+@pytest.mark.guards("padding stands behind a text", when="tokens enter", gives="the states before it unchanged")
 def test_padding_behind_a_text_changes_nothing_before_it() -> None:
     model = tiny_model("llama", with_tokenizer=True)
     tokens = tiny_tokens(2, 8)

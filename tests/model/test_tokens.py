@@ -81,6 +81,11 @@ ORIGINALS: dict[str, Callable[[], Tokenizer]] = {
 # Directories
 
 
+@pytest.mark.guards(
+    "a directory's tokenizer splits as its tokenizer.json says, whatever class is named beside it",
+    when="a file is read",
+    gives="the tokens of the file",
+)
 @pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
 @pytest.mark.parametrize("name", ["smollm", "llama-bpe", "gpt-2", "qwen2"])
 def test_a_directory_s_tokenizer_is_its_file(kind: str, name: str, tmp_path: Path) -> None:
@@ -134,6 +139,11 @@ def described(pre: str | None, **flags: bool) -> Callable[[gguf.GGUFWriter], Non
     return add
 
 
+@pytest.mark.guards(
+    "a GGUF file's tokenizer splits as the pre-tokenizer that it names",
+    when="a file is read",
+    gives="the tokens of the original",
+)
 @pytest.mark.parametrize("kind", [LlamaForCausalLM, Qwen2ForCausalLM])
 @pytest.mark.parametrize("pre", ORIGINALS)
 def test_a_gguf_file_splits_text_as_the_tokenizer_that_it_names(
@@ -157,6 +167,11 @@ def test_falcon_joins_three_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [model.tokenizer.decode(token) for token in model.encode("12345(he)")] == ["123", "4", "5", "(", "he", ")"]
 
 
+@pytest.mark.guards(
+    "the pre-tokenizer that a GGUF file names is known",
+    when="a file is read",
+    gives="that of GPT-2, with a warning that names it",
+)
 @pytest.mark.parametrize("pre", [None, "default", "made-up"])
 def test_what_is_not_known_is_said(
     pre: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -167,6 +182,11 @@ def test_what_is_not_known_is_said(
     assert f"tokenizer.ggml.pre = {pre!r} is not known" in caplog.text
 
 
+@pytest.mark.guards(
+    "a token begins a text where a GGUF file says so",
+    when="a file is read",
+    gives="windows begin with it",
+)
 @pytest.mark.parametrize(
     ("pre", "flags", "bos"),
     [
@@ -207,6 +227,11 @@ def pieces(words: Sequence[str] = PIECES, **flags: bool) -> Callable[[gguf.GGUFW
     return add
 
 
+@pytest.mark.guards(
+    "a blank stands before the first word where a GGUF file says so",
+    when="a file is read",
+    gives="the tokens of the original",
+)
 @pytest.mark.parametrize(
     ("flags", "tokens", "bos"),
     [
@@ -227,6 +252,14 @@ def test_a_prefix_is_put_where_the_file_says(
         assert model.bos_id == bos
 
 
+@pytest.mark.guards(
+    "the tokenizer of a GGUF file can be built",
+    when="a file is read",
+    says=(
+        "the tokenizer of a GGUF file must be a BPE with its merges or scores, and that of … …: "
+        "pass a loaded model with tokenizer="
+    ),
+)
 def test_a_tokenizer_that_cannot_be_built_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def words_only(writer: gguf.GGUFWriter) -> None:
         writer.add_tokenizer_model("llama")

@@ -21,6 +21,11 @@ JOINT = ("gemma3", "qwen3_vl", "llava", "mistral3", "aria", "internvl", "idefics
 ADAPTED = ("llama", "gpt2", "gpt_neox", "phi3")
 
 
+@pytest.mark.guards(
+    "the decoder of a model of images and text",
+    when="a model is loaded",
+    gives="exact; never the blocks of its vision part",
+)
 @pytest.mark.parametrize("name", JOINT)
 def test_the_decoder_inside_a_model_of_images_and_text_is_exact(name: str) -> None:
     case = Case(zoo.multimodal(name), n_rows=2)
@@ -30,6 +35,11 @@ def test_the_decoder_inside_a_model_of_images_and_text_is_exact(name: str) -> No
     assert "vision" not in case.single.layout.blocks
 
 
+@pytest.mark.guards(
+    "the whole model runs on text",
+    when="a model is loaded",
+    gives="the causal model inside, named in `description`",
+)
 def test_a_causal_model_inside_is_taken_where_the_whole_does_not_run_on_text() -> None:
     whole = zoo.multimodal("llama4")
     with pytest.raises(AttributeError):  # in transformers 5.24
@@ -50,6 +60,11 @@ def adapted(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return model, copy.deepcopy(model).merge_and_unload()
 
 
+@pytest.mark.guards(
+    "weights are what runs: an adapter that is not merged adds to a matrix",
+    when="a model is loaded",
+    gives="Jacobians of the adapted weights; no matrix until `merge_and_unload()`",
+)
 @pytest.mark.parametrize("name", ADAPTED)
 def test_jacobians_are_those_of_the_adapted_weights_and_matrices_wait_for_a_merge(name: str) -> None:
     (whole, merged), (tokens, positions) = adapted(name), zoo.questions()
@@ -65,12 +80,22 @@ def test_jacobians_are_those_of_the_adapted_weights_and_matrices_wait_for_a_merg
     assert other.method(1)[0] == "analytic"
 
 
+@pytest.mark.guards(
+    "weights are what runs: an adapter changes some matrices",
+    when="a model is loaded",
+    gives="the others by name",
+)
 def test_an_adapter_of_some_modules_withholds_their_matrices_alone() -> None:
     config = LoraConfig(r=4, target_modules=["v_proj"], init_lora_weights=False)
     model = load_model(get_peft_model(zoo.tiny("llama", layers=2), config).eval())
     assert set(model.projections(0)) == {"q", "k", "o", "gate", "up", "down"}
 
 
+@pytest.mark.guards(
+    "weights are what runs: a packed weight is not what multiplies",
+    when="a model is loaded",
+    gives="no matrix of that name, with the reason in `support`",
+)
 def test_a_module_that_packs_its_weight_has_no_matrix() -> None:
     class Packed(torch.nn.Module):
         def __init__(self, linear: torch.nn.Linear) -> None:

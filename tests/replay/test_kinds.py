@@ -186,6 +186,11 @@ def expected_jacobians(model, tokens, layer, positions=POSITIONS):
     return torch.stack(rows) - torch.eye(model.d_model, dtype=model.dtype)
 
 
+@pytest.mark.guards(
+    "blocks read more than the stream: keys, values or states of other blocks",
+    when="a Jacobian is computed",
+    gives="derivatives as in the whole pass",
+)
 @every_kind
 def test_blocks_are_differentiated_as_in_the_whole_pass(kind):
     model, tokens = model_of(kind), tokens_of()
@@ -242,6 +247,7 @@ def test_the_write_of_others_is_refused_where_values_cannot_be_told():
         context.off_position_write(0)
 
 
+@pytest.mark.guards("experts have a kernel without float64", when="a Jacobian is computed", gives="they run one by one")
 @pytest.mark.parametrize("kind", ["latent", "gated delta"])
 def test_experts_run_in_float64(kind):
     model, tokens = model_of(kind), tokens_of()
@@ -348,12 +354,22 @@ def test_attention_that_cannot_be_exchanged_says_so():
     assert not context.linear(1)
 
 
+@pytest.mark.guards(
+    "the cheapest way of running a block again gives its output at other states, too",
+    when="a pass runs",
+    gives="the next way",
+)
 def test_a_mask_that_hides_where_others_show_is_found_out_at_a_pushed_state():
     model, tokens = model_of("as many heads as windows"), tokens_of()
     context = replay.record(model, tokens, torch.zeros(3, 1, dtype=torch.int64)).alone()
     assert context.way(0) == "carried"
 
 
+@pytest.mark.guards(
+    "recorded arguments are frozen: later passes write into the module's own caches",
+    when="a pass runs",
+    gives="replays that later passes do not move",
+)
 def test_recorded_arguments_are_frozen():
     model, tokens = model_of("per-layer inputs, shared keys"), tokens_of()
     context = replay.record(model, tokens, POSITIONS)

@@ -57,6 +57,7 @@ def _continued_by_hooks(model, tokens, layer, states, positions):
     return found
 
 
+@pytest.mark.guards("a block that runs again gives what it gave", when="a pass runs", gives="equal")
 @every_architecture
 def test_recorded_states_replay_to_themselves(architecture):
     model, tokens = tiny_model(architecture), _tokens()
@@ -223,6 +224,14 @@ def test_a_cache_under_another_name_is_no_empty_context(architecture, monkeypatc
     assert_same(context.replay(1, context.state(1)[:, None])[:, 0], context.state(2))
 
 
+@pytest.mark.guards(
+    "blocks run once each, in the order of depth",
+    when="a pass runs",
+    says=(
+        "a replay needs blocks that run once each, in the order of depth, and those of … (…) do "
+        "not: use a model of another family"
+    ),
+)
 def test_a_block_that_does_not_run_again_is_refused():
     model = tiny_model("llama")
     context = replay.record(model, _tokens(), POSITIONS)

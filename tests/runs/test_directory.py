@@ -172,6 +172,11 @@ class TestTasks:
 
 
 class TestResults:
+    @pytest.mark.guards(
+        "names, flags and tokens with a zero byte fit netCDF",
+        when="a run is saved",
+        gives="the Dataset again",
+    )
     def test_a_dataset_round_trips(self, run: Run) -> None:
         data = xr.Dataset(
             {
@@ -194,6 +199,38 @@ class TestResults:
         assert data.token.values.tolist() == ["ä", "a\0b"], "the caller's data is untouched"
         with xr.open_dataset(run.directory / "results.nc") as opened:
             assert opened.sizes == {"layer": 2, "query": 2, "fit": 2}
+
+    @pytest.mark.guards(
+        "attributes are longer than 64 kB, empty, or flags",
+        when="a run is saved",
+        gives="the attributes again",
+    )
+    def test_attributes_of_any_length_round_trip(self, run: Run) -> None:
+        attributes = {"long": "ä" * 70_000, "empty": "", "flag": True, "numbers": [1.5, 1e300], "nul": "a\0b"}
+        of_variable = xr.Variable("x", [1.0], {"flag": np.bool_(False), "names": ["a", "ä\0"]})
+        run.write_results(xr.Dataset({"z": of_variable}, attrs=attributes))
+        read = run.read_results()
+        assert read.attrs["long"] == attributes["long"]
+        assert (read.attrs["empty"], read.attrs["flag"], read.attrs["nul"]) == ("", 1, "a␀b")
+        assert list(read.attrs["numbers"]) == attributes["numbers"]
+        assert read.z.attrs["flag"] == 0
+        assert list(read.z.attrs["names"]) == ["a", "ä␀"]
+
+    @pytest.mark.guards(
+        "attributes are text or numbers",
+        when="a run is saved",
+        says="an attribute of results must be text, a number or a list of one of them, and … is …: leave it out",
+    )
+    @pytest.mark.parametrize("value", [None, {"a": 1}, 1j, np.datetime64("2026-01-01")])
+    def test_an_attribute_that_no_file_holds_is_refused(self, value: object, run: Run) -> None:
+        with pytest.raises(InputError, match="must be text, a number or a list of one of them, and odd is") as caught:
+            run.write_results(xr.Dataset(attrs={"odd": value}))
+        assert "\n" not in str(caught.value)
+        assert not (run.directory / "results.nc").exists()
+
+    def test_a_complex_variable_is_refused(self, run: Run) -> None:
+        with pytest.raises(InputError, match="must be real, and z is complex128"):
+            run.write_results(xr.Dataset({"z": ("x", [1j])}))
 
     def test_no_results_yet(self, run: Run) -> None:
         with pytest.raises(InputError, match="to its end"):
@@ -303,6 +340,14 @@ class TestReopening:
             assert again.has(task(1))
             assert again.record == record
 
+    @pytest.mark.guards(
+        "a directory belongs to one configuration",
+        when="a run is saved",
+        says=(
+            "a run directory belongs to one configuration, but in … …: pass fresh=True to move the old "
+            "run aside, or another out="
+        ),
+    )
     def test_another_configuration_is_refused_with_the_fields_that_differ(self, run: Run) -> None:
         config = Config(windows=8, ranks=(4,), thresholds=Inner(threshold=0.5))
         with pytest.raises(InputError) as error:
@@ -395,6 +440,11 @@ class TestReopening:
 
 
 class TestLock:
+    @pytest.mark.guards(
+        "one process works in a directory",
+        when="a run is saved",
+        says="only one process may work in a run directory, but another holds …: wait for it or pass another out=",
+    )
     def test_a_second_opening_is_refused_until_the_first_is_closed(self, run: Run) -> None:
         with pytest.raises(InputError, match="only one process may work in a run directory"):
             open_run("toy", Config(), FINGERPRINT, out=run.directory)
@@ -417,6 +467,7 @@ class TestLock:
         assert holder.exitcode == -signal.SIGKILL
         open_run("toy", Config(), {}, out=tmp_path).close()
 
+    @pytest.mark.guards("the file system has locks", when="a run is saved", gives="the run goes on, with a warning")
     @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
     def test_a_file_system_without_locks_is_worked_on_without(
         self, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -439,6 +490,11 @@ class TestLock:
         with pytest.raises(InputError, match=r"cannot be \(Input/output error\): pass another out="):
             open_run("toy", Config(), {}, out=tmp_path)
 
+    @pytest.mark.guards(
+        "the system has file locks",
+        when="a run is saved",
+        says="a run needs the file locks of Linux or macOS, and this system has none: on Windows, run it in WSL",
+    )
     def test_a_system_without_locks_is_refused_in_a_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
         with pytest.raises(InputError, match="run it in WSL"):

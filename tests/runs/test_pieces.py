@@ -388,6 +388,11 @@ VIEWS: dict[str, Any] = {
 }
 
 
+@pytest.mark.guards(
+    "an array is a view: conjugate, negative, transposed, expanded",
+    when="a run is saved",
+    gives="what it shows",
+)
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_kept_as_what_it_shows(view: str, tmp_path: Path) -> None:
     z = torch.complex(torch.arange(12.0).reshape(3, 4), torch.arange(12.0).reshape(3, 4) + 1)
@@ -399,6 +404,11 @@ def test_a_view_is_kept_as_what_it_shows(view: str, tmp_path: Path) -> None:
     assert torch.equal(kept["whole"], z)
 
 
+@pytest.mark.guards(
+    "an array has a dtype that the file has",
+    when="a run is saved",
+    says="a task's complex arrays must be complex64, and … is …: return its real and imaginary parts as two arrays",
+)
 def test_a_complex_dtype_that_no_file_holds_is_refused() -> None:
     with pytest.raises(InputError, match="must be complex64, and z is complex") as caught:
         encode(Piece({"z": torch.ones(2, dtype=torch.complex128)}), None)

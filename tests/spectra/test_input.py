@@ -61,6 +61,14 @@ def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+@pytest.mark.guards(
+    "matrices are real tensors",
+    when="matrices and graphs are measured",
+    says=(
+        "the matrices must be real, got …: pass A.real if nothing is lost, or [[A.real, −A.imag], "
+        "[A.imag, A.real]], which has each singular value twice"
+    ),
+)
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_complex_matrices_and_what_is_no_tensor_are_refused(entry: str) -> None:
@@ -82,6 +90,11 @@ def test_the_real_form_that_the_refusal_names_has_the_singular_values_twice() ->
     torch.testing.assert_close(spectra.singular_values(form), expected)
 
 
+@pytest.mark.guards(
+    "matrices have rows",
+    when="matrices and graphs are measured",
+    says="the matrices must have at least one row, got shape …: pass others",
+)
 @pytest.mark.parametrize("shape", [(0, 0), (3, 0, 0)])
 @pytest.mark.parametrize("score", [*RATIOS, *SIZES])
 def test_matrices_without_rows_are_refused(score: str, shape: tuple[int, ...]) -> None:
@@ -93,6 +106,11 @@ def test_every_score_is_among_those_that_are_scaled() -> None:
     assert set(RATIOS) | set(SIZES) | {"kreiss_constant", "singular_values", "eigenvalues"} >= set(SCORES)
 
 
+@pytest.mark.guards(
+    "entries are so large or small that their squares are not",
+    when="matrices and graphs are measured",
+    gives="scores of the scaled matrix",
+)
 @settings(max_examples=25, deadline=None)
 @given(power=st.integers(-1000, 1000), seed=st.integers(0, 50))
 def test_scores_follow_a_power_of_two_to_the_ends_of_float64(power: int, seed: int) -> None:

@@ -141,6 +141,11 @@ def test_an_empty_batch_has_empty_factors() -> None:
     assert [part.shape[0] for part in lapack.svd(A)] == [0, 0, 0]
 
 
+@pytest.mark.guards(
+    "matrices are finite",
+    when="matrices and graphs are measured",
+    says="the matrices must be finite, got … with an infinity or NaN: leave those out",
+)
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 def test_matrices_must_be_finite(bad: float) -> None:
     A = ginibre(2, 3, 4)
@@ -274,6 +279,11 @@ def test_one_caller_at_a_time_limits_the_blas() -> None:
     other.join()
 
 
+@pytest.mark.guards(
+    "several threads factor at once",
+    when="matrices and graphs are measured",
+    gives="the factors of one thread, the limits of BLAS as they were",
+)
 def test_callers_in_several_threads_do_not_disturb_each_other() -> None:
     A = ginibre(4, BIG)
     expected = lapack.svdvals(A, workers=1)

@@ -103,6 +103,11 @@ def test_the_seed_decides_the_order(file: Path) -> None:
     assert sorted(draws[0].tolist()) == sorted(draws[2].tolist())
 
 
+@pytest.mark.guards(
+    "a window begins as the tokenizer begins a text",
+    when="a text is read",
+    gives="with its first token, where it puts one",
+)
 def test_windows_begin_with_bos_where_the_tokenizer_puts_one(file: Path) -> None:
     windows = load_windows(Reader(bos_id=BOS), text=file, windows=None, window_length=10)
     assert windows.tokens.shape == (4 + 2 + 1 + 6, 10)  # nine words each, so the document of nine words gives one
@@ -174,6 +179,11 @@ def test_a_text_without_titles_is_cut_at_paragraphs(tmp_path: Path, end: str) ->
     assert windows.n_windows == 24 + 24 + 32
 
 
+@pytest.mark.guards(
+    "fitted and scored windows are of different documents",
+    when="a text is read",
+    gives="no document in two parts",
+)
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(lengths=st.lists(st.integers(8, 40), min_size=3, max_size=40), seed=st.integers(0, 9))
 def test_parts_share_no_document_and_cover_all(tmp_path: Path, lengths: list[int], seed: int) -> None:
@@ -243,6 +253,11 @@ class TestWrongInput:
         with pytest.raises(InputError, match=r"t\.txt is empty"):
             load_windows(Reader(), text=tmp_path / "t.txt")
 
+    @pytest.mark.guards(
+        "the file is UTF-8",
+        when="a text is read",
+        says="a text must be UTF-8, but … is not (byte …): convert it first",
+    )
     def test_not_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "t.txt").write_bytes(b"caf\xe9 au lait")
         with pytest.raises(InputError, match=r"must be UTF-8, but .*t\.txt is not \(byte 3\)"):
@@ -295,6 +310,11 @@ SENTENCES = {
 }
 
 
+@pytest.mark.guards(
+    "a text without blanks (Chinese, Japanese, Thai, Khmer) has documents",
+    when="a text is read",
+    gives="several, of about the same length",
+)
 @pytest.mark.parametrize("language", SENTENCES)
 def test_a_text_without_blanks_has_several_documents(language: str, tmp_path: Path) -> None:
     paragraph = SENTENCES[language] * 5

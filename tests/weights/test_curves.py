@@ -263,6 +263,7 @@ def test_a_random_model_is_at_the_null(tmp_path: Path) -> None:
         assert values.mean() == pytest.approx(null, abs=4 * null * 0.75 / values.size**0.5)
 
 
+@pytest.mark.guards("a file has the continuity of the loaded model", when="weights are compared", gives="equal")
 def test_a_file_gives_the_continuity_of_the_loaded_model(tmp_path: Path) -> None:
     model = tiny_model("mamba")
     model.module.save_pretrained(tmp_path)

@@ -57,6 +57,11 @@ def checkpoint_folder(folder: Path, module: nn.Module) -> Path:
     return folder
 
 
+@pytest.mark.guards(
+    "a file has the matrices of the loaded model",
+    when="weights are compared",
+    gives="equal to the bit, of all tested architectures",
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_file_gives_the_matrices_of_the_loaded_model(architecture: str, tmp_path: Path) -> None:
     model = tiny_model(architecture)
@@ -75,6 +80,11 @@ def test_a_file_gives_the_matrices_of_the_loaded_model(architecture: str, tmp_pa
     assert (opened.n_layers, opened.d_model, opened.recurrent) == (LAYERS, WIDTH, model.recurrent)
 
 
+@pytest.mark.guards(
+    "weights in shards, or in PyTorch's format, are those of one file",
+    when="a file is read",
+    gives="the same matrices",
+)
 def test_shards_and_pickles_are_read_like_one_file(tmp_path: Path) -> None:
     module = tiny_module("gpt_neox")
     expected = weights.weights_of(load_model(module))
@@ -89,6 +99,7 @@ def test_shards_and_pickles_are_read_like_one_file(tmp_path: Path) -> None:
         assert all(torch.equal(opened.matrix(3, name), expected.matrix(3, name)) for name in expected.stored)
 
 
+@pytest.mark.guards("the tensors of a trunk alone have other names", when="a file is read", gives="the same matrices")
 def test_a_checkpoint_of_the_trunk_alone_is_read_too(tmp_path: Path) -> None:
     """As published GPT-2 weights are: "h.0.attn.c_attn.weight" without "transformer."."""
     module = tiny_module("gpt2")
@@ -99,6 +110,11 @@ def test_a_checkpoint_of_the_trunk_alone_is_read_too(tmp_path: Path) -> None:
     assert torch.equal(opened.matrix(1, "k"), load_model(module).projections(1)["k"])
 
 
+@pytest.mark.guards(
+    "joint matrices are cut by heads as the model cuts them",
+    when="weights are compared",
+    gives="the matrices of the loaded model",
+)
 @pytest.mark.parametrize("family", ["Phi3", "Bloom"])
 def test_joint_matrices_of_other_architectures_are_cut_by_their_adapter(family: str, tmp_path: Path) -> None:
     settings = {"Phi3": JOINT, "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 264}}[family]
@@ -193,6 +209,11 @@ def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     assert torch.equal(matrix, module.model.layers[0].self_attn.q_proj.weight.float())
 
 
+@pytest.mark.guards(
+    "a checkpoint that is read matrix by matrix holds each",
+    when="a file is read",
+    says="a checkpoint must hold every tensor of its model, and … holds … …: load the whole model and pass it instead",
+)
 def test_what_a_file_lacks_is_said(tmp_path: Path) -> None:
     module = tiny_module("llama")
     folder = checkpoint_folder(tmp_path / "model", module)
@@ -216,6 +237,26 @@ def test_what_a_file_lacks_is_said(tmp_path: Path) -> None:
         weights.open_weights(folder)
 
 
+@pytest.mark.guards(
+    "a matrix that is read has the shape of the configuration",
+    when="a file is read",
+    says=(
+        "the tensors of a checkpoint must have the sizes that its configuration states, and ….….… "
+        "is … where … is stated: fetch the files again"
+    ),
+)
+def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint_folder(tmp_path / "model", tiny_module("llama"))
+    stored = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(stored | {name: stored[name][1:].clone()}, folder / "model.safetensors")
+    opened = weights.open_weights(folder)
+    with pytest.raises(InputError, match=rf"{name} is \(47, 32\) where \(48, 32\) is stated") as caught:
+        opened.matrix(1, "up")
+    assert "\n" not in str(caught.value)
+    assert opened.matrix(1, "down").shape == (32, 48)
+
+
 # The parts rebuild what the module does
 
 
@@ -234,6 +275,11 @@ def test_ov_is_what_attention_does_to_a_text_of_one_token(architecture: str, tmp
     torch.testing.assert_close(x @ weights.matrix_of(opened, 1, "ov").mT, own, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.guards(
+    "latent attention has no one matrix for queries, keys and values",
+    when="weights are compared",
+    gives="the matrices before and behind its norm, by names of their own",
+)
 @pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None}])
 def test_latent_attention_is_rebuilt_from_a_file(changes: dict[str, object], tmp_path: Path) -> None:
     """Of one token the values alone count: W_O W_VB (γ_c ⊙ c / rms c) with c = W_KVA (γ ⊙ x / rms x)."""
@@ -378,6 +424,11 @@ class Unheard(nn.Module):
         nn.init.uniform_(self.weight, 3, 4)
 
 
+@pytest.mark.guards(
+    "a fresh twin has no value that memory happened to hold",
+    when="a control is drawn",
+    gives="every value is drawn",
+)
 def test_initialising_leaves_no_value_to_chance() -> None:
     """Memory that is not written would hold what was there before."""
     parts = (nn.Linear(3, 4), nn.LayerNorm(4), nn.Conv1d(2, 2, 3), Unheard())
@@ -481,6 +532,11 @@ def test_triplets_of_a_product_need_not_form_it() -> None:
     torch.testing.assert_close((own.left * dense.left).sum(0).abs(), torch.ones(2).double())
 
 
+@pytest.mark.guards(
+    "a matrix is finite",
+    when="weights are compared",
+    says="a matrix of weights must be finite, got NaN or infinity: fetch it again",
+)
 def test_zero_and_broken_matrices() -> None:
     found = weights.leading_triplets(torch.zeros(4, 3), 2)
     assert (found.norm, found.error) == (0.0, 0.0)
