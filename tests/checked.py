@@ -29,6 +29,7 @@ MOMENTS = (
     "a control is drawn",
     "weights are compared",
     "matrices and graphs are measured",
+    "a run begins",
     "a run is saved",
     "a sentence is said",
 )

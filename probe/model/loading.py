@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from probe.model.files import (
 from probe.model.gguf.container import parts_of
 from probe.model.gguf.tensors import GGUFModel, gguf_model
 from probe.model.gguf.tokens import tokenizer_of
+from probe.model.making import MAKING
 from probe.model.refusals import code_refused, first_line, readable, require_shape
 from probe.model.sources import PACKAGES, Source, require_gguf
 from probe.model.tokens import tokenizer_at
@@ -160,14 +160,15 @@ class _Reader:
         return module
 
     def weights(self, kind: Any, folder: Path | None, config: Any, options: dict[str, Any]) -> nn.Module:
-        module, report = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=self.dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # without it the names and shapes are not told
-            **options,
-        )
+        with MAKING:
+            module, report = kind.from_pretrained(
+                folder,
+                config=config,
+                dtype=self.dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # without it the names and shapes are not told
+                **options,
+            )
         # Without these checks transformers fills the gaps with random numbers.
         if missing := sorted(report["missing_keys"]):
             raise InputError(
@@ -255,10 +256,6 @@ def _on_cpu(arguments: Sequence[Any], named: Mapping[str, Any]) -> bool:
     return torch.device(device).type == "cpu"
 
 
-# transformers exchanges functions of torch.nn.init while it initialises a model: two at once would not put them back.
-_initialising = threading.RLock()
-
-
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw from a generator with this seed inside the context, in this thread; torch's own one is left alone.
@@ -272,7 +269,7 @@ def seeded(seed: int) -> Iterator[None]:
     Yields:
         None: The generator starts at the seed.
     """
-    with _initialising, _Drawing(seed):
+    with MAKING, _Drawing(seed):
         yield
 
 

@@ -44,8 +44,8 @@ def encoded(data: xr.Dataset) -> bytes:
     except (TypeError, ValueError, UnicodeError) as error:
         fault = next(_faults(data), f"the whole ({_line(error)})")
         raise InputError(
-            f"results must be of what netCDF can hold (text, numbers and lists of one kind of them, under names "
-            f"without '/'), got {fault}: change it in the analysis; finished tasks are kept"
+            f"results must be of what netCDF can hold (text, real numbers and lists of one kind of them, under "
+            f"names without '/'), got {fault}: change it in the analysis; finished tasks are kept"
         ) from error
 
 
@@ -97,7 +97,11 @@ def _faults(data: xr.Dataset) -> Iterator[str]:
 
 
 def _written(data: xr.Dataset) -> bytes:
+    if any(np.iscomplexobj(value) for value in data.attrs.values()):
+        raise ValueError("an attribute is complex")
     for name, variable in data.variables.items():
+        if variable.dtype.kind == "c" or any(np.iscomplexobj(value) for value in variable.attrs.values()):
+            raise ValueError(f"{name!r} is complex, which h5netcdf alone reads")
         # h5netcdf would cut the name there, and write "" for None
         if "\0" in str(name) or (
             variable.dtype == object and any(value is None or value != value for value in variable.values.flat)

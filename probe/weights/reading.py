@@ -33,6 +33,7 @@ from probe.model.architectures import (
 )
 from probe.model.huggingface import LaidOut
 from probe.model.loading import auto_class
+from probe.model.making import MAKING
 
 Matrix = Float[Tensor, "out in"]
 
@@ -372,7 +373,7 @@ def skeleton(config: Any, *, like: type[nn.Module] | None = None, trust_remote_c
     Returns:
         The module.
     """
-    with torch.device("meta"):
+    with MAKING, torch.device("meta"):
         if like is not None:
             made: nn.Module = like(copy.deepcopy(config))
         else:

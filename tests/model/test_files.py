@@ -82,6 +82,11 @@ def refused(call: Callable[[], object], *words: str) -> str:
 
 
 @both_readers
+@pytest.mark.guards(
+    "tensors are named as the model names them, or with what compiling or parallel training put before",
+    when="a file is read",
+    gives="the weights, by both readers",
+)
 @pytest.mark.parametrize("trunk", ["model.", ""])
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 def test_names_from_inside_a_compiled_or_parallel_model(folder: Path, prefix: str, trunk: str, read: Read) -> None:
@@ -102,6 +107,11 @@ def test_wrapped_names_of_experts(tmp_path: Path) -> None:
 
 
 @both_readers
+@pytest.mark.guards(
+    "a folder holds pytorch_model.bin alone, of the old format or the new",
+    when="a file is read",
+    gives="the weights, tensors alone, by both readers",
+)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pytorch_files_of_both_formats(folder: Path, zipped: bool, read: Read) -> None:
     pickle(folder, stored(folder), _use_new_zipfile_serialization=zipped)
@@ -189,6 +199,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 
 @both_readers
+@pytest.mark.guards(
+    "index, shapes, number formats and parts of a folder are what its configuration says",
+    when="a file is read",
+    says="the weights of … must have the shapes that its config.json states, and … is … instead of …: fetch",
+)
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_read_is_refused_in_its_own_words(
     folder: Path, case: str, read: Read, capfd: pytest.CaptureFixture[str]
@@ -201,6 +216,11 @@ def test_what_cannot_be_read_is_refused_in_its_own_words(
     assert "REPORT" not in capfd.readouterr().err
 
 
+@pytest.mark.guards(
+    "a file is there itself, not a pointer of Git LFS",
+    when="a file is read",
+    says="a model's files must be there themselves, and … is a pointer of Git LFS…: run git lfs pull",
+)
 def test_a_pointer_for_the_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(POINTER)
     refused(lambda: load_model(folder), "tokenizer.json is a pointer of Git LFS")
@@ -212,6 +232,11 @@ def test_a_pointer_for_a_gguf_file_is_refused(tmp_path: Path) -> None:
     refused(lambda: load_model(tmp_path / "model.gguf"), "model.gguf is a pointer of Git LFS")
 
 
+@pytest.mark.guards(
+    "weights are floating numbers of 16 bits or more",
+    when="a file is read",
+    says="the weights of … must be floating numbers of 16 bits or more, and … is …: it is quantised",
+)
 def test_a_module_that_holds_packed_numbers_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of quantisers of transformers that compute with them."""
     from transformers import LlamaForCausalLM
@@ -230,6 +255,11 @@ def test_a_module_that_holds_packed_numbers_is_refused(folder: Path, monkeypatch
 
 
 @both_readers
+@pytest.mark.guards(
+    "a model brings code of its own",
+    when="a model is loaded",
+    says="a model must run on the code of transformers unless you say otherwise, and … brings code of its own",
+)
 def test_code_that_comes_with_a_model_runs_on_request(folder: Path, modules: None, read: Read) -> None:
     add_code(folder)
     assert torch.equal(read(folder, trust_remote_code=True), own_q())
@@ -242,6 +272,11 @@ def test_a_package_that_the_code_needs_is_named(folder: Path, modules: None, rea
     assert "truncated" not in message
 
 
+@pytest.mark.guards(
+    "the packages that a model needs are installed",
+    when="a model is loaded",
+    says="the packages that … needs must be installed, and one is not",
+)
 @pytest.mark.parametrize(
     ("error", "command"),
     [

@@ -84,6 +84,11 @@ def in_parts(files: Path) -> list[str]:
     return ["model.safetensors.index.json", *(file.name for file in files.glob("model-*.safetensors"))]
 
 
+@pytest.mark.guards(
+    "a repository holds its weights in one format or in several",
+    when="a name is looked up",
+    gives="one is fetched, safetensors if there is a choice",
+)
 @pytest.mark.parametrize("publish", [whole, pickled, in_parts])
 def test_one_format_of_the_weights_is_fetched_and_read(
     fake: FakeHub, published: Path, publish: Callable[[Path], list[str]]
@@ -125,6 +130,11 @@ def test_a_repository_of_other_formats_says_what_it_holds(fake: FakeHub, publish
 # A cache without a tokenizer
 
 
+@pytest.mark.guards(
+    "a cached model has its tokenizer",
+    when="a name is looked up",
+    gives="the model, on token ids alone, and a line",
+)
 def test_a_cached_model_without_a_tokenizer_reads_tokens(
     fake: FakeHub, published: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,6 +160,11 @@ def test_a_cached_model_without_a_tokenizer_reads_tokens(
 # The disk
 
 
+@pytest.mark.guards(
+    "the disk has room for what is to be fetched",
+    when="a name is looked up",
+    says="the disk of the hub cache must have room for …, and … are to be fetched where … has …: make room",
+)
 def test_the_disk_is_looked_at_before_anything_is_fetched(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.sizes = {"model.safetensors": 30 * 10**9, "consolidated.safetensors": 10**15}
     free = {"free": 12 * 10**9}
@@ -201,6 +216,11 @@ ANSWERS: dict[str, tuple[Exception, tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.guards(
+    "the hub gives the model: it is there, open to you, of this revision",
+    when="a name is looked up",
+    says="the model … must be open to you, and the hub gates it…: ask for access at …, then give a token",
+)
 @pytest.mark.parametrize("case", ANSWERS)
 def test_what_the_hub_refuses_is_said_with_the_way_out(
     case: str, fake: FakeHub, monkeypatch: pytest.MonkeyPatch

@@ -310,7 +310,7 @@ def damage_architecture(folder: Path) -> None:
 @pytest.mark.guards(
     "a directory is whole: every file readable, every tensor there, of the stated shape",
     when="a file is read",
-    says="is not (…): it is truncated, corrupt or not a causal language model; fetch it again or name another",
+    says="is not (…): it is truncated or corrupt; fetch it again",
 )
 @pytest.mark.parametrize(
     "damage",

@@ -216,22 +216,6 @@ class TestResults:
         assert read.z.attrs["flag"] == 0
         assert list(read.z.attrs["names"]) == ["a", "ä␀"]
 
-    @pytest.mark.guards(
-        "attributes are text or numbers",
-        when="a run is saved",
-        says="an attribute of results must be text, a number or a list of one of them, and … is …: leave it out",
-    )
-    @pytest.mark.parametrize("value", [None, {"a": 1}, 1j, np.datetime64("2026-01-01")])
-    def test_an_attribute_that_no_file_holds_is_refused(self, value: object, run: Run) -> None:
-        with pytest.raises(InputError, match="must be text, a number or a list of one of them, and odd is") as caught:
-            run.write_results(xr.Dataset(attrs={"odd": value}))
-        assert "\n" not in str(caught.value)
-        assert not (run.directory / "results.nc").exists()
-
-    def test_a_complex_variable_is_refused(self, run: Run) -> None:
-        with pytest.raises(InputError, match="must be real, and z is complex128"):
-            run.write_results(xr.Dataset({"z": ("x", [1j])}))
-
     def test_no_results_yet(self, run: Run) -> None:
         with pytest.raises(InputError, match="to its end"):
             run.read_results()

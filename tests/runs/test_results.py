@@ -40,11 +40,19 @@ def test_truth_values_and_paths_have_a_plain_form() -> None:
     assert (back.attrs["yes"], back.attrs["no"], back.attrs["from"], back.attrs["all"]) == (1, 0, "a", ["a", "b"])
 
 
+@pytest.mark.guards(
+    "names, attributes and labels are what netCDF holds",
+    when="a run is saved",
+    says="results must be of what netCDF can hold (text, …), got …: change it",
+)
 @pytest.mark.parametrize(
     ("data", "named"),
     [
         (xr.Dataset(attrs={"good": 1, "bad": None}), r"the attribute 'bad' = None"),
         (xr.Dataset(attrs={"bad": {"a": 1}}), r"the attribute 'bad' = \{'a': 1\}"),
+        (xr.Dataset(attrs={"bad": 1j}), "the attribute 'bad' = 1j"),
+        (xr.Dataset(attrs={"bad": np.datetime64("2026-01-01")}), r"the attribute 'bad' = np\.datetime64.*"),
+        (xr.Dataset({"x": ("k", [1j])}), r"'x' = \[1j\]"),
         (xr.Dataset({"x": ((), 1.0, {"units": None})}), r"the attribute 'units' = None of 'x'"),
         (xr.Dataset({"a/b": ((), 1.0)}), r"the name 'a/b'"),
         (xr.Dataset({"a\0b": ((), 1.0)}), r"the name 'a\\x00b'"),
@@ -58,6 +66,11 @@ def test_what_netcdf_has_no_form_for_is_named(data: xr.Dataset, named: str) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.guards(
+    "names, units and labels of an analysis are what netCDF holds",
+    when="a run begins",
+    says="results must be of what netCDF can hold (text, …), got …: change it",
+)
 @pytest.mark.parametrize(
     ("variables", "coordinates", "named"),
     [

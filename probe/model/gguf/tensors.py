@@ -16,6 +16,7 @@ from probe.errors import InputError
 from probe.model.gguf.container import GGUFFile, open_gguf
 from probe.model.gguf.facts import ARCHITECTURES, configuration, taken
 from probe.model.gguf.rotation import FACTORS
+from probe.model.making import MAKING
 
 _EXPERTS = re.compile(r".*\.layers\.(\d+)\..*\bexperts\.(gate_up|down)_proj")
 _ZERO = re.compile(r"blk\.\d+\.(attn_(?:q|k|v|qkv|output)\.bias)")
@@ -136,7 +137,7 @@ def gguf_model(path: Path) -> GGUFModel:
 
     file = open_gguf(path)
     config = configuration(file)
-    with taken(file), torch.device("meta"):
+    with taken(file), MAKING, torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
     tied = set(getattr(module, "_tied_weights_keys", None) or {}) if config.tie_word_embeddings else set()
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if name not in tied}
