@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import re
+import typing
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -46,6 +47,10 @@ def _names_no_shape(function: Any) -> bool:
         known = function.__globals__.get(word, getattr(builtins, word, None))
         if word != "None" and not _is_plain(known):
             return False
+    try:
+        typing.get_type_hints(function)
+    except (NameError, TypeError):  # what only type checkers know: names behind TYPE_CHECKING, parameters of a stub
+        return False
     return True
 
 
