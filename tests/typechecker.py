@@ -1,14 +1,16 @@
 """The run-time type checker of the tests.
 
 `jaxtyping` wraps every function of the package in a check of shapes, which costs more than most of our functions do. A
-function whose annotations name no array shape gets the type check alone, and one that is made anew at each call of
-another gets none.
+function whose annotations name no array shape gets the type check alone, one that is made anew at each call of another
+gets none, and of a function that is called thousands of times most calls are let through.
 """
 
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
+import itertools
 import re
 import typing
 from collections.abc import Callable
@@ -16,6 +18,9 @@ from typing import Any, Protocol
 
 import jaxtyping
 from beartype import beartype
+
+CHECKED, THEN_EACH = 500, 101
+"""The first calls of each function in a process are checked, then one of so many."""
 
 _with_shapes = jaxtyping.jaxtyped
 _holds: set[tuple[type, type]] = set()
@@ -35,9 +40,23 @@ def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
             return _with_shapes(function, typechecker=typechecker)
         if "<locals>" in function.__qualname__:
             return function
-        return typechecker(function) if _names_no_shape(function) else _with_shapes(function, typechecker=typechecker)
+        if _names_no_shape(function):
+            return _sampled(function, typechecker(function))
+        return _sampled(function, _with_shapes(function, typechecker=typechecker))
 
     return decorated
+
+
+def _sampled(function: Any, checked: Any) -> Any:
+    calls = itertools.count()
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        number = next(calls)
+        plain = jaxtyping.config.jaxtyping_disable or (number >= CHECKED and number % THEN_EACH)
+        return (function if plain else checked)(*args, **kwargs)
+
+    return called
 
 
 def _names_no_shape(function: Any) -> bool:

@@ -50,7 +50,7 @@ def encoded(data: xr.Dataset) -> bytes:
 
 
 def require_encodable(schema: Schema, coordinates: Mapping[str, Any]) -> None:
-    """Refuse names, units, meanings and coordinates that the results of a run could not be written with.
+    """Refuse names of variables and coordinates that the results of a run could not be written with.
 
     Args:
         schema: The variables.
@@ -63,9 +63,9 @@ def require_encodable(schema: Schema, coordinates: Mapping[str, Any]) -> None:
         data = xr.Dataset(coords=dict(coordinates))
     except (TypeError, ValueError, UnicodeError) as error:  # of ValueError are xarray's own
         raise InputError(f"coordinates must be what xarray.Dataset takes, got {_line(error)}: change them") from error
-    for name, variable in schema.items():
-        if variable.kept and name not in data.variables:
-            data[name] = xr.DataArray(np.zeros((0,) * len(variable.dims)), attrs=variable.attributes)
+    for name in schema:
+        if name in ("", ".") or "/" in name or "\0" in name:
+            raise InputError(f"the variables of results must have names that netCDF takes, got {name!r}: give another")
     encoded(data)
 
 

@@ -67,14 +67,14 @@ def test_what_netcdf_has_no_form_for_is_named(data: xr.Dataset, named: str) -> N
 
 
 @pytest.mark.guards(
-    "names, units and labels of an analysis are what netCDF holds",
+    "names and labels of an analysis are what netCDF holds",
     when="a run begins",
     says="results must be of what netCDF can hold (text, …), got …: change it",
 )
 @pytest.mark.parametrize(
     ("variables", "coordinates", "named"),
     [
-        ({"a/b": Variable("layer")}, {"layer": [0, 1]}, r"the name 'a/b'"),
+        ({"a/b": Variable("layer")}, {"layer": [0, 1]}, r"names that netCDF takes, got 'a/b'"),
         ({"x": Variable("layer")}, {"layer": np.array([0, None], dtype=object)}, r"'layer' = \[0, None\]"),
         ({"x": Variable("layer")}, {"layer": np.array(["\ud800"], dtype=object)}, "'utf-8' codec can't encode"),
     ],
