@@ -376,7 +376,7 @@ def _frozen(recorded: replay.Context, layer: int, options: JacobianOptions) -> T
     # Rows over carried states run in an order of their own, so that what a module gives is read one position at a time.
     apart = options.part != "block" and attention is None and recorded.way(layer) != "keys"
     for windows, chosen, piece in pieces_of(recorded, 1 if apart else options.memory // bytes_a_position):
-        chunk = options.rows_at_once(recorded, copy, positions=piece.positions.numel())
+        chunk = options.rows_at_once(recorded, copy, piece.positions.numel(), layer)
         run = run_of(piece, layer, copy, attention)
         jacobian[windows, chosen] = rows.frozen(piece, layer, part, run, options.dtype, chunk)
     return jacobian

@@ -25,6 +25,8 @@ ContextName = Literal["sequence", "alone", "detached"]
 OutputName = Literal["state", "update"]
 RoutingName = Literal["live", "frozen"]
 
+_STATES, _LEAST_ROWS = 16 * 2**20, 8
+"""Bytes of the gradients of a carried state in one batch of rows, which a processor's cache holds; rows at least."""
 MEMORY = 2**30
 """Bytes that a computation may use besides its result, unless the user sets them."""
 
@@ -121,13 +123,19 @@ class JacobianOptions:
         itemsize = torch.finfo(self.dtype).bits // 8
         return 2 * itemsize * sum(parameter.numel() for parameter in block.parameters()) // recorded.model.d_model
 
-    def rows_at_once(self, recorded: Context, block: nn.Module, positions: int | None = None) -> int:
+    def rows_at_once(
+        self, recorded: Context, block: nn.Module, positions: int | None = None, layer: int | None = None
+    ) -> int:
         """Choose the rows of a Jacobian in one batch: the user's `chunk`, or what fits the memory.
+
+        A row's gradient of a carried state is as large as the state, and its products are bound by memory: of these
+        as many are taken as stay in the processor's cache.
 
         Args:
             recorded: The context.
             block: The block that is differentiated through.
             positions: Number of positions that run; None: a whole sequence, with T × T attention.
+            layer: Index of the block, where it runs over what it carries.
 
         Returns:
             At least 1, at most d.
@@ -141,7 +149,10 @@ class JacobianOptions:
             row = row * length + 3 * torch.finfo(self.dtype).bits // 8 * heads * length**2
         else:
             row *= positions
-        return min(recorded.model.d_model, max(1, self.memory // row))
+        rows = min(recorded.model.d_model, max(1, self.memory // row))
+        if layer is None or positions is None or not (width := recorded.carried_width(layer)):
+            return rows
+        return min(rows, max(_LEAST_ROWS, _STATES // (width * positions * torch.finfo(self.dtype).bits // 8)))
 
 
 def heads_of(model: LanguageModel) -> int:

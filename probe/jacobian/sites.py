@@ -203,7 +203,7 @@ def _local(recorded: replay.Context, layer: int, name: str, options: JacobianOpt
         for windows, chosen, piece in pieces_of(recorded, 1 if apart else recorded.positions.numel()):
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                 point, output = part.run(piece.state(layer).to(options.dtype), run_of(piece, layer, copy, attention))
-            rows = options.rows_at_once(recorded, copy, positions=piece.positions.numel())
+            rows = options.rows_at_once(recorded, copy, piece.positions.numel(), layer)
             local[windows, chosen] = jacobian_of_rows(output, point, rows)
         return local @ product
     states = recorded.state(layer).to(options.dtype)

@@ -148,6 +148,14 @@ class Carried:
         """Number of keys that the cache holds."""
         return max((layer.shape[-2] for layer in _keys_in(self.cache)), default=0)
 
+    @property
+    def width(self) -> int:
+        """Numbers in the largest tensor of one row, beside keys and values."""
+        pairs = ((layer.keys, layer.values) for layer in getattr(self.cache, "layers", []) if hasattr(layer, "keys"))
+        beside = {id(tensor) for pair in pairs for tensor in pair}
+        own = (tensor.numel() // len(self.windows) for tensor in tensors_in(self.cache) if id(tensor) not in beside)
+        return max(own, default=0)
+
     def rows(self) -> Iterator[Carried]:
         """Iterate over the rows, each with a cache of its own."""
         for row, (window, column) in enumerate(zip(self.windows, self.columns, strict=True)):

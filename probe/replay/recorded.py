@@ -17,7 +17,7 @@ from probe.replay import axes as of_axes
 from probe.replay import carried
 from probe.replay.axes import Axes, Uncuttable, causal_mask
 from probe.replay.calls import BlockCall, Path, accepts, caching, cast, tensors_of
-from probe.replay.past import PastKeys, counted_updates, is_container, keys_of, unbounded
+from probe.replay.past import Carried, PastKeys, counted_updates, is_container, keys_of, unbounded
 from probe.replay.profile import Profile, profile_of
 
 logger = logging.getLogger("probe.replay")
@@ -142,6 +142,21 @@ class Recorded:
     def at_positions(self, layer: int) -> bool:
         """Tell whether block `layer` runs at the chosen positions alone, not in copies of whole sequences."""
         return self.way(layer) != "sequences"
+
+    def carried_width(self, layer: int) -> int:
+        """Return the size of the largest state that block `layer` carries from one position into the next.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            Numbers in it; 0 if the block reads keys and values alone, or runs on whole sequences.
+        """
+        whole: Recorded = self if self._whole is None else self._whole[0]
+        if whole.way(layer) in ("keys", "sequences"):
+            return 0
+        carried: dict[Any, list[Carried]] = {key: one for key, one in whole._kept.items() if key[0] == "carried"}
+        return max(one.width for key, kept in carried.items() if key[1] == layer for one in kept)
 
     @torch.no_grad()
     def _found(self, layer: int) -> str:

@@ -14,6 +14,7 @@ from probe import replay
 from probe.errors import InputError
 from probe.jacobian import JacobianOptions, block_jacobian, iter_block_jacobians, method_of, recorded_jacobian
 from probe.model import first_tensor, load_model
+from tests.architectures import zoo
 from tests.plant.tiny import (
     ARCHITECTURES,
     LAYERS,
@@ -257,6 +258,19 @@ def test_small_memory_and_chunks_change_nothing(architecture, method):
     assert error(block_jacobian(model, tokens, LAYER, positions, method=method, memory=1), whole) < 1e-6
     assert error(block_jacobian(model, tokens, LAYER, positions, method=method, memory=60_000), whole) < 1e-6
     assert error(block_jacobian(model, tokens, LAYER, positions, method=method, chunk=5), whole) < 1e-6
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_5_text", "bamba"])
+def test_rows_over_a_carried_state_are_as_many_as_a_cache_holds(model_type, monkeypatch):
+    model = load_model(zoo.tiny(model_type))
+    context = replay.record(model, torch.randint(3, 60, (2, LENGTH)), torch.tensor([POSITIONS] * 2))
+    layer = next(layer for layer in range(model.n_layers) if context.carried_width(layer))
+    whole = recorded_jacobian(context, layer)
+    monkeypatch.setattr("probe.jacobian.options._STATES", 1)
+    options = JacobianOptions()
+    assert options.rows_at_once(context, model.blocks[layer], 6, layer) == 8
+    assert options.rows_at_once(context, model.blocks[layer], 6) > 8
+    assert error(recorded_jacobian(context, layer), whole) < 1e-6
 
 
 def test_positions_are_of_all_windows_or_of_each_and_count_from_the_end_too():
