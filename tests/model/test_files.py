@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from probe import weights
-from probe.errors import InputError
 from probe.model import load_model
 from probe.model.refusals import refusal
+from tests.plant.refusing import refused
 from tests.plant.saved import add_code
 from tests.plant.tiny import tiny_module, tiny_tokenizer
 
@@ -66,16 +66,6 @@ def pickle(folder: Path, tensors: object, **options: bool) -> None:
 def configure(folder: Path, **settings: object) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
-
-
-def refused(call: Callable[[], object], *words: str) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
 
 
 # What is read right

@@ -16,11 +16,11 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file
 
 from probe import weights
-from probe.errors import InputError
 from probe.model import hub, load_model
 from probe.model.refusals import refusal
 from probe.text import load_windows
 from tests.plant.hub_cache import FakeHub
+from tests.plant.refusing import refused
 from tests.plant.saved import add_code
 from tests.plant.tiny import tiny_module, tiny_tokenizer
 
@@ -47,16 +47,6 @@ def fake(tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch) -> Fa
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     return FakeHub(monkeypatch, tmp_path / "hub", published)
-
-
-def refused(call: Callable[[], object], *words: str) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
 
 
 def q(model: Any) -> torch.Tensor:

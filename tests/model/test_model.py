@@ -15,6 +15,7 @@ from probe.model import HuggingFaceModel, LanguageModel, adapters, first_tensor,
 from probe.model.architectures import ARCHITECTURES as ROWS
 from probe.model.architectures import SitePath
 from probe.stream import watch
+from tests.plant.refusing import refused
 from tests.plant.tiny import (
     ARCHITECTURES,
     LAYERS,
@@ -636,15 +637,6 @@ def test_text_without_a_tokenizer_is_refused() -> None:
 
 
 # Bad input: one line each
-
-
-def refused(call: Callable[[], object], *words: str) -> None:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 @pytest.mark.guards(

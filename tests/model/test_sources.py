@@ -13,24 +13,14 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from probe.errors import InputError
 from probe.model import hub, load_model, loading, sources
 from tests.plant.gguf_file import MERGED, write_gguf
 from tests.plant.hub_cache import add_model
+from tests.plant.refusing import refused
 from tests.plant.tiny import tiny_module, tiny_tokenizer, tiny_tokens
 
 STEP = "5c7e2b1d0c2f4c9c8a0b6f6f3a1d9e8b7c6d5e4f"
 MAIN = "f73d7dcc545c8bd326d8559c8ef84ffe92fea6b2"
-
-
-def refused(call: Callable[[], object], *words: str) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
-    return message
 
 
 @pytest.fixture(autouse=True)

@@ -241,6 +241,25 @@ def test_a_block_that_does_not_run_again_is_refused():
         context.replay(1, context.state(1)[:, None])
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_a_run_that_fills_a_block_s_keys_ends_there(architecture):
+    model = tiny_model(architecture)
+    tokens = torch.randint(VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([[3, 8]] * 2)
+    context = replay.record(model, tokens, positions)
+    assert torch.allclose(context.replay(1, context.state(1)[:, None])[:, 0], context.state(2), atol=1e-5)
+    ends = []
+    handle = model.blocks[1].register_forward_hook(lambda *_: ends.append(1))
+    try:
+        again = replay.record(model, tokens.flip(0), positions)
+        ends.clear()
+        after = again.replay(1, again.state(1)[:, None])
+    finally:
+        handle.remove()
+    assert len(ends) == 2, "the proof and the replay; the run for the keys does not come to its end"
+    assert torch.allclose(after[:, 0], again.state(2), atol=1e-5)
+
+
 def test_positions_outside_the_window_are_refused():
     with pytest.raises(InputError, match=r"\[0, 20\)"):
         replay.record(tiny_model("llama"), _tokens(), torch.full((WINDOWS, 1), LENGTH))
