@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     )
     from probe.model import LanguageModel, load_model
     from probe.stream import ResidualStream, capture
-    from probe.text import Windows, load_windows
+    from probe.text import Prompts, Substring, Windows, load_prompts, load_windows
 
 __version__ = "0.1.0"
 
 __all__ = [
     "InputError",
     "LanguageModel",
+    "Prompts",
     "ResidualStream",
+    "Substring",
     "Windows",
     "block_jacobian",
     "capture",
@@ -36,6 +38,7 @@ __all__ = [
     "cumulative_jacobian",
     "iter_block_jacobians",
     "load_model",
+    "load_prompts",
     "load_windows",
     "mean_jacobian",
 ]
@@ -43,7 +46,9 @@ __all__ = [
 # public name -> the module that defines it
 _NAMES = {
     "LanguageModel": "probe.model",
+    "Prompts": "probe.text",
     "ResidualStream": "probe.stream",
+    "Substring": "probe.text",
     "Windows": "probe.text",
     "block_jacobian": "probe.jacobian",
     "capture": "probe.stream",
@@ -51,6 +56,7 @@ _NAMES = {
     "cumulative_jacobian": "probe.jacobian",
     "iter_block_jacobians": "probe.jacobian",
     "load_model": "probe.model",
+    "load_prompts": "probe.text",
     "load_windows": "probe.text",
     "mean_jacobian": "probe.jacobian",
 }

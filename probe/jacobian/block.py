@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe import replay
@@ -26,19 +26,18 @@ from probe.jacobian.options import (
 from probe.jacobian.parts import PartName, part_of_block, run_of
 from probe.jacobian.primal import primal_point
 from probe.jacobian.proof import require_proved
-from probe.model import HuggingFaceModel, LanguageModel, require_layer, require_windows, undisturbed
+from probe.model import HuggingFaceModel, LanguageModel, require_layer, undisturbed
 from probe.model.architectures import gain_of
+from probe.text import Given, Which, as_rows
 
 logger = logging.getLogger("probe.jacobian")
-
-Positions = Sequence[int] | Int[Tensor, "*window chosen"]
 
 
 def block_jacobian(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
+    tokens: Given,
     layer: int,
-    positions: Positions,
+    positions: Which,
     *,
     context: ContextName = "sequence",
     part: PartName = "block",
@@ -55,9 +54,11 @@ def block_jacobian(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T), windows of one length without padding.
+        tokens: Windows of `load_windows`, prompts of `load_prompts`, or what that takes: a string or a list of them,
+            int64 (T,) or (W, T); no padding.
         layer: Index of the block.
-        positions: (P,) for all windows, or (W, P); negative ones count from the window's end.
+        positions: (P,) for all windows, or (W, P); negative ones count from the window's end. Or by name, the same
+            number in each window: "last", or a `probe.Substring`.
         context: "sequence": the real context, held fixed. "alone": the block gets the state as a one-token input
             (softmax is 1, so queries and keys drop out). "detached": norms, attention probabilities and gates are held
             fixed (Golden 2025, arXiv 2505.24293): not the block's own Jacobian, and for standard blocks only.
@@ -92,9 +93,9 @@ def block_jacobian(
 
 def iter_block_jacobians(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
+    tokens: Given,
     layers: Sequence[int] | None,
-    positions: Positions,
+    positions: Which,
     *,
     batch_size: int | None = None,
     context: ContextName = "sequence",
@@ -110,11 +111,12 @@ def iter_block_jacobians(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T).
+        tokens: As in `block_jacobian`.
         layers: Indices of the blocks; None: all.
-        positions: (P,) or (W, P), as in `block_jacobian`.
+        positions: As in `block_jacobian`.
         batch_size: Windows in a forward pass; by default all. With B windows at once the layers come for windows
-            0 … B−1, then again for windows B … 2B−1, and so on.
+            0 … B−1, then again for windows B … 2B−1, and so on; those of unequal lengths come length by length, as
+            `groups()` of the windows has them.
         context: As in `block_jacobian`.
         part: As in `block_jacobian`.
         of: As in `block_jacobian`.
@@ -138,9 +140,9 @@ def iter_block_jacobians(
 
 def jacobians_by_layer(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
+    tokens: Given,
     layers: Sequence[int] | None,
-    positions: Positions,
+    positions: Which,
     options: JacobianOptions,
     batch_size: int | None = None,
 ) -> Iterator[tuple[int, Float[Tensor, "window chosen d d"]]]:
@@ -148,9 +150,9 @@ def jacobians_by_layer(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T).
+        tokens: As in `block_jacobian`.
         layers: Indices of the blocks; None: all.
-        positions: (P,) or (W, P).
+        positions: As in `block_jacobian`.
         options: All other options of `block_jacobian`.
         batch_size: Windows in a forward pass; by default all.
 
@@ -166,49 +168,46 @@ def jacobians_by_layer(
     for layer in chosen:
         require_layer(model, layer)
         options.resolved(model, layer)
-    where = positions_of(model, tokens, positions)
-    size = len(tokens) if batch_size is None else batch_size
-    for start in range(0, len(tokens), size):
-        recorded = replay.record(model, tokens[start : start + size], where[start : start + size], layers=chosen)
-        if options.context == "alone":
-            recorded = recorded.alone()
-        for layer in chosen:
-            jacobian = recorded_jacobian(recorded, layer, options)
-            yield layer, jacobian.reshape(-1, where.shape[1], *jacobian.shape[2:])
+    rows = as_rows(model, tokens)
+    where = rows.positions(positions)
+    contexts = _contexts(model, rows.groups(), where, list(chosen), options, batch_size)
+    if batch_size is not None:
+        for _, recorded in contexts:
+            for layer in chosen:
+                yield layer, _by_window(recorded, layer, where.shape[1], options)
+        return
+    kept = list(contexts)
+    for layer in chosen:
+        parts = [(indices, _by_window(recorded, layer, where.shape[1], options)) for indices, recorded in kept]
+        if len(parts) == 1:
+            yield layer, parts[0][1]
+            continue
+        jacobian = parts[0][1].new_empty((len(where), *parts[0][1].shape[1:]))
+        for indices, part in parts:
+            jacobian[indices.to(part.device)] = part
+        yield layer, jacobian
 
 
-def positions_of(
-    model: LanguageModel, tokens: Int[Tensor, "window position"], positions: Positions
-) -> Int[Tensor, "window chosen"]:
-    """Resolve the positions of each window, counted from its start.
+def _contexts(
+    model: LanguageModel,
+    groups: Sequence[tuple[Tensor, Tensor]],
+    where: Tensor,
+    layers: list[int],
+    options: JacobianOptions,
+    batch_size: int | None,
+) -> Iterator[tuple[Tensor, replay.Context]]:
+    """The windows of each batch, all of one length, and their recorded context."""
+    for indices, tokens in groups:
+        size = len(tokens) if batch_size is None else batch_size
+        for start in range(0, len(tokens), size):
+            batch = slice(start, start + size)
+            recorded = replay.record(model, tokens[batch], where[indices[batch]], layers=layers)
+            yield indices[batch], recorded.alone() if options.context == "alone" else recorded
 
-    Args:
-        model: The model.
-        tokens: The windows.
-        positions: (P,) for all windows, or (W, P); negative ones count from the end.
 
-    Returns:
-        Int64 (W, P).
-
-    Raises:
-        InputError: If the tokens are not windows of this model's ids or begin with padding, the positions' shape is
-            wrong, or a position lies outside the windows.
-    """
-    windows, length = require_windows(model, tokens).shape
-    indices = torch.as_tensor(positions, dtype=torch.int64).to(tokens.device)
-    if indices.ndim == 1:
-        indices = indices.expand(windows, -1)
-    if indices.ndim != 2 or len(indices) != windows or not indices.numel():
-        raise InputError(
-            f"positions must be (P,) for all windows or (W, P) with W = {windows}, at least one, got shape "
-            f"{tuple(torch.as_tensor(positions).shape)}: pass a list of positions"
-        )
-    if indices.min() < -length or indices.max() >= length:
-        raise InputError(
-            f"positions must lie in [0, {length}), or [-{length}, -1] counted from the window's end, got "
-            f"{int(indices.min())} to {int(indices.max())}: choose positions inside the windows"
-        )
-    return indices.remainder(length)
+def _by_window(recorded: replay.Context, layer: int, chosen: int, options: JacobianOptions) -> Tensor:
+    jacobian = recorded_jacobian(recorded, layer, options)
+    return jacobian.reshape(-1, chosen, *jacobian.shape[2:])
 
 
 @undisturbed()

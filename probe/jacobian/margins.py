@@ -14,21 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from probe.errors import InputError
-from probe.jacobian.block import Positions, positions_of
+from probe.jacobian.lengths import by_length
 from probe.model import HuggingFaceModel, LanguageModel, evaluating, require_layer
 from probe.model.architectures import SitePath
 from probe.model.mixtures import EXPERT_INDICES, EXPERT_WEIGHTS
+from probe.text import Given, Which
 
 
 @torch.no_grad()
-def routing_margin(
-    model: LanguageModel, tokens: Int[Tensor, "window position"], layer: int, positions: Positions
-) -> Float[Tensor, "window chosen"]:
+def routing_margin(model: LanguageModel, tokens: Given, layer: int, positions: Which) -> Float[Tensor, "window chosen"]:
     """Measure how far the experts of a block are from being chosen otherwise, at chosen positions.
 
     It is the least gap between the last chosen and the first not chosen score, over all selections that decide on the
@@ -38,9 +37,9 @@ def routing_margin(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T).
+        tokens: As in `probe.block_jacobian`.
         layer: Index of a block with a mixture of experts.
-        positions: (P,) or (W, P), as in `probe.block_jacobian`.
+        positions: As in `probe.block_jacobian`.
 
     Returns:
         The margins, (W, P), in units of the scores. One pass up to the block.
@@ -49,12 +48,21 @@ def routing_margin(
         InputError: If the block has no mixture of experts, or its router does not choose by `torch.topk`.
     """
     require_layer(model, layer)
-    where = positions_of(model, tokens, positions)
     if not isinstance(model, HuggingFaceModel) or EXPERT_INDICES not in model.at(layer).sites:
         raise InputError(
             f"a margin needs a block that chooses among experts, and block {layer} of {model.name} does not: choose a "
             f"layer with the site {EXPERT_INDICES}"
         )
+
+    def compute(windows: Tensor, where: Tensor) -> Tensor:
+        every = _margins(model, windows, layer).reshape(windows.shape)
+        return every.gather(1, where.to(every.device))
+
+    return by_length(model, tokens, positions, compute)
+
+
+def _margins(model: HuggingFaceModel, tokens: Tensor, layer: int) -> Float[Tensor, " token"]:
+    """The margin at every position of every window."""
     mixture = _Mixture.of(model, tokens, layer)
     selections, plain = mixture.run()
     count = tokens.numel()
@@ -74,7 +82,7 @@ def routing_margin(
             f"a margin needs a router that chooses experts by torch.topk, and that of block {layer} of {model.name} "
             f"({model.architecture}) chooses otherwise: compare the scores in mlp.hook_router_logits"
         )
-    return margin.reshape(tokens.shape).gather(1, where.to(margin.device))
+    return margin
 
 
 class _Topk(TorchFunctionMode):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
@@ -15,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
 from probe.errors import InputError
-from probe.jacobian.block import attention_of, positions_of, working_copy_of
+from probe.jacobian.block import attention_of, working_copy_of
 from probe.jacobian.options import ContextName, JacobianOptions, OutputName
 from probe.jacobian.parts import run_of
 from probe.jacobian.rows import ForwardProducts, pulled
-from probe.model import LanguageModel, require_windows, undisturbed
+from probe.model import LanguageModel, undisturbed
+from probe.text import Given, as_rows
 
 
 def _run(recorded: replay.Context, layer: int, end: int, options: JacobianOptions) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class _Products:
 @undisturbed()
 def operator(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
+    tokens: Given,
     layer: int,
     position: int,
     *,
@@ -77,7 +77,7 @@ def operator(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T).
+        tokens: As in `probe.block_jacobian`.
         layer: The block whose input is varied.
         position: Position in the window; negative ones count from the end.
         window: Index of the window.
@@ -94,20 +94,20 @@ def operator(
     """
     options = JacobianOptions(context=context, of=of, dtype=dtype)
     options.resolved(model)
-    tokens = require_windows(model, tokens)
+    rows = as_rows(model, tokens)
     end = layer + 1 if to_layer is None else to_layer
     if not 0 <= layer < end <= model.n_layers:
         raise InputError(
             f"an operator needs 0 ≤ layer < to_layer ≤ {model.n_layers}, got layer={layer} and to_layer={end}: choose "
             "two depths in this order"
         )
-    if not 0 <= window < len(tokens):
-        raise InputError(f"window must lie in 0 … {len(tokens) - 1}, got {window}: choose one of the windows")
+    if not 0 <= window < len(rows.ids):
+        raise InputError(f"window must lie in 0 … {len(rows.ids) - 1}, got {window}: choose one of the windows")
     if context == "alone" and end > layer + 1:
         raise InputError(f'context="alone" runs one block on a one-token input, got to_layer={end}: leave it out')
-    tokens = tokens[window : window + 1]
+    one = as_rows(model, rows.ids[window])
     replay.require_chain(model, layer, end)
-    recorded = replay.record(model, tokens, positions_of(model, tokens, [position]), layers=range(layer, end))
+    recorded = replay.record(model, one, [position], layers=range(layer, end))
     point, state = _run(recorded.alone() if context == "alone" else recorded, layer, end, options)
     products, d = _Products(state, point, update=of == "update"), model.d_model
     return LinearOperator(

@@ -155,7 +155,7 @@ def tap_of(model: LanguageModel, layer: int, copy: nn.Module, name: str) -> Tap:
     """
     site = model.site(f"blocks.{layer}.{name}")
     path = next(path for path, module in model.blocks[layer].named_modules() if module is site.module)
-    return Tap(copy.get_submodule(path), site.side, site.factor)
+    return Tap(copy.get_submodule(path), "input" if site.side == "input" else "output", site.factor)
 
 
 def mixing_writes(model: LanguageModel, layer: int) -> tuple[str, ...]:

@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from probe import replay
 from probe.errors import InputError
-from probe.jacobian.block import Positions, jacobians_by_layer, positions_of
+from probe.jacobian.block import jacobians_by_layer
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName, OutputName
 from probe.jacobian.parts import PartName
 from probe.model import LanguageModel
+from probe.text import Given, Which, as_rows
 
 
 def cumulative_jacobian(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
+    tokens: Given,
     from_layer: int,
     to_layer: int,
-    positions: Positions,
+    positions: Which,
     *,
     context: ContextName = "sequence",
     method: MethodName = "auto",
@@ -39,10 +40,10 @@ def cumulative_jacobian(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T).
+        tokens: As in `probe.block_jacobian`.
         from_layer: a, the block whose input is varied.
         to_layer: b; `model.n_layers` means the stream after the last block.
-        positions: (P,) or (W, P), as in `probe.block_jacobian`.
+        positions: As in `probe.block_jacobian`.
         context: As in `probe.block_jacobian`.
         method: As in `probe.block_jacobian`.
         chunk: As in `probe.block_jacobian`.
@@ -67,7 +68,7 @@ def cumulative_jacobian(
     for _, block in jacobians_by_layer(model, tokens, range(from_layer, to_layer), positions, options):
         product = block.double() if product is None else block.double() @ product
     if product is None:
-        shape = (*positions_of(model, tokens, positions).shape, model.d_model, model.d_model)
+        shape = (*as_rows(model, tokens).positions(positions).shape, model.d_model, model.d_model)
         product = torch.eye(model.d_model, device=model.device).expand(shape)
     return product.to(dtype)
 
@@ -99,9 +100,9 @@ class MeanJacobian:
 
 def mean_jacobian(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
+    tokens: Given,
     layers: Sequence[int] | None,
-    positions: Positions,
+    positions: Which,
     *,
     batch_size: int | None = 8,
     context: ContextName = "sequence",
@@ -116,9 +117,9 @@ def mean_jacobian(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T).
+        tokens: As in `probe.block_jacobian`.
         layers: Indices of the blocks; None: all.
-        positions: (P,) or (W, P), as in `probe.block_jacobian`.
+        positions: As in `probe.block_jacobian`.
         batch_size: Windows in a forward pass.
         context: As in `probe.block_jacobian`.
         part: As in `probe.block_jacobian`.

@@ -7,24 +7,24 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
 from probe.errors import InputError
 from probe.jacobian.block import (
-    Positions,
     attention_of,
     pieces_of,
-    positions_of,
     recorded_jacobian,
     working_copy_of,
 )
+from probe.jacobian.lengths import by_length
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName
 from probe.jacobian.parts import PartName, PartOfBlock, mixing_writes, part_of_block, run_of, tap_of
 from probe.jacobian.rows import ForwardProducts, jacobian_of_rows, sequence_jacobian
 from probe.model import HuggingFaceModel, LanguageModel, require_layer, undisturbed
+from probe.text import Given, Which
 
 LOGITS = "logits"
 _BLOCK_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
@@ -33,7 +33,7 @@ _BLOCK_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
 @undisturbed()
 def cross_jacobian(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
+    tokens: Given,
     layer: int,
     *,
     out_position: int,
@@ -51,7 +51,7 @@ def cross_jacobian(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T).
+        tokens: As in `probe.block_jacobian`.
         layer: Index of the block.
         out_position: s, the same in all windows; negative ones count from the end.
         in_position: t, likewise.
@@ -71,23 +71,32 @@ def cross_jacobian(
     options = JacobianOptions(context=context, part=part, method="jacrev", chunk=chunk, memory=memory, dtype=dtype)
     options.resolved(model)
     require_layer(model, layer)
-    where = positions_of(model, tokens, [out_position, in_position])
-    later, earlier = where[0].tolist()
-    if later < earlier:
-        raise InputError(
-            f"out_position must not lie before in_position, where a causal block's Jacobian is zero, got {later} and "
-            f"{earlier}: exchange them"
-        )
     if context == "alone":
         raise InputError(
             'a Jacobian between positions needs a context with several positions, got context="alone": use "sequence" '
             'or "detached"'
         )
-    recorded = replay.record(model, tokens, where[:, :1], layers=[layer])
-    part_of = part_of_block(model, layer, working_copy_of(recorded, layer, options, None), part)
+
+    def compute(windows: Tensor, where: Tensor) -> Tensor:
+        later, earlier = where[0].tolist()
+        if later < earlier:
+            raise InputError(
+                f"out_position must not lie before in_position, where a causal block's Jacobian is zero, got {later} "
+                f"and {earlier}: exchange them"
+            )
+        return _across(model, windows, layer, later, earlier, options)
+
+    return by_length(model, tokens, [out_position, in_position], compute)
+
+
+def _across(
+    model: LanguageModel, tokens: Tensor, layer: int, later: int, earlier: int, options: JacobianOptions
+) -> Float[Tensor, "window d d"]:
+    recorded = replay.record(model, tokens, [later], layers=[layer])
+    part_of = part_of_block(model, layer, working_copy_of(recorded, layer, options, None), options.part)
     rows = options.rows_at_once(recorded, part_of.block)
     matrices = [
-        sequence_jacobian(recorded, layer, part_of, window, later, earlier, dtype, rows)
+        sequence_jacobian(recorded, layer, part_of, window, later, earlier, options.dtype, rows)
         for window in range(len(tokens))
     ]
     return torch.stack(matrices)
@@ -96,10 +105,10 @@ def cross_jacobian(
 @undisturbed()
 def site_jacobian(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
+    tokens: Given,
     source: str,
     target: str,
-    positions: Positions,
+    positions: Which,
     *,
     method: MethodName = "auto",
     chunk: int | None = None,
@@ -113,11 +122,11 @@ def site_jacobian(
 
     Args:
         model: The model.
-        tokens: Int64 (W, T).
+        tokens: As in `probe.block_jacobian`.
         source: A site of the stream (`blocks.L.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`), or of an output
             that is added to it (`hook_attn_out`, `hook_mlp_out`, `hook_mixer_out`).
         target: A later site of the stream or of what is added to it, or "logits".
-        positions: (P,) or (W, P), as in `probe.block_jacobian`.
+        positions: As in `probe.block_jacobian`.
         method: Of the whole blocks, as in `probe.block_jacobian`.
         chunk: As in `probe.block_jacobian`.
         memory: As in `probe.block_jacobian`.
@@ -138,14 +147,22 @@ def site_jacobian(
             f"a target must be a tensor of the stream, or added to it, or the logits, got {target}: choose one such as "
             "blocks.0.hook_mlp_out"
         )
+    return by_length(
+        model, tokens, positions, lambda windows, where: _between(model, windows, where, source, target, options)
+    )
+
+
+def _between(
+    model: LanguageModel, tokens: Tensor, where: Tensor, source: str, target: str, options: JacobianOptions
+) -> Float[Tensor, "window chosen out d"]:
     layer, inside = _start(model, source)
     last, name = _end(model, target)
     replay.require_chain(model, min(layer, last), min(last + 1, model.n_layers))
     # the block behind the last one that the product takes holds the target, or there is none
     blocks = range(min(layer, model.n_layers - 1), min(max(layer, last) + 1, model.n_layers))
-    recorded = replay.record(model, tokens, positions_of(model, tokens, positions), layers=blocks)
+    recorded = replay.record(model, tokens, where, layers=blocks)
     d = model.d_model
-    identity = torch.eye(d, dtype=dtype, device=model.device).expand(*recorded.positions.shape, d, d)
+    identity = torch.eye(d, dtype=options.dtype, device=model.device).expand(*recorded.positions.shape, d, d)
     order = [*model.sites, LOGITS]
     if source == target or (inside and (last, name) == (layer, "hook_resid_mid")):
         return identity.clone()

@@ -1,5 +1,9 @@
+from .changing import changed as changed
+from .hooks import Reached as Reached
 from .hooks import Seen as Seen
 from .hooks import Site as Site
+from .hooks import ending_after as ending_after
+from .hooks import entering as entering
 from .hooks import evaluating as evaluating
 from .hooks import first_tensor as first_tensor
 from .hooks import hooked as hooked
@@ -7,6 +11,8 @@ from .hooks import not_run as not_run
 from .hooks import undisturbed as undisturbed
 from .hooks import with_first_tensor as with_first_tensor
 from .huggingface import HuggingFaceModel as HuggingFaceModel
+from .inner import site_name as site_name
+from .inner import spelled as spelled
 from .load import device_named as device_named
 from .load import load_model as load_model
 from .protocol import LanguageModel as LanguageModel

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from probe.errors import InputError
+from probe.model.attending import attending
 
-Side = Literal["input", "output"]
+Side = Literal["input", "output", "query", "key", "pattern"]
+"""Of a module: its input or output; of attention: what its function is handed, or makes of it."""
 
 
 @runtime_checkable
@@ -68,10 +70,11 @@ class Site:
     Attributes:
         name: Its TransformerLens name.
         module: The module to hook.
-        side: "input" for the module's first input, "output" for its (first) output.
+        side: "input" for the module's first input, "output" for its (first) output; of an attention module also
+            "query", "key" and "pattern".
         layer: The block's index; None outside the blocks.
-        block: The block around a tensor whose shape is (windows · positions, ...); the block's input has the axes to
-            restore. None if the tensor is (windows, positions, ...) already.
+        block: The block around a tensor whose shape may be (windows · positions, ...); the block's input has the axes
+            to restore. None if the tensor is (windows, positions, ...) already.
         factor: What the block multiplies the tensor by before it adds it; what is read is the product.
         reading: The way to read the tensor, if it is not the module's first input or output.
     """
@@ -201,12 +204,63 @@ def hooked(sites: Iterable[Site], receive: Callable[[Site, Tensor], None]) -> It
         yield
 
 
+class Reached(Exception):
+    """The signal that all that was wanted of a pass is there."""
+
+
+@contextmanager
+def ending_after(block: nn.Module) -> Iterator[None]:
+    """Stop a pass behind a block, whose output is the last that is needed; hooks put on before see that output.
+
+    Args:
+        block: The block.
+
+    Yields:
+        None: A pass inside the context ends there.
+    """
+
+    def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
+        raise Reached
+
+    handle = block.register_forward_hook(stop)
+    try:
+        yield
+    except Reached:
+        pass
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def entering(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace the stream that enters a block, while the context lasts.
+
+    Args:
+        block: The block.
+        change: From the stream that the pass brings to the one that the block gets.
+
+    Yields:
+        None: The block gets the other stream.
+    """
+
+    def put(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    handle = block.register_forward_pre_hook(put, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _register(stack: ExitStack, site: Site, receive: Callable[[Site, Tensor], None]) -> None:
     shape: list[torch.Size] = []
 
     def take(tensor: Tensor) -> None:
         found = tensor.detach() if site.factor == 1 else tensor.detach() * site.factor
-        receive(site, found.reshape(*shape[-1][:2], *found.shape[1:]) if site.block is not None else found)
+        receive(site, found if site.block is None else folded(found, shape[-1]))
 
     def before_block(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         shape[:] = [_first_input(arguments, named).shape]
@@ -219,12 +273,31 @@ def _register(stack: ExitStack, site: Site, receive: Callable[[Site, Tensor], No
         reading = site.reading
         take(first_tensor(output) if reading is None else reading(module, arguments, named, output))
 
+    if site.side in ("query", "key", "pattern"):
+        what: Any = site.side
+        stack.enter_context(attending(site.module, lambda call: take(call.read(what))))
+        return
     if site.block is not None:
         stack.enter_context(site.block.register_forward_pre_hook(before_block, with_kwargs=True))
     if site.side == "input":
         stack.enter_context(site.module.register_forward_pre_hook(before, with_kwargs=True))
     else:
         stack.enter_context(site.module.register_forward_hook(after, with_kwargs=True))
+
+
+def folded(tensor: Tensor, entered: torch.Size) -> Tensor:
+    """Return a tensor with axes of windows and of positions, where a module has joined them.
+
+    Args:
+        tensor: (windows, positions, ...) or (windows · positions, ...).
+        entered: Shape of what entered the block, (windows, positions, d_model).
+
+    Returns:
+        (windows, positions, ...).
+    """
+    if tensor.shape[:2] == entered[:2] and tensor.ndim > 2:
+        return tensor
+    return tensor.reshape(*entered[:2], *tensor.shape[1:])
 
 
 def _first_input(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:

@@ -17,6 +17,7 @@ from probe import display
 from probe.errors import InputError
 from probe.model.architectures import BlockLayout, Layout, SitePath, number_of, query_heads
 from probe.model.hooks import Side, Site, evaluating
+from probe.model.inner import ATTENTION_SITES, MLP_SITES, inner_sites
 from probe.model.looking import Found, look
 from probe.model.support import Support, spans, support_of
 from probe.model.token_ids import require_tokens
@@ -227,11 +228,21 @@ class HuggingFaceModel(LaidOut):
     # Sites and weights
 
     def _sites_of(self, layer: int) -> dict[str, SitePath]:
+        stated, inner = dict(self.at(layer).sites), self._inner[layer]
+        behind = {name: stated.pop(name) for name in ("hook_mlp_out",) if name in stated}
         return {
             "hook_resid_pre": SitePath("", "input"),
-            **self.at(layer).sites,
+            **{name: inner[name] for name in ATTENTION_SITES if name in inner},
+            **stated,
+            **{name: inner[name] for name in MLP_SITES if name in inner},
+            **behind,
             "hook_resid_post": SitePath("", "output"),
         }
+
+    @cached_property
+    def _inner(self) -> list[dict[str, SitePath]]:
+        heads = query_heads(self.config)
+        return [inner_sites(self.at(layer), block, heads) for layer, block in enumerate(self.blocks)]
 
     @cached_property
     def sites(self) -> tuple[str, ...]:

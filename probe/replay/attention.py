@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from probe.errors import InputError
-from probe.replay.calls import Reached
+from probe.model import Reached
 
 LINEARISED = "probe-linearised"
 DETACHED = "probe-detached"

@@ -23,10 +23,6 @@ Path = tuple[str, ...]
 """Where a tensor stands among the arguments of a call: the argument's name, then keys and indices."""
 
 
-class Reached(Exception):
-    """The signal that all that was wanted of a pass is there."""
-
-
 @dataclass(frozen=True)
 class BlockCall:
     """The keyword arguments of one block in a recorded forward pass, except the hidden states and the cache.
@@ -168,53 +164,6 @@ def accepts(block: nn.Module, name: str) -> bool:
     """Check that a block's `forward` takes an argument of this name, or any."""
     parameters = inspect.signature(getattr(block, "original_component", block).forward).parameters
     return name in parameters or any(part.kind is inspect.Parameter.VAR_KEYWORD for part in parameters.values())
-
-
-@contextmanager
-def ending_after(block: nn.Module) -> Iterator[None]:
-    """Stop a pass behind a block, whose output is the last that is needed; hooks put on before see that output.
-
-    Args:
-        block: The block.
-
-    Yields:
-        None: A pass inside the context ends there.
-    """
-
-    def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
-        raise Reached
-
-    handle = block.register_forward_hook(stop)
-    try:
-        yield
-    except Reached:
-        pass
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def entering(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the stream that enters a block, while the context lasts.
-
-    Args:
-        block: The block.
-        change: From the stream that the pass brings to the one that the block gets.
-
-    Yields:
-        None: The block gets the other stream.
-    """
-
-    def put(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
-
-    handle = block.register_forward_pre_hook(put, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def caching(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -14,14 +14,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.errors import InputError
-from probe.model import LanguageModel, first_tensor, require_windows, undisturbed, with_first_tensor
+from probe.model import (
+    LanguageModel,
+    ending_after,
+    entering,
+    first_tensor,
+    undisturbed,
+    with_first_tensor,
+)
 from probe.replay import carried
 from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal, Recorder, Replayed, around
-from probe.replay.calls import BlockCall, ending_after, entering, recorded_calls
+from probe.replay.calls import BlockCall, recorded_calls
 from probe.replay.copies import reading, working_copy
 from probe.replay.profile import profile_of
 from probe.replay.recorded import Recorded
 from probe.stream import watch
+from probe.text import Given, Which, as_rows
 
 logger = logging.getLogger("probe.replay")
 
@@ -283,8 +291,8 @@ class Context(Recorded):
 @torch.no_grad()
 def record(
     model: LanguageModel,
-    tokens: Int[Tensor, "window position"],
-    positions: Int[Tensor, "window chosen"],
+    tokens: Given,
+    positions: Which,
     *,
     layers: Collection[int] | None = None,
     sites: Sequence[str] = (),
@@ -296,8 +304,9 @@ def record(
 
     Args:
         model: The model.
-        tokens: Windows of tokens of one length, without padding.
-        positions: The chosen positions of each window, each in [0, T).
+        tokens: Windows or prompts of one length, or what `probe.load_prompts` takes; no padding.
+        positions: The chosen positions: (P,) for all windows or (W, P), negative ones counted from the end; "last"; or
+            a `probe.Substring`.
         layers: The blocks that will run again; None: all.
         sites: Further sites to keep.
 
@@ -305,10 +314,17 @@ def record(
         The recorded context. Memory: the states around the layers asked for, up to (L + 1) · W · T · d numbers.
 
     Raises:
-        InputError: If the tokens are not windows of this model's ids or begin with padding, a position lies outside
-            its window, there is no such layer, or the blocks do not run once each.
+        InputError: If the windows are not of this model's ids, of several lengths, or begin with padding, a position
+            lies outside its window, there is no such layer, or the blocks do not run once each.
     """
-    return _recorded(model, require_windows(model, tokens), positions, layers, sites)
+    rows = as_rows(model, tokens)
+    groups = rows.groups()
+    if len(groups) > 1:
+        raise InputError(
+            f"a context is recorded of windows of one length, and these have {int(rows.lengths.min())} to "
+            f"{int(rows.lengths.max())} tokens: record each length by itself, as groups() of load_prompts gives them"
+        )
+    return _recorded(model, groups[0][1], rows.positions(positions), layers, sites)
 
 
 @undisturbed()
@@ -322,11 +338,6 @@ def _recorded(
 ) -> Context:
     """As `record`; tokens that stand for one position may be any."""
     tokens, positions = tokens.to(model.device), positions.to(model.device)
-    if positions.numel() and not (positions.min() >= 0 and positions.max() < tokens.shape[1]):
-        raise InputError(
-            f"positions must lie in [0, {tokens.shape[1]}), inside the window, got {int(positions.min())} to "
-            f"{int(positions.max())}: choose others"
-        )
     wanted = sorted(set(range(model.n_layers) if layers is None else layers))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < model.n_layers:
         raise InputError(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from probe.model import Reached
 from probe.replay.axes import Uncuttable
-from probe.replay.calls import Reached
 
 
 @dataclass(frozen=True)

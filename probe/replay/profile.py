@@ -13,9 +13,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from probe.errors import InputError
-from probe.model import LanguageModel
+from probe.model import LanguageModel, entering
 from probe.replay.axes import Axes, compare
-from probe.replay.calls import BlockCall, Path, entering, rebuilt, recorded_calls, tensors_of
+from probe.replay.calls import BlockCall, Path, rebuilt, recorded_calls, tensors_of
 from probe.replay.past import is_container
 from probe.stream import watch
 

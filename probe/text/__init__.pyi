@@ -1,5 +1,13 @@
 from .corpora import DATASETS as DATASETS
 from .corpora import SPLITS as SPLITS
+from .prompts import Given as Given
+from .prompts import Prompts as Prompts
+from .prompts import as_rows as as_rows
+from .prompts import load_prompts as load_prompts
+from .selection import Substring as Substring
+from .selection import TokenRows as TokenRows
+from .selection import Which as Which
+from .selection import positions_in as positions_in
 from .windows import Part as Part
 from .windows import Windows as Windows
 from .windows import load_windows as load_windows

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -26,6 +26,7 @@ from probe import display
 from probe.errors import InputError
 from probe.model import shipped
 from probe.text import corpora
+from probe.text.selection import Substring, TokenRows
 
 Part = Literal["all", "fit", "validation", "scored", "half_a", "half_b"]
 
@@ -54,7 +55,7 @@ class _Reader(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(TokenRows):
     """Token windows of equal length, each from one document.
 
     Attributes:
@@ -87,6 +88,26 @@ class Windows:
                 "positions of each": self.window_length,
                 "documents": f"{self.n_documents} of {len(self.titles)}",
             },
+        )
+
+    @property
+    def ids(self) -> Sequence[Int64[Tensor, " _"]]:
+        """The token ids of each window."""
+        return self.tokens.unbind()
+
+    def part(self, row: int, part: Substring) -> list[int]:
+        """Refuse to look for a substring: windows are cut from a text by tokens.
+
+        Args:
+            row: Index of the window.
+            part: The substring.
+
+        Raises:
+            InputError: If it is called: windows keep no text.
+        """
+        raise InputError(
+            f"a substring is looked for in prompts, and these are windows of {self.name}: pass the text to "
+            "load_prompts, or positions as indices"
         )
 
     @property

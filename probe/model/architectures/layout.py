@@ -34,8 +34,8 @@ class SitePath:
 
     Attributes:
         module: Path of the sub-module inside the block.
-        side: "input" for its first input, "output" for its (first) output.
-        flat: True if the tensor's shape is (windows · positions, ...), so that it has to be folded back.
+        side: "input" for its first input, "output" for its (first) output; of attention also "query", "key", "pattern".
+        flat: True if the tensor's shape is, or may be, (windows · positions, ...), so that it has to be folded back.
         factor: What the block multiplies the tensor by before it adds it: a number, or the path of the block's
             attribute (Granite).
         reading: The way to read the tensor, if it is not the first one on that side.

@@ -12,10 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from probe import stream as stream_module
 from probe.errors import InputError
-from probe.model import load_model
-from probe.stream import ResidualStream, capture, watch
+from probe.model import LanguageModel, load_model
+from probe.stream import ResidualStream, capture, capturing, watch
 from tests.plant.tiny import ARCHITECTURES, LAYERS, RECURRENT, WIDTH, tiny_model, tiny_module, tiny_tokens
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -26,7 +25,7 @@ def count_hooks(module: nn.Module) -> int:
 
 
 @pytest.fixture
-def llama() -> Iterator[stream_module.LanguageModel]:
+def llama() -> Iterator[LanguageModel]:
     model = tiny_model("llama")
     yield model
     assert count_hooks(model.module) == 0
@@ -72,7 +71,7 @@ def test_batches_give_what_one_pass_gives(architecture: str) -> None:
         torch.testing.assert_close(batched[site], whole[site], rtol=1e-4, atol=1e-5)
 
 
-def test_by_default_the_states_at_all_depths(llama: stream_module.LanguageModel) -> None:
+def test_by_default_the_states_at_all_depths(llama: LanguageModel) -> None:
     states = capture(llama, tiny_tokens())
     assert states.sites == (
         *(f"blocks.{layer}.hook_resid_pre" for layer in range(LAYERS)),
@@ -96,7 +95,7 @@ def test_by_default_the_states_at_all_depths(llama: stream_module.LanguageModel)
     ],
 )
 def test_chosen_sites_and_layers_in_the_order_of_the_pass(
-    llama: stream_module.LanguageModel, sites: list[str] | None, layers: list[int] | None, expected: tuple[str, ...]
+    llama: LanguageModel, sites: list[str] | None, layers: list[int] | None, expected: tuple[str, ...]
 ) -> None:
     states = capture(llama, tiny_tokens(), sites=sites, layers=layers)
     assert states.sites == expected
@@ -105,7 +104,7 @@ def test_chosen_sites_and_layers_in_the_order_of_the_pass(
     assert all(torch.equal(states[site], seen[site]) for site in expected)
 
 
-def test_windows_may_be_an_object_that_holds_tokens(llama: stream_module.LanguageModel) -> None:
+def test_windows_may_be_an_object_that_holds_tokens(llama: LanguageModel) -> None:
     @dataclass
     class Windows:
         tokens: Tensor
@@ -123,7 +122,7 @@ def test_dtype_of_a_bfloat16_model() -> None:
     assert torch.equal(own[site].float(), wide[site])
 
 
-def test_a_captured_state_shares_no_memory_with_the_model(llama: stream_module.LanguageModel) -> None:
+def test_a_captured_state_shares_no_memory_with_the_model(llama: LanguageModel) -> None:
     own: list[Tensor] = []
     handle = llama.blocks[1].register_forward_hook(lambda _, __, output: own.append(output))
     with handle, torch.no_grad(), watch(llama, ["blocks.1.hook_resid_post"]) as seen:
@@ -157,7 +156,7 @@ def test_hooks_are_gone_after_an_exception() -> None:
     assert count_hooks(model.module) == 0
 
 
-def test_hooks_are_gone_after_a_pass_that_fails(llama: stream_module.LanguageModel) -> None:
+def test_hooks_are_gone_after_a_pass_that_fails(llama: LanguageModel) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("stop")
 
@@ -165,7 +164,7 @@ def test_hooks_are_gone_after_a_pass_that_fails(llama: stream_module.LanguageMod
         capture(llama, tiny_tokens())
 
 
-def test_hooks_are_gone_when_one_cannot_be_placed(llama: stream_module.LanguageModel) -> None:
+def test_hooks_are_gone_when_one_cannot_be_placed(llama: LanguageModel) -> None:
     with pytest.raises(InputError), watch(llama, ["blocks.0.hook_resid_pre", "blocks.9.hook_resid_pre"]):
         pytest.fail("the second site does not exist")
 
@@ -182,8 +181,8 @@ def compiled_before(module: Any) -> None:
 
 
 def called_directly(module: Any) -> None:
-    block = module.model.layers[2]
-    module.model.layers[2]._call_impl = block.forward
+    block = module.model.layers[3]
+    block._call_impl = block.forward
 
 
 def shortened(module: Any) -> None:
@@ -227,8 +226,8 @@ def test_a_state_that_no_hook_brought_is_never_returned(
     go_around(model.module)
     out = tmp_path / "stream" if on_disk else None
     with pytest.raises(InputError, match="goes around its hooks") as caught:
-        capture(model, tiny_tokens(5), sites=["blocks.2.hook_resid_post"], batch_size=2, out=out)
-    assert "blocks.2.hook_resid_post" in str(caught.value)
+        capture(model, tiny_tokens(5), sites=["blocks.3.hook_resid_post"], batch_size=2, out=out)
+    assert "blocks.3.hook_resid_post" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert out is None or not (out / "stream.json").exists()
 
@@ -238,11 +237,11 @@ def test_a_state_that_no_hook_brought_is_never_returned(
 def test_a_watched_site_that_did_not_run_says_so(go_around: Callable[[Any], None]) -> None:
     model = tiny_model("llama")
     go_around(model.module)
-    with torch.no_grad(), watch(model, ["blocks.1.hook_resid_post", "blocks.2.hook_resid_post"]) as seen:
+    with torch.no_grad(), watch(model, ["blocks.1.hook_resid_post", "blocks.3.hook_resid_post"]) as seen:
         model.forward(tiny_tokens())
     assert seen["blocks.1.hook_resid_post"].shape == (3, 16, WIDTH)
-    with pytest.raises(InputError, match=r"blocks\.2\.hook_resid_post did not run"):
-        seen["blocks.2.hook_resid_post"]
+    with pytest.raises(InputError, match=r"blocks\.3\.hook_resid_post did not run"):
+        seen["blocks.3.hook_resid_post"]
 
 
 @pytest.mark.guards("windows may come in several calls", when="a pass runs", gives="they are counted, and all are read")
@@ -265,7 +264,7 @@ def test_a_model_that_runs_its_windows_one_by_one_is_read_whole() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_streamed_to_disk_it_is_the_same(llama: stream_module.LanguageModel, tmp_path: Path, batch_size: int) -> None:
+def test_streamed_to_disk_it_is_the_same(llama: LanguageModel, tmp_path: Path, batch_size: int) -> None:
     memory = capture(llama, tiny_tokens(5), batch_size=batch_size)
     disk = capture(llama, tiny_tokens(5), batch_size=batch_size, out=tmp_path / "stream")
     again = ResidualStream.open(tmp_path / "stream")
@@ -276,7 +275,7 @@ def test_streamed_to_disk_it_is_the_same(llama: stream_module.LanguageModel, tmp
     assert len(list((tmp_path / "stream").glob("*.safetensors"))) == -(-5 // batch_size)
 
 
-def test_parts_cover_the_windows_in_order(llama: stream_module.LanguageModel, tmp_path: Path) -> None:
+def test_parts_cover_the_windows_in_order(llama: LanguageModel, tmp_path: Path) -> None:
     site = "blocks.2.hook_resid_pre"
     for states in (
         capture(llama, tiny_tokens(5), batch_size=2),
@@ -288,23 +287,23 @@ def test_parts_cover_the_windows_in_order(llama: stream_module.LanguageModel, tm
 
 
 def test_a_stream_to_disk_holds_one_batch_at_a_time(
-    llama: stream_module.LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the number of windows, what is allocated for states is one batch."""
     sizes: list[int] = []
-    empty = torch.empty
+    full = torch.full
 
     def counted(*arguments: object, **named: object) -> Tensor:
-        made: Tensor = empty(*arguments, **named)  # type: ignore[call-overload]
+        made: Tensor = full(*arguments, **named)  # type: ignore[call-overload]
         sizes.append(made.shape[0] if made.ndim == 3 else 0)
         return made
 
-    monkeypatch.setattr(stream_module.torch, "empty", counted)
+    monkeypatch.setattr(capturing.torch, "full", counted)
     capture(llama, tiny_tokens(9), batch_size=2, out=tmp_path / "stream")
     assert max(sizes) == 2
 
 
-def test_a_shard_holds_its_batch_and_nothing_else(llama: stream_module.LanguageModel, tmp_path: Path) -> None:
+def test_a_shard_holds_its_batch_and_nothing_else(llama: LanguageModel, tmp_path: Path) -> None:
     capture(llama, tiny_tokens(3), batch_size=2, out=tmp_path, sites=["blocks.0.hook_resid_pre"])
     with safe_open(tmp_path / "shard-00001.safetensors", framework="pt") as shard:
         assert list(shard.keys()) == ["blocks.0.hook_resid_pre"]
@@ -351,7 +350,7 @@ def test_large_finite_states_are_not_taken_for_infinite() -> None:
     assert (states["blocks.0.hook_resid_pre"] == torch.tensor(3e38)).all()
 
 
-def test_bad_requests_are_refused_in_a_line(llama: stream_module.LanguageModel, tmp_path: Path) -> None:
+def test_bad_requests_are_refused_in_a_line(llama: LanguageModel, tmp_path: Path) -> None:
     tokens = tiny_tokens()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").touch()
@@ -362,7 +361,7 @@ def test_bad_requests_are_refused_in_a_line(llama: stream_module.LanguageModel, 
         "at least one layer": lambda: capture(llama, tokens, layers=[]),
         "batch_size=0": lambda: capture(llama, tokens, batch_size=0),
         "hook_nothing": lambda: capture(llama, tokens, sites=["hook_nothing"]),
-        "at least one window of at least one position, got tokens of shape (0, 16)": lambda: capture(llama, tokens[:0]),
+        "at least one prompt, got none": lambda: capture(llama, tokens[:0]),
         "64 positions": lambda: capture(llama, tiny_tokens(1, 65)),
         "not empty": lambda: capture(llama, tokens, out=tmp_path / "full"),
         "cannot be made": lambda: capture(llama, tokens, out=tmp_path / "file" / "below"),
@@ -375,18 +374,16 @@ def test_bad_requests_are_refused_in_a_line(llama: stream_module.LanguageModel, 
         assert "\n" not in str(caught.value)
 
 
-def test_another_dtype_is_refused(llama: stream_module.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_dtype_is_refused(llama: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
     with pytest.raises(InputError, match="got 'bfloat16'"):
         capture(llama, tiny_tokens(), dtype="bfloat16")  # type: ignore[arg-type]
 
 
-def test_a_folder_that_fills_up_is_said(
-    llama: stream_module.LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_fills_up_is_said(llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stream_module, "save_file", full)
+    monkeypatch.setattr(capturing, "save_file", full)
     with pytest.raises(InputError, match="No space left"):
         capture(llama, tiny_tokens(), out=tmp_path / "stream")
