@@ -39,6 +39,7 @@ from probe.jacobian.block import (
     norm_gains,
     recorded_jacobian,
 )
+from probe.jacobian.detached import detached_tail
 from probe.jacobian.margins import routing_margin
 from probe.jacobian.operators import operator
 from probe.jacobian.options import MEMORY, JacobianOptions, method_of
@@ -52,6 +53,7 @@ __all__ = [
     "block_jacobian",
     "cross_jacobian",
     "cumulative_jacobian",
+    "detached_tail",
     "iter_block_jacobians",
     "mean_jacobian",
     "method_of",

@@ -7,13 +7,17 @@ detached block. The detached Jacobian is not the block's own, which includes the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from probe.errors import InputError
 from probe.jacobian.norms import DetachedNorm
+from probe.model import HuggingFaceModel
 from probe.model.architectures import Experts, Form, Matrix, Projection
+from probe.replay import working_copy
 
 
 def detached_ratio(active: Tensor, before: Tensor) -> Tensor:
@@ -59,6 +63,32 @@ def detach(copy: nn.Module, form: Form, projections: Mapping[str, Matrix], heads
     end = projections["down"].module if form.mlp_inner_norm is None else form.mlp_inner_norm
     copy.get_submodule(end).register_forward_pre_hook(fix)
     return copy
+
+
+def detached_tail(model: HuggingFaceModel, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Make what follows the last block, with the final norm's statistics held fixed and without a soft cap.
+
+    Args:
+        model: The model.
+        dtype: A floating dtype, of the arithmetic.
+
+    Returns:
+        The function from states (..., d) to logits (..., n_vocab); its value is the model's own before a soft cap.
+
+    Raises:
+        InputError: If more than a norm and a head follow the last block.
+    """
+    tail = model.found.tail.within(dtype)
+    if len(tail.steps) > 2:
+        raise InputError(
+            f"logits must come of a norm and a head, and between them {model.name} ({model.architecture}) has "
+            f"{', '.join(step.path for step in tail.steps[1:-1])}: use another model"
+        )
+    copy = working_copy(model.module, dtype, without=model.module.get_submodule(model.layout.blocks))
+    if tail.norm is not None:
+        copy.set_submodule(tail.norm, DetachedNorm(copy.get_submodule(tail.norm)))
+    plain = replace(tail, cap=None)
+    return lambda states: plain.logits(copy, plain.normed(copy, states))
 
 
 def _fixed(rows: Tensor | None) -> Callable[[nn.Module, Any, Tensor], Tensor]:

@@ -19,3 +19,4 @@ from .protocol import LanguageModel as LanguageModel
 from .protocol import require_layer as require_layer
 from .token_ids import require_tokens as require_tokens
 from .token_ids import require_windows as require_windows
+from .token_ids import token_of as token_of

@@ -39,7 +39,7 @@ MLP_SITES = ("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post")
 
 
 def spelled(short: str, known: Collection[str]) -> str:
-    """Find the name of a site inside a block that was written short: "mlp_out" for `hook_mlp_out`, "z" or "attn.z" for `attn.hook_z`.
+    """Find the name of a site inside a block that was written short, as "mlp_out" or "attn.z".
 
     Args:
         short: What was written.
@@ -54,7 +54,7 @@ def spelled(short: str, known: Collection[str]) -> str:
 
 
 def site_name(model: LanguageModel, name: str) -> str:
-    """Find the full name of a site that was written short: `blocks.3.hook_mlp_out` for "blocks.3.mlp_out".
+    """Find the full name of a site that was written short, as "blocks.3.mlp_out".
 
     Args:
         model: The model.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -82,6 +83,35 @@ def require_windows(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window 
             "pass windows of one length without padding, or each text by itself"
         )
     return windows
+
+
+def token_of(model: LanguageModel, token: str | int) -> int:
+    """Find the id of one token.
+
+    Args:
+        model: The model.
+        token: Its text, blanks included, or its id.
+
+    Returns:
+        The id.
+
+    Raises:
+        InputError: If the text is not one token, or the id is none of the vocabulary.
+    """
+    if isinstance(token, str):
+        ids = model.encode(token)
+        if len(ids) != 1:
+            parts = ", ".join(repr(model.tokenizer.decode([one])) for one in ids)
+            raise InputError(
+                f"a token must be one token of {model.name}, and {token!r} is {len(ids)} ({parts}): write it as it "
+                "stands in the text, often with a blank in front, or pass its id"
+            )
+        return ids[0]
+    if isinstance(token, bool) or not isinstance(token, int | np.integer):
+        raise InputError(f"a token must be a text or an id, got {type(token).__name__}: pass one of them")
+    if not 0 <= token < model.n_vocab:
+        raise InputError(f"token ids must lie in 0 … {model.n_vocab - 1} for {model.name}, got {token}: choose another")
+    return int(token)
 
 
 def _vocabulary(model: LanguageModel) -> int:

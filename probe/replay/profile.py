@@ -56,7 +56,7 @@ class Profile:
         """Find the axes of a call's arguments.
 
         An argument that tiny passes do not have (the mask of a sliding window that is longer than they are) is compared
-        in two passes of the call's own length.
+        in passes of the call's own length and of one more.
 
         Args:
             model: The model.
@@ -72,7 +72,9 @@ class Profile:
         known = self._axes.get(layer, {})
         if length not in self._lengths and not all((path, rank) in known for path, rank in found.items()):
             self._lengths.add(length)
-            self._learn(model, (2, length), (1, max(1, length - 1)))
+            # longer where it can be: a mask may be made from this very length on
+            longer = model.max_positions is None or length < model.max_positions
+            self._learn(model, (2, length), (1, length + 1 if longer else max(1, length - 1)))
             known = self._axes.get(layer, {})
         return {path: known.get((path, rank)) for path, rank in found.items()}
 

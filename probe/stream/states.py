@@ -29,7 +29,7 @@ INDEX = "stream.json"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ResidualStream(Mapping[str, Tensor]):
+class ResidualStream(Mapping[Any, Tensor]):
     """Captured states by site: `stream["blocks.3.hook_resid_pre"]` is (windows, positions, d_model).
 
     It is a mapping, in the order of the pass. A site is also found by its short name and its layer,

@@ -10,7 +10,7 @@ from probe import replay
 from probe.errors import InputError
 from probe.model import first_tensor, load_model
 from probe.stream import watch
-from tests.plant.tiny import CONFIGURATIONS, LAYERS, VOCABULARY, tiny_model
+from tests.plant.tiny import CONFIGURATIONS, LAYERS, VOCABULARY, tiny_model, tiny_tokens
 
 WINDOWS, LENGTH = 3, 20
 POSITIONS = torch.tensor([[0, 9, 19], [1, 9, 18], [5, 6, 7]])
@@ -339,3 +339,29 @@ def test_a_working_copy_shares_weights_and_keeps_hooks_to_itself():
     assert {p.dtype for p in replay.working_copy(block, torch.float64).parameters()} == {torch.float64}
     rest = replay.working_copy(model.module, torch.float64, without=model.module.model.layers)
     assert not list(rest.model.layers.parameters())
+
+
+@pytest.mark.parametrize("length", [9, 10, 11])
+def test_windows_as_long_as_a_sliding_window_run_again(length: int) -> None:
+    """From the window's own length on there is a mask, which shorter passes do not have."""
+    model = load_model(_sliding(10))
+    tokens = tiny_tokens(2, length)
+    context = replay.record(model, tokens, [-1, length // 2])
+    for layer in range(model.n_layers):
+        again = context.replay(layer, context.state(layer)[:, None])[:, 0]
+        torch.testing.assert_close(again, context.state(layer + 1), rtol=1e-4, atol=1e-5)
+
+
+def _sliding(window: int) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+        attn_implementation="sdpa",
+    )
+    return transformers.MistralForCausalLM(config).eval()

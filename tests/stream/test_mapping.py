@@ -65,7 +65,9 @@ def test_prompts_of_any_length_are_as_if_alone(architecture: str) -> None:
     last = stream.at(("resid_post", LAYERS - 1), "last")
     assert torch.equal(last, torch.stack([stream["resid_post", 3][i, len(text) - 1] for i, text in enumerate(texts)]))
     name = "blocks.1.hook_resid_pre"
-    assert torch.equal(stream.at(name, Substring("e", occurrence=0)), stream[name][[0, 1, 2], [text.index("e") for text in texts]])
+    assert torch.equal(
+        stream.at(name, Substring("e", occurrence=0)), stream[name][[0, 1, 2], [text.index("e") for text in texts]]
+    )
     assert len(stream.at(name)) == sum(len(text) - 1 for text in texts)
     if model.recurrent:
         return
