@@ -20,7 +20,7 @@ FLOORS = [
     ("claims", "graphs", "maps", "plots", "spectra", "stream", "text"),
     ("replay", "runs", "training", "weights"),
     ("jacobian", "patching", "report"),
-    ("analysis",),
+    ("analysis", "directions"),
     ("analyses",),
     ("study",),
     ("cli",),
