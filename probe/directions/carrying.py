@@ -96,7 +96,7 @@ def carried(
     vectors: Float[Tensor, "n d"],
     options: JacobianOptions,
 ) -> Iterator[tuple[int, Float[Tensor, "n window chosen d"]]]:
-    """Carry vectors through blocks `first` … `last − 1`, each by its Jacobian at the recorded states.
+    """Move vectors through blocks `first` … `last − 1`, each by its Jacobian at the recorded states.
 
     Args:
         recorded: The context.
@@ -117,7 +117,7 @@ def carried(
 
 
 def require_depths(model: LanguageModel, first: int | None, last: int | None, given: Directions) -> tuple[int, int]:
-    """Settle where directions begin and end.
+    """Decide where directions begin and end.
 
     Args:
         model: The model.

@@ -62,5 +62,6 @@ def _panel(ax: Axes, summary: xr.Dataset, styles: dict[str, Style]) -> None:
         line(ax, depth, drawn["null_median"], Style(f"random: {words}", color, "", ":"))
     for name, style in styles.items():
         own = summary.sel(direction=name)
-        ends = (own[variable].values for variable in ("median", "median_low", "median_high"))
-        plots.curve(ax, depth, Interval(*ends, n_units=0, method=""), style)
+        median, low, high = (own[variable].values for variable in ("median", "median_low", "median_high"))
+        documents, method = own.attrs["documents"], own.attrs["interval"]
+        plots.curve(ax, depth, Interval(median, low, high, documents, method), style)

@@ -169,8 +169,8 @@ def path(
     for batch, recorded in query.recorded(model, range(first, last), batch_size):
         for depth, vectors in carried(recorded, first, last, every, options):
             before = recorded.state(depth - 1) if depth > first else None
-            for name, values in _measured(vectors, every, recorded.state(depth), before):
-                found[name][:, depth - first, batch] = values.numpy()
+            for name, found_there in _measured(vectors, every, recorded.state(depth), before):
+                found[name][:, depth - first, batch] = found_there.numpy()
     n, count = len(given), query.positions.numel()
     data = xr.Dataset(
         coords=coordinates(given, range(first, last + 1)) | query.coordinates | {"null": list(NULLS)},
@@ -178,9 +178,9 @@ def path(
     )
     for name, meaning in MEASURES.items():
         attributes = {"units": "1", "long_name": meaning}
-        values = found[name].reshape(len(every), -1, count)
-        data[name] = (("direction", "depth", "query"), values[:n], attributes)
-        nulls = values[n:].reshape(len(NULLS), draws, -1, count)
+        measured = found[name].reshape(len(every), -1, count)
+        data[name] = (("direction", "depth", "query"), measured[:n], attributes)
+        nulls = measured[n:].reshape(len(NULLS), draws, -1, count)
         data[f"null_{name}"] = (("null", "draw", "depth", "query"), nulls, attributes)
     return DirectionPath(data)
 
@@ -224,29 +224,31 @@ def _drawn(states: Tensor, width: int, draws: int, seed: int) -> Float[Tensor, "
 
 
 def _summarised(data: xr.Dataset) -> xr.Dataset:
-    names = list(MEASURES)
-    own = np.stack([_scaled(name, data[name]) for name in names])  # (measure, direction, depth, query)
-    null = np.stack([_scaled(name, data[f"null_{name}"]) for name in names])  # (measure, null, draw, depth, query)
-    rankings = Ranking(own), Ranking(null)
-    count, n = data.sizes["query"], data.sizes["direction"]
+    names, count, n, draws = list(MEASURES), *(data.sizes[dim] for dim in ("query", "direction", "draw"))
+    series = [_of_one_measure(name, data) for name in names]
+    ranking = Ranking(np.stack(series))  # (measure, series, depth, query), the directions first
+
+    def medians(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take those of the directions, and of the draws: (measure, direction, depth), (measure, null, draw, depth)."""
+        found = ranking.median(weights)
+        return found[:, :n], found[:, n:].reshape(len(names), len(NULLS), draws, -1)
 
     def statistic(rows: np.ndarray) -> np.ndarray:
-        weights = np.bincount(rows, minlength=count)
-        median, of_draws = (ranking.median(weights) for ranking in rankings)
-        contrast = median[:, None] - of_draws.mean(axis=2)[:, :, None]  # (measure, null, direction, depth)
-        return np.concatenate([median[:, None], contrast], axis=1)
+        own, null = medians(np.bincount(rows, minlength=count))
+        contrast = own[:, None] - null.mean(axis=2)[:, :, None]  # (measure, null, direction, depth)
+        return np.concatenate([own[:, None], contrast], axis=1)
 
     interval = bootstrap(statistic, data["document"].values)
-    medians = rankings[1].median(np.ones(count))
-    low, high = np.quantile(medians, [0.025, 0.975], axis=2)
-    own_median = rankings[0].median(np.ones(count))[:, None, :, None]  # (measure, 1, direction, 1, depth)
-    below = share_below(own_median, medians[:, :, None], axis=3)
+    own, null = medians(np.ones(count))
+    low, high = np.quantile(null, [0.025, 0.975], axis=2)
+    below = share_below(own[:, None, :, None], null[:, :, None], axis=3)
     ends = {"": interval.estimate, "_low": interval.low, "_high": interval.high}
     own_dims, null_dims = ("measure", "direction", "depth"), ("measure", "null", "depth")
     both = ("measure", "null", "direction", "depth")
+    values: dict[str, tuple[tuple[str, ...], np.ndarray, str]]
     values = {f"median{end}": (own_dims, np.asarray(array)[:, 0], "median over queries") for end, array in ends.items()}
     values |= {
-        "null_median": (null_dims, medians.mean(axis=2), "mean over draws of their medians"),
+        "null_median": (null_dims, null.mean(axis=2), "mean over draws of their medians"),
         "null_low": (null_dims, low, "lower end of the middle 95 % of the draws"),
         "null_high": (null_dims, high, "upper end of the middle 95 % of the draws"),
     }
@@ -257,13 +259,11 @@ def _summarised(data: xr.Dataset) -> xr.Dataset:
     for _, array, _ in values.values():
         array[names.index("gain")] = np.exp(array[names.index("gain")])
     values["percentile"] = (both, below, "share of draws with a smaller median")
-    summary = xr.Dataset(
+    return xr.Dataset(
         {name: (dims, array, {"units": "1", "long_name": words}) for name, (dims, array, words) in values.items()},
         {"measure": names, "null": data["null"], "direction": data["direction"], "depth": data["depth"]},
-        data.attrs | {"documents": interval.n_units, "interval": interval.method, "queries": count, "directions": n},
+        data.attrs | {"documents": interval.n_units, "interval": interval.method, "queries": count, "draws": draws},
     )
-    summary.attrs["draws"] = data.sizes["draw"]
-    return summary
 
 
 def share_below(value: np.ndarray, draws: np.ndarray, *, axis: int) -> np.ndarray:
@@ -281,6 +281,8 @@ def share_below(value: np.ndarray, draws: np.ndarray, *, axis: int) -> np.ndarra
     return np.where(np.isnan(value).any(axis=axis), np.nan, share)
 
 
-def _scaled(name: str, values: xr.DataArray) -> np.ndarray:
-    """A measure on the scale of its contrasts: gains by their logarithm."""
-    return np.log(np.maximum(values.values, np.finfo(np.float64).tiny)) if name == "gain" else values.values
+def _of_one_measure(name: str, data: xr.Dataset) -> np.ndarray:
+    """The directions, then all draws, (series, depth, query); gains by their logarithms, which are compared."""
+    null = data[f"null_{name}"].values
+    values = np.concatenate([data[name].values, null.reshape(-1, *null.shape[2:])])
+    return np.log(np.maximum(values, np.finfo(np.float64).tiny)) if name == "gain" else values

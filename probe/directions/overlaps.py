@@ -132,7 +132,8 @@ def _meaning(long_name: str, units: str = "1") -> dict[str, Any]:
 def _span(unit: Float[Tensor, "n d"]) -> Float[Tensor, "d m"]:
     """An orthonormal basis of the span of unit vectors."""
     left, values, _ = torch.linalg.svd(unit.mT, full_matrices=False)
-    return left[:, values > _INDEPENDENT * values[0]]
+    basis: Tensor = left[:, values > _INDEPENDENT * values[0]]
+    return basis
 
 
 def _subspaces(found: Spectrum, where: tuple[int, ...], ranks: Sequence[int]) -> list[list[_Leading]]:
