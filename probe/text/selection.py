@@ -97,6 +97,10 @@ class TokenRows(ABC):
         def ids(self) -> Sequence[Int64[Tensor, " _"]]:
             """The token ids of each row."""
 
+        @property
+        def document(self) -> Int64[Tensor, " window"]:
+            """Index of the document of each row."""
+
     @abstractmethod
     def part(self, row: int, part: Substring) -> list[int]:
         """Find the tokens of a substring in a row."""
