@@ -162,10 +162,10 @@ def test_built_in_analyses_are_found_by_name():
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="names its analysis"):
-        analyses.read(tmp_path)
+        analyses.open_run(tmp_path)
     (tmp_path / "config.json").write_text('{"analysis": "nothing"}')
     with pytest.raises(InputError, match="an analysis must be one of"):
-        analyses.read(tmp_path)
+        analyses.open_run(tmp_path)
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path):

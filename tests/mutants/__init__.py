@@ -9,6 +9,7 @@ from tests.mutants.dynamics import DYNAMICS
 from tests.mutants.graphs import GRAPHS
 from tests.mutants.jacobian import JACOBIAN
 from tests.mutants.plots import PLOTS
+from tests.mutants.results import RESULTS
 from tests.mutants.runs import RUNS
 from tests.mutants.spectra import SPECTRA
 from tests.mutants.training import TRAINING
@@ -499,7 +500,7 @@ TOKENWISE_CLAIMS = _mutants(
     ),
 )
 
-ROOMS = {**COMMUNITIES, **DYNAMICS, **JACOBIAN, **GRAPHS, **PLOTS, **SPECTRA, **WEIGHTS, **TRAINING, **RUNS}
+ROOMS = {**COMMUNITIES, **DYNAMICS, **JACOBIAN, **GRAPHS, **PLOTS, **SPECTRA, **WEIGHTS, **TRAINING, **RUNS, **RESULTS}
 
 MUTANTS = [
     *GEOMETRY,
