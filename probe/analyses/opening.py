@@ -140,7 +140,8 @@ def _analysis(name: str) -> Analysis[Any]:
         return analyses.load(name)
     kinds = [kind for kind in _subclasses(Analysis) if vars(kind).get("name") == name and not inspect.isabstract(kind)]
     if kinds:
-        return kinds[-1]()
+        newest: Analysis[Any] = kinds[-1]()
+        return newest
     raise InputError(
         f"an analysis must be one of {', '.join(analyses.names())} or of a class in this program, got {name!r}: "
         "install its package, or import its class first"

@@ -81,14 +81,15 @@ def paired(
         )
         for run in (first, second)
     )
-    both = np.isfinite(a) & np.isfinite(b)
-    measured = both.any(axis=1)
+    both: Bool[np.ndarray, "place over token"] = np.isfinite(a) & np.isfinite(b)
+    measured: Bool[np.ndarray, "place token"] = np.asarray(both.any(axis=1))
     for side, values in (("this", a), ("other", b)):
         columns[side] = _centred(np.where(both, values, np.nan), centre)(np.ones(len(rows)))
     documents = this.data[DOCUMENT].values[rows]
     columns |= _intervals(np.where(both, a - b, np.nan), documents, measured, centre, resamples, seed)
     found = pd.DataFrame(columns | {"n_tokens": measured.sum(axis=1)})
-    return found[measured.any(axis=1)].reset_index(drop=True)
+    held: Bool[np.ndarray, " place"] = np.asarray(measured.any(axis=1))
+    return found[held].reset_index(drop=True)
 
 
 def shared_tokens(this: Result, other: Result) -> tuple[str, Tokens, Tokens]:
@@ -117,8 +118,8 @@ def shared_tokens(this: Result, other: Result) -> tuple[str, Tokens, Tokens]:
     told = ", ".join(f"{name} is {chosen[0].get(name)} and {chosen[1].get(name)}" for name in differing)
     if differing and (not alike.any() or "token" not in words):
         raise InputError(
-            f"runs are paired on the tokens that both measured, but {this.directory} and {other.directory} share none "
-            f"for sure: {told}; run both with the same {' and '.join(differing)}"
+            f"runs are paired on the tokens that both measured, but {this.directory} and {other.directory} drew theirs "
+            f"differently: {told}; run both with the same {' and '.join(differing)}"
         )
     if not differing and not alike.all():
         word = next(word for word in words if (merged[word] != merged[word + OTHER]).any())

@@ -16,8 +16,6 @@ from probe.claims import Claim
 from probe.errors import InputError
 from probe.report.figure import Figure, data_uri, image_of
 from probe.report.page import environment, page, script_json
-from probe.report.pairing import paired
-from probe.report.tables import claims_table, table, variables_table
 from probe.runs import write_file
 
 if TYPE_CHECKING:
@@ -100,13 +98,15 @@ class Result:
             missing: Keep the rows without a value, which were not measured.
 
         Returns:
-            Columns: a label for each axis, what the labels along these axes carry besides (of a scored token: window,
-            position, document, title, token), then the values.
+            A column of labels for each axis, one for each further label that stands along these axes (window, position,
+            document, title and token of a scored token), then the values.
 
         Raises:
             InputError: If the run has no such variable, or the variables have different axes.
         """
-        return table(self.data, names, missing=missing) if names else variables_table(self.data)
+        from probe.report import tables
+
+        return tables.table(self.data, names, missing=missing) if names else tables.variables_table(self.data)
 
     def claims_table(self) -> pd.DataFrame:
         """Tabulate the claims: one row each, with verdict, estimate, interval, threshold and its direction.
@@ -114,7 +114,9 @@ class Result:
         Returns:
             The table; `null_estimate` is the null line's, all else of a claim's nulls and controls stays in `claims`.
         """
-        return claims_table(self.claims)
+        from probe.report import tables
+
+        return tables.claims_table(self.claims)
 
     def paired(
         self,
@@ -151,7 +153,9 @@ class Result:
             InputError: If the runs cannot be paired: another analysis, text, window, position or tokenizer, no layer in
                 common. The message says which option would make them alike.
         """
-        return paired(self, other, name, labels, centre=centre, over=over, resamples=resamples, seed=seed)
+        from probe.report import pairing
+
+        return pairing.paired(self, other, name, labels, centre=centre, over=over, resamples=resamples, seed=seed)
 
     def rejudge(self, thresholds: Mapping[str, Any] | None = None, /, **named: Any) -> Result:
         """Judge the claims again with other thresholds, by the analysis's own rules, from the Dataset alone.

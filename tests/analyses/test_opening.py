@@ -108,8 +108,10 @@ def test_filters_read_the_options_alone(runs: Path):
 def test_nothing_found_is_refused(runs: Path):
     with pytest.raises(InputError, match="model='gpt-j' must match a run, got planted of gpt2-small; planted of "):
         probe.open_runs(runs, model="gpt-j")
-    with pytest.raises(InputError, match="leads to no run"):
+    with pytest.raises(InputError, match="model does not: name another"):
         probe.open_runs(runs / "model")
+    with pytest.raises(InputError, match="leads to no run"):
+        probe.open_runs(runs / "b" / "nowhere")
     with pytest.raises(InputError, match="leads to no run"):
         probe.open_runs(f"{runs}/z*")
     with pytest.raises(InputError, match=r"holds claims\.json"):

@@ -106,7 +106,7 @@ class TestRefused:
     @pytest.mark.guards(
         "that they measured tokens in common",
         when="two runs are compared",
-        says="runs are paired on the tokens that both measured, but … and … share none",
+        says="runs are paired on the tokens that both measured, but … and … drew theirs differently: …; run both",
     )
     @pytest.mark.guards(
         "that they looked at the same layers",
