@@ -147,6 +147,13 @@ def test_every_configuration_comes_back_from_its_file(name: str):
         assert configured(kind, json.loads(_dumps(made))) == made
 
 
+@pytest.mark.parametrize("name", sorted(analyses._ANALYSES))
+def test_what_pages_compare_is_measured_at_tokens(name: str):
+    found = analyses.load(name)
+    for variable, labels in found.compared.items():
+        assert {"query", *labels} <= set(found.schema[variable].dims)
+
+
 def test_a_configuration_of_another_version_is_refused():
     fields = json.loads(_dumps(Config()))
     with pytest.raises(InputError, match=r"differ in odd, seed: run it again"):
