@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import InputError
 
 if TYPE_CHECKING:
+    from probe.analyses import open_run, open_runs
     from probe.jacobian import (
         block_jacobian,
         cross_jacobian,
@@ -41,6 +42,8 @@ __all__ = [
     "load_prompts",
     "load_windows",
     "mean_jacobian",
+    "open_run",
+    "open_runs",
 ]
 
 # public name -> the module that defines it
@@ -59,6 +62,8 @@ _NAMES = {
     "load_prompts": "probe.text",
     "load_windows": "probe.text",
     "mean_jacobian": "probe.jacobian",
+    "open_run": "probe.analyses",
+    "open_runs": "probe.analyses",
 }
 _MODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
 

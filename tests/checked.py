@@ -31,6 +31,8 @@ MOMENTS = (
     "matrices and graphs are measured",
     "a run begins",
     "a run is saved",
+    "a finished run is opened",
+    "two runs are compared",
     "a sentence is said",
 )
 """When something is checked, in the order of the page."""

@@ -31,6 +31,7 @@ CLAIM = Claim(
     ci_low=0.72,
     ci_high=0.76,
     threshold=0.9,
+    direction=">",
     unit="documents",
     n_units=14,
     null={},
@@ -106,7 +107,7 @@ def test_windows_say_how_many_documents_they_are_from() -> None:
 def test_a_claim_says_its_verdict_and_why() -> None:
     shown = CLAIM._repr_html_()
     assert "— ✗ not supported</caption>" in shown
-    assert repr(CLAIM) == "Claim('updates.alignment', not supported: 0.74 [0.72, 0.76], threshold 0.9)"
+    assert repr(CLAIM) == "Claim('updates.alignment', not supported: 0.74 [0.72, 0.76], threshold > 0.9)"
     signs = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
     for verdict, sign in signs.items():
         assert f"— {sign} {verdict}</caption>" in replace(CLAIM, verdict=verdict)._repr_html_()

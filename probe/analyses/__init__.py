@@ -9,21 +9,21 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import json
 import pkgutil
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from probe.errors import InputError
+from probe.errors import InputError, renamed
 
 if TYPE_CHECKING:
+    from probe.analyses.opening import open_run as open_run
+    from probe.analyses.opening import open_runs as open_runs
     from probe.analysis.contract import Analysis
-    from probe.report import Result
 
 GROUP = "probe.analyses"
-_ANALYSES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
+_ANALYSES = frozenset(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
+_OPENING = ("open_run", "open_runs")
 
 
 def names() -> list[str]:
@@ -98,29 +98,6 @@ def summary(name: str) -> str:
     return str(entry.dist.metadata["Summary"] or entry.dist.name) if entry.dist else entry.value
 
 
-def read(directory: Path | str) -> Result:
-    """Read what a finished run found, whatever analysis it is of; nothing is computed and no model is read.
-
-    Args:
-        directory: A run directory.
-
-    Returns:
-        The result.
-
-    Raises:
-        InputError: If it is no run directory or the run is not finished.
-    """
-    directory = Path(directory)
-    try:
-        record = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        name = record["analysis"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"a run directory holds a config.json that names its analysis, and {directory} does not: name another"
-        ) from None
-    return load(name).read(directory)
-
-
 def _built_in(name: str) -> ModuleType:
     return importlib.import_module(f"probe.analyses.{name}")
 
@@ -130,11 +107,16 @@ def _others() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _ANALYSES}
 
 
-def __getattr__(name: str) -> Any:
+def _late(name: str) -> Any:
     if name in _ANALYSES:
         return _built_in(name)
+    if name in _OPENING:
+        return getattr(importlib.import_module("probe.analyses.opening"), name)
     raise AttributeError(f"module 'probe.analyses' has no attribute {name!r}")
 
 
+__getattr__ = renamed(__name__, {"read": "open_run"}, _late)
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ANALYSES})
+    return sorted({*globals(), *_ANALYSES, *_OPENING})

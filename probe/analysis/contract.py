@@ -90,11 +90,14 @@ class Analysis(ABC, Generic[C]):
         name: As in `probe NAME`, and in `config.json`.
         config: Its options, a frozen dataclass: the API's argument, the command line and `config.json`.
         schema: The variables that its tasks return and its Dataset holds.
+        compared: The variables of scored tokens whose paired differences a page of two runs shows, each with the labels
+            at which: `{"kl": {"map": "local"}}`. None by default.
     """
 
     name: ClassVar[str]
     config: ClassVar[type[Any]]
     schema: ClassVar[Schema]
+    compared: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @abstractmethod
     def stages(self, subject: Any) -> Sequence[Stage]:
@@ -251,14 +254,14 @@ class Analysis(ABC, Generic[C]):
         Raises:
             InputError: If the model, the text or an option is wrong, or the directory belongs to another run.
         """
-        from probe.runs import engine, open_run, require_encodable
+        from probe.runs import create_run, engine, require_encodable
 
         self.check(config)
         subject = self.subject(config)
         stages = self._stages(subject)
         coordinates = self.coordinates(subject)
         require_encodable(self.schema, coordinates)
-        with open_run(self.name, config, self.fingerprint(subject), out=out, fresh=fresh, typed=typed) as opened:
+        with create_run(self.name, config, self.fingerprint(subject), out=out, fresh=fresh, typed=typed) as opened:
             if not quiet:
                 outline = Plan([StagePlan(stage.name, len(stage.tasks)) for stage in stages])
                 command.print_plan(outline, command.title(self.name, config), sys.stderr)
@@ -342,7 +345,7 @@ class Analysis(ABC, Generic[C]):
     def _stages(self, subject: Any) -> list[Stage]:
         return [stage for stage in self.stages(subject) if stage.tasks]
 
-    def read(self, directory: Path) -> Result:
+    def read(self, directory: Path | str) -> Result:
         """Read what a finished run found; nothing is computed and no model is read.
 
         Args:
@@ -352,15 +355,34 @@ class Analysis(ABC, Generic[C]):
             The result.
 
         Raises:
-            InputError: If the run is not finished, or its configuration is of another version.
+            InputError: If this is no run of this analysis, it is not finished, or it is of another version.
         """
         from probe.runs import Run
         from probe.runs.directory import require_format
 
-        run = Run(directory)
+        run = Run(Path(directory))
+        record = run.record
+        if record["analysis"] != self.name:
+            raise InputError(
+                f"an analysis reads its own runs, but {run.directory} is one of {record['analysis']} and this is "
+                f"{self.name}: open it with probe.open_run"
+            )
         require_format(run)
-        config = configured(self.config, run.record["config"])
-        return self._result(run.read_results(), run.read_claims(), directory, config)
+        config = configured(self.config, record["config"])
+        return self._result(run.read_results(), run.read_claims(), run.directory, config)
+
+    def judged(self, data: xr.Dataset, config: C, directory: Path) -> Result:
+        """Judge a run's Dataset by options that may have other thresholds; its files stay as they are.
+
+        Args:
+            data: The Dataset.
+            config: The options.
+            directory: The run directory.
+
+        Returns:
+            The result, with claims and figures by these options.
+        """
+        return self._result(data, self.claims(data, config), directory, config)
 
     def main(self, argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
         """Run its command line.
@@ -378,7 +400,15 @@ class Analysis(ABC, Generic[C]):
         from probe.report import Result
 
         return Result(
-            data, claims, directory, self.title(config), list(self.notes(config)), list(self.figures(data, config))
+            data,
+            list(claims),
+            directory,
+            self.title(config),
+            list(self.notes(config)),
+            list(self.figures(data, config)),
+            config=config,
+            judge=self.judged,
+            compared=self.compared,
         )
 
 

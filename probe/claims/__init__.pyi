@@ -2,9 +2,11 @@ from .verdict import SIGNS as SIGNS
 from .verdict import Claim as Claim
 from .verdict import Condition as Condition
 from .verdict import Criterion as Criterion
+from .verdict import Direction as Direction
 from .verdict import Evidence as Evidence
 from .verdict import Sentence as Sentence
 from .verdict import Verdict as Verdict
+from .verdict import bound_text as bound_text
 from .verdict import decide as decide
 from .verdict import enough_units as enough_units
 from .verdict import judge as judge

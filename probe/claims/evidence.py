@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 import xarray as xr
@@ -233,11 +233,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Row:
-    """One claim: its sentence, the field of the thresholds that holds its θ₀, and its computation."""
+    """One claim: its sentence, the field of the thresholds that holds its θ₀, its computation, and the side of θ₀."""
 
     sentence: Sentence
     threshold: str
     compute: Callable[[Any], Finding]
+    direction: Literal["above", "below"] = "above"
 
 
 def claim_of(table: Reading[Any], row: Row) -> Claim:
@@ -256,8 +257,11 @@ def claim_of(table: Reading[Any], row: Row) -> Claim:
     except AbsentError as absent:
         bound = float(getattr(table.thresholds, row.threshold))
         nothing = Interval(float("nan"), float("nan"), float("nan"), sample.size, "none")
-        evidence = Evidence([Criterion("θ", nothing, bound)], preconditions=[Condition(False, str(absent))])
+        evidence = Evidence(
+            [Criterion("θ", nothing, bound, row.direction)], preconditions=[Condition(False, str(absent))]
+        )
         finding = Finding(evidence, "not computed", {}, unit=sample.unit)
+    assert finding.evidence.parts[0].direction == row.direction, row.sentence.id
     criteria = (*finding.evidence.parts, *finding.evidence.contrasts)
     deciding = [criterion.interval for criterion in criteria if criterion.interval is not None]
     fewest = min([sample.size, *(interval.n_units for interval in deciding)])

@@ -22,9 +22,13 @@ from typing import Any, Literal, TypeAlias
 from probe import display
 from probe.errors import InputError
 from probe.inference import Interval
+from probe.inference.resampling import Value
 
 Verdict: TypeAlias = Literal["supported", "mechanical", "not supported", "inconclusive"]
 Place: TypeAlias = Literal["beyond", "short", "astride", "missing"]
+Direction: TypeAlias = Literal["<", ">"]
+
+_OPPOSITE = {"above": "below", "below": "above"}
 
 # the sign that stands before a verdict's name, so that colour is not alone
 SIGNS: dict[Verdict, str] = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
@@ -43,10 +47,12 @@ class Claim:
         ci_low: Lower end of the 95 % interval of θ.
         ci_high: Upper end.
         threshold: θ₀.
+        direction: The side of θ₀ on which the whole interval must lie: ">" above it, "<" below it.
         unit: The resampled units: "documents", "seeds", "blocks", "models".
         n_units: Number of units.
         null: The null line: name, estimate, ci_low, ci_high.
-        controls: All contrasts and all values shown beside: name, role, estimate, ci_low, ci_high, threshold.
+        controls: All contrasts and all values shown beside: name, role, estimate, ci_low, ci_high, threshold,
+            direction.
         verdict: "supported", "mechanical", "not supported" or "inconclusive".
         reason: Reason of the verdict, with the numbers and the control that decided.
     """
@@ -59,6 +65,7 @@ class Claim:
     ci_low: float
     ci_high: float
     threshold: float
+    direction: Direction
     unit: str
     n_units: int
     null: dict[str, Any]
@@ -67,20 +74,25 @@ class Claim:
     reason: str
 
     def __repr__(self) -> str:
-        return f"Claim({self.id!r}, {self.verdict}: {self._interval()}, threshold {self.threshold:.3g})"
+        return f"Claim({self.id!r}, {self.verdict}: {self._interval()}, threshold {self.required})"
 
     def _repr_html_(self) -> str:
         return display.table(
             f"{self.statement} — {SIGNS[self.verdict]} {self.verdict}",
             {
                 "estimate [95 % interval]": self._interval(),
-                "threshold": f"{self.threshold:.3g}",
+                "threshold": self.required,
                 self.unit: self.n_units,
                 "reason": self.reason,
                 "statistic": self.statistic,
                 "source": f"{self.source} ({self.id})",
             },
         )
+
+    @property
+    def required(self) -> str:
+        """The threshold with its side, for example "< 0.05"."""
+        return bound_text(self.direction, self.threshold)
 
     def _interval(self) -> str:
         return _numbers(Interval(self.estimate, self.ci_low, self.ci_high, self.n_units, ""))
@@ -109,7 +121,7 @@ class Claim:
             odd = ", ".join(sorted(set(values) ^ expected))
             raise InputError(
                 f"a claim must have exactly its {len(expected)} fields, and these are missing or unknown: {odd}; "
-                "read a file that this version wrote"
+                "judge the run again with this version"
             )
         read: dict[str, Any] = dict(values)
         for number in ("estimate", "ci_low", "ci_high", "threshold"):
@@ -133,7 +145,7 @@ class Criterion:
     Attributes:
         name: For a contrast the control's name, as the reason prints it.
         interval: Interval of θ or Δ; NaN or None where it could not be computed.
-        bound: Threshold or margin.
+        bound: Threshold or margin; −0 becomes 0.
         direction: "above": the interval must lie above the bound; "below": below it.
     """
 
@@ -141,6 +153,14 @@ class Criterion:
     interval: Interval | None
     bound: float
     direction: Literal["above", "below"] = "above"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bound", self.bound + 0.0)  # −0, as a sign turned round leaves it, reads as a mistake
+
+    @property
+    def side(self) -> Direction:
+        """The direction as a sign: ">" for "above", "<" for "below"."""
+        return ">" if self.direction == "above" else "<"
 
     @property
     def place(self) -> Place:
@@ -201,26 +221,30 @@ def judge(evidence: Evidence) -> tuple[Verdict, str]:
     failed = [condition.otherwise for condition in evidence.preconditions if not condition.holds]
     if failed:
         return "inconclusive", "; ".join(failed)
-    short = [f"{part} lies wholly short of {part.bound:.3g}" for part in parts if part.place == "short"]
+    short = [
+        f"{part} lies wholly {_OPPOSITE[part.direction]} {_number(part.bound)}"
+        for part in parts
+        if part.place == "short"
+    ]
     if short:
         return "not supported", "; ".join(short)
     unclear = [f"{part} has no interval" for part in parts if part.place == "missing"]
-    unclear += [f"{part} contains {part.bound:.3g}" for part in parts if part.place == "astride"]
+    unclear += [f"{part} contains {_number(part.bound)}" for part in parts if part.place == "astride"]
     if unclear:
         return "inconclusive", "; ".join(unclear)
-    beyond = "; ".join(f"{part} is beyond {part.bound:.3g}" for part in parts)
+    beyond = "; ".join(f"{part} lies {part.direction} {_number(part.bound)}" for part in parts)
     if evidence.fixed_by is not None:
         return "mechanical", f"{beyond}, but {evidence.fixed_by}"
     level = [contrast for contrast in contrasts if contrast.place in {"short", "astride"}]
     if level:
         return "mechanical", f"{beyond}, but so it is under a control: " + "; ".join(
-            f"{contrast} does not clear {contrast.bound:.3g}" for contrast in level
+            f"{contrast} does not lie wholly {contrast.direction} {_number(contrast.bound)}" for contrast in level
         )
     open_ends = [f"{contrast} could not be computed" for contrast in contrasts if contrast.place == "missing"]
     open_ends += [condition.otherwise for condition in evidence.conditions if not condition.holds]
     if open_ends:
         return "inconclusive", f"{beyond}, but " + "; ".join(open_ends)
-    cleared = "; ".join(f"{contrast} clears {contrast.bound:.3g}" for contrast in contrasts)
+    cleared = "; ".join(f"{contrast} lies {contrast.direction} {_number(contrast.bound)}" for contrast in contrasts)
     return "supported", f"{beyond}; {cleared}" if cleared else beyond
 
 
@@ -250,11 +274,13 @@ def decide(
     headline = evidence.parts[0]
     interval = headline.interval or Interval(math.nan, math.nan, math.nan, 0, "none")
     controls = [
-        line(criterion.name, criterion.interval) | {"role": role, "threshold": criterion.bound}
+        line(criterion.name, criterion.interval)
+        | {"role": role, "threshold": criterion.bound, "direction": criterion.side}
         for role, criteria in (("also decides", evidence.parts[1:]), ("deciding contrast", evidence.contrasts))
         for criterion in criteria
     ]
-    controls += [line(name, value) | {"role": "shown", "threshold": None} for name, value in (shown or {}).items()]
+    decides_nothing = {"role": "shown", "threshold": None, "direction": None}
+    controls += [line(name, value) | decides_nothing for name, value in (shown or {}).items()]
     return Claim(
         id=sentence.id,
         statement=sentence.statement,
@@ -264,6 +290,7 @@ def decide(
         ci_low=float(interval.low),
         ci_high=float(interval.high),
         threshold=headline.bound,
+        direction=headline.side,
         unit=unit,
         n_units=interval.n_units,
         null=dict(null),
@@ -288,6 +315,22 @@ def line(name: str, interval: Interval | None) -> dict[str, Any]:
     return {"name": name} | {key: _jsonable(value) for key, value in zip(keys, values, strict=True)}
 
 
+def bound_text(direction: Direction, bound: float) -> str:
+    """Write a bound with the side on which an interval must lie.
+
+    >>> bound_text("<", -0.5)
+    '< −0.5'
+
+    Args:
+        direction: ">" above it, "<" below it.
+        bound: Threshold or margin.
+
+    Returns:
+        Side and number, to three digits.
+    """
+    return f"{direction} {_number(bound)}"
+
+
 def enough_units(n_units: int, needed: int, unit: str) -> Condition:
     """State the precondition that enough documents or seeds were resampled.
 
@@ -305,7 +348,11 @@ def enough_units(n_units: int, needed: int, unit: str) -> Condition:
 def _numbers(interval: Interval | None) -> str:
     if interval is None:
         return "—"
-    return f"{interval.estimate:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+    return f"{_number(interval.estimate)} [{_number(interval.low)}, {_number(interval.high)}]"
+
+
+def _number(value: Value) -> str:
+    return f"{value:z.3g}".replace("-", "−")
 
 
 def _jsonable(value: Any) -> Any:

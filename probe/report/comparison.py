@@ -9,9 +9,10 @@ from typing import Any
 
 from probe import plots
 from probe.claims import Claim
+from probe.errors import InputError
 from probe.report.figure import DPI, Figure, data_uri, image_of
 from probe.report.page import link, page
-from probe.report.result import Result, flat, record_of
+from probe.report.result import Result, flat
 from probe.runs import write_file
 
 
@@ -19,6 +20,9 @@ def write_comparison(
     results: Sequence[Result], path: Path | str, across: Sequence[Claim] = (), figures: Sequence[Figure] = ()
 ) -> Path:
     """Write one page with several runs side by side: claims, differing settings, figures of one name, links.
+
+    Where runs of one analysis measured the same tokens of the same documents, each stands against the first: the paired
+    differences of the variables that the analysis compares, with intervals over documents; otherwise why not.
 
     Args:
         results: Runs, of one analysis or of several.
@@ -47,12 +51,52 @@ def write_comparison(
         "rows": rows,
         "across": across,
         "same": [] if several else _same_weights(runs),
-        "settings": _differing([dict(flat(record_of(result)["config"])) for result in results]),
+        "settings": _differing([dict(flat(result.record["config"])) for result in results]),
         "joint": [_embedded(figure) for figure in figures],
+        "paired": [] if several else _paired(results, [run["label"] for run in runs]),
         "figures": _side_by_side(results, [run["label"] for run in runs]),
     }
     write_file(path, page("comparison.html", content, interactive=False))
     return path
+
+
+def _paired(results: Sequence[Result], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Each run against the first: rows of differences, or the reason why there are none."""
+    first, *others = results
+    if not first.compared:
+        return []
+    tables = []
+    for result, label in zip(others, labels[1:], strict=True):
+        rows: list[dict[str, Any]] = []
+        why = ""
+        try:
+            for name in first.compared:
+                rows += _differences(result, first, name)
+        except InputError as error:
+            rows, why = [], str(error)
+        tables.append({"label": label, "first": labels[0], "rows": rows, "why": why})
+    return tables
+
+
+def _differences(result: Result, first: Result, name: str) -> list[dict[str, Any]]:
+    """A variable's differences, averaged over layers: one row for each place along its other axes."""
+    if name not in result.data or name not in first.data:
+        return []
+    labels = first.compared[name]
+    array = first.data[name]
+    found = result.paired(first, name, over=["layer"] if "layer" in array.dims else [], **labels)
+    axes = [axis for axis in found.columns if axis in array.dims]
+    return [
+        {
+            "name": name,
+            "meaning": array.attrs.get("long_name", name),
+            "unit": array.attrs.get("units", ""),
+            "where": ", ".join(f"{axis} {label}" for axis, label in [*labels.items(), *((a, row[a]) for a in axes)]),
+            "estimate": row["difference"],
+        }
+        | {key: row[key] for key in ("this", "other", "ci_low", "ci_high", "n_documents", "n_tokens")}
+        for row in found.to_dict("records")
+    ]
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from probe.claims import SIGNS, Claim
+from probe.claims import SIGNS, Claim, bound_text
 
 
 def interval_text(estimate: float | None, low: float | None, high: float | None) -> str:
@@ -39,7 +39,7 @@ def interval_text(estimate: float | None, low: float | None, high: float | None)
     if estimate is None or low is None or high is None or not 0 < high - low < math.inf:
         return _number(estimate)
     decimals = max(0, 1 - math.floor(math.log10(high - low)))
-    first, second, third = (f"{value:.{decimals}f}".replace("-", "−") for value in (estimate, low, high))
+    first, second, third = (f"{value:z.{decimals}f}".replace("-", "−") for value in (estimate, low, high))
     return f"{first} [{second}, {third}]"
 
 
@@ -107,6 +107,7 @@ def environment() -> jinja2.Environment:
     )
     templates.filters["number"] = _number
     templates.filters["interval"] = _interval
+    templates.filters["required"] = _required
     templates.filters["plain"] = _plain
     templates.globals["signs"] = SIGNS
     return templates
@@ -120,13 +121,19 @@ def _number(value: object) -> str:
     """A number to three digits; a dash where there is none."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
-    return f"{value:.3g}".replace("-", "−") if isinstance(value, float) else str(value)
+    return f"{value:z.3g}".replace("-", "−") if isinstance(value, float) else str(value)
 
 
 def _interval(entry: Claim | Mapping[str, Any]) -> str:
     """Estimate and interval of a claim, or of a null line or control in it."""
     values = asdict(entry) if isinstance(entry, Claim) else entry
     return interval_text(*(values.get(name) for name in ("estimate", "ci_low", "ci_high")))
+
+
+def _required(control: Mapping[str, Any]) -> str:
+    """Bound and side of a control that decides; a dash for what is only shown."""
+    bound, direction = control.get("threshold"), control.get("direction")
+    return "–" if bound is None or direction is None else bound_text(direction, bound)
 
 
 def _plain(value: object) -> str:

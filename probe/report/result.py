@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from probe.report.page import environment, page, script_json
 from probe.runs import write_file
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray as xr
 
 SETTINGS = {
@@ -33,11 +36,15 @@ class Result:
 
     Attributes:
         data: The Dataset; `attrs["provenance"]` holds the run's record as JSON.
-        claims: The claims, in the order in which they are read.
+        claims: The claims, in the order in which they are read; `claims_table` makes a table of them.
         directory: The run directory.
         title: Heading of the report.
         notes: Sentences at the head of the report.
         figures: The figures.
+        config: The options of the run, its thresholds among them.
+        judge: Makes a result of Dataset, options and directory, by the rules of the run's analysis.
+        compared: The variables whose paired differences a page of two runs shows, each with labels.
+        rejudged: Whether the claims were judged with other thresholds than the run's own.
     """
 
     data: xr.Dataset
@@ -46,11 +53,21 @@ class Result:
     title: str
     notes: Sequence[str] = ()
     figures: Sequence[Figure] = ()
+    config: Any = None
+    judge: Callable[[xr.Dataset, Any, Path], Result] | None = None
+    compared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rejudged: bool = False
 
     def __repr__(self) -> str:
         counts = Counter(claim.verdict for claim in self.claims)
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "no claims"
         return f"Result({self.title!r}: {verdicts}; {len(self.figures)} figures; in {self.directory})"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The contents of `config.json` when the results were written; the key `config` is always there."""
+        record: dict[str, Any] = json.loads(self.data.attrs.get("provenance") or "{}")
+        return {"config": {}} | record
 
     def figure(self, name: str) -> Figure:
         """Find a figure by its name; Jupyter shows it with its caption.
@@ -69,24 +86,133 @@ class Result:
             raise InputError(f"a figure must be one of the run's ({', '.join(by_name)}), got {name!r}: choose one")
         return by_name[name]
 
-    def write_report(self) -> Path:
+    def table(self, *names: str, missing: bool = False) -> pd.DataFrame:
+        """Tabulate variables: one row for each value, along the variable's own axes alone.
+
+        `data.to_dataframe()` would make the product of *all* axes of the Dataset instead, which may be billions of
+        rows.
+
+        Args:
+            *names: Variables with the same axes, one column each; by default a table of all variables with axes, unit,
+                number of values and meaning.
+            missing: Keep the rows without a value, which were not measured.
+
+        Returns:
+            A column of labels for each axis, one for each further label that stands along these axes (window, position,
+            document, title and token of a scored token), then the values.
+
+        Raises:
+            InputError: If the run has no such variable, or the variables have different axes.
+        """
+        from probe.report import tables
+
+        return tables.table(self.data, names, missing=missing) if names else tables.variables_table(self.data)
+
+    def claims_table(self) -> pd.DataFrame:
+        """Tabulate the claims: one row each, with verdict, estimate, interval, threshold and its direction.
+
+        Returns:
+            The table; `null_estimate` is the null line's, all else of a claim's nulls and controls stays in `claims`.
+        """
+        from probe.report import tables
+
+        return tables.claims_table(self.claims)
+
+    def paired(
+        self,
+        other: Result,
+        name: str,
+        *,
+        centre: str = "median",
+        over: Sequence[str] = (),
+        resamples: int = 1000,
+        seed: int = 0,
+        **labels: Any,
+    ) -> pd.DataFrame:
+        """Compare a variable of two runs token by token: this run's value less the other's, on the same tokens.
+
+        ``Δ = centre over tokens of (this − other)``, then the mean over the axes of `over`. Its 95 % interval resamples
+        documents, and each takes all its tokens in both runs (`probe.inference.bootstrap`). The median of the
+        differences is not the difference of the medians.
+
+        Args:
+            other: A run of the same analysis: of another checkpoint, of the model before tuning, of a control.
+            name: A variable that is measured at scored tokens.
+            centre: "median" or "mean" over the tokens.
+            over: Axes whose mean is taken after that, "layer" for example.
+            resamples: Resamples of the documents.
+            seed: Seed of the resamples.
+            **labels: Where, along axes of the variable: `map="local"`.
+
+        Returns:
+            One row for each place along the remaining axes: its labels, `this` and `other` (the same statistic of each
+            run, on the tokens that both measured), `difference`, `ci_low`, `ci_high`, `n_documents`, `n_tokens`; in the
+            variable's unit.
+
+        Raises:
+            InputError: If the runs cannot be paired: another analysis, text, window, position or tokenizer, no layer in
+                common. The message says which option would make them alike.
+        """
+        from probe.report import pairing
+
+        return pairing.paired(self, other, name, labels, centre=centre, over=over, resamples=resamples, seed=seed)
+
+    def rejudge(self, thresholds: Mapping[str, Any] | None = None, /, **named: Any) -> Result:
+        """Judge the claims again with other thresholds, by the analysis's own rules, from the Dataset alone.
+
+        It takes as long as judging did: up to a minute, for the intervals are computed anew. The files of the run stay
+        as they are.
+
+        Args:
+            thresholds: New values by name, fields of `config.thresholds`; the others keep theirs.
+            **named: The same as keywords: `threshold_alignment=0.8`.
+
+        Returns:
+            A result with these claims, and figures with these lines; its notes name what was changed.
+
+        Raises:
+            InputError: If a threshold is unknown or no number, or the run's analysis has none.
+        """
+        changes = dict(thresholds or {}) | named
+        config = _with_thresholds(self.config, changes)
+        if self.judge is None or config is None:
+            raise InputError(
+                f"a run is judged again by its analysis's thresholds, but the analysis of {self.directory} has none: "
+                "judge its Dataset by rules of your own"
+            )
+        own = replace(self.judge(self.data, config, self.directory), rejudged=self.rejudged or bool(changes))
+        old = self.config.thresholds
+        told = "; ".join(f"{name} is {value:g}, was {getattr(old, name):g}" for name, value in changes.items())
+        return replace(own, notes=[*self.notes, f"Judged again with other thresholds: {told}."]) if told else own
+
+    def write_report(self, folder: Path | str | None = None) -> Path:
         """Draw the figures and write the page.
+
+        Args:
+            folder: Where to; by default the run directory.
 
         Returns:
             Path of `report.html`; beside it `figures/NAME.png` and `figures/NAME.svg`.
 
         Raises:
-            InputError: If the directory cannot be written or the disk is full.
+            InputError: If the folder cannot be written or the disk is full, or if claims that were judged again would
+                be written beside the run's own.
         """
-        shown = [_shown(figure, self.directory / "figures") for figure in self.figures]
+        if folder is None and self.rejudged:
+            raise InputError(
+                f"a run's report says what its claims.json says, but these claims of {self.directory} were judged with "
+                "other thresholds: pass write_report(folder)"
+            )
+        folder = self.directory if folder is None else Path(folder)
+        shown = [_shown(figure, folder / "figures") for figure in self.figures]
         interactive = any(figure["spec"] for figure in shown)
-        path = self.directory / "report.html"
+        path = folder / "report.html"
         write_file(path, page("report.html", self._head() | {"figures": shown}, interactive=interactive))
         return path
 
     def _head(self) -> dict[str, Any]:
         """Content that report, comparison and notebook summary share."""
-        record = record_of(self)
+        record = self.record
         return {
             "title": self.title,
             "notes": self.notes,
@@ -106,10 +232,20 @@ class Result:
         return environment().get_template("summary.html").render(self._head())
 
 
-def record_of(result: Result) -> dict[str, Any]:
-    """Read the contents of `config.json` at the time of writing; the key `config` is always there."""
-    record: dict[str, Any] = json.loads(result.data.attrs.get("provenance") or "{}")
-    return {"config": {}} | record
+def _with_thresholds(config: Any, changes: Mapping[str, Any]) -> Any:
+    """The options with other thresholds; None if they hold none."""
+    old = getattr(config, "thresholds", None)
+    if not is_dataclass(old) or isinstance(old, type):
+        return None
+    known = [entry.name for entry in fields(old)]
+    for name, value in changes.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"perhaps {close[0]}" if close else f"they are {', '.join(known)}"
+            raise InputError(f"a threshold must be one that the analysis has, got {name!r}: {meant}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"a threshold must be a finite number, got {name}={value!r}: give one")
+    return replace(config, thresholds=replace(old, **changes))
 
 
 def _named(attrs: Mapping[Any, Any], config: Mapping[str, Any]) -> str:

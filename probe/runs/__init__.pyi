@@ -1,6 +1,6 @@
 from .directory import Run as Run
 from .directory import changes as changes
-from .directory import open_run as open_run
+from .directory import create_run as create_run
 from .files import write_file as write_file
 from .pieces import Piece as Piece
 from .results import require_encodable as require_encodable

@@ -40,13 +40,14 @@ _LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 FORMAT = 2
 """How a run directory is laid out: raised when older ones cannot be read; they are refused, not misread."""
+_AGAIN = "repeat the command of the run, which does no finished task again"
 
 
 @dataclass(frozen=True)
 class Run:
     """One run directory. It pickles as its path, so that a task can be done in another process.
 
-    Use the one that `open_run` returns as a context manager: it holds the directory's lock until it is closed.
+    Use the one that `create_run` returns as a context manager: it holds the directory's lock until it is closed.
 
     Attributes:
         directory: The run directory.
@@ -74,9 +75,20 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Content of `config.json`: `format`, `analysis`, `config`, `fingerprint`, `versions` and `provenance`."""
-        record: dict[str, Any] = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
-        return record
+        """Content of `config.json`: `format`, `analysis`, `config`, `fingerprint`, `versions` and `provenance`.
+
+        Raises:
+            InputError: If there is no such file, or it is damaged.
+        """
+        try:
+            record: dict[str, Any] = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
+            _ = record["analysis"]
+            return record
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                "a run directory holds a config.json that names its analysis, and "
+                f"{self.directory} {'does not' if self.directory.exists() else 'does not exist'}: name another"
+            ) from None
 
     def has(self, task: Task) -> bool:
         """Tell whether a task is finished.
@@ -214,12 +226,13 @@ class Run:
             The Dataset, in memory.
 
         Raises:
-            InputError: If the run has no results yet.
+            InputError: If the run has no results yet, or their file is damaged.
         """
-        path = self.directory / "results.nc"
-        if not path.is_file():
-            raise InputError(f"a finished run holds results.nc, but {self.directory} does not: run it to its end")
-        return xr.load_dataset(path, engine="h5netcdf")
+        path = self._finished("results.nc")
+        try:
+            return xr.load_dataset(path, engine="h5netcdf")
+        except (OSError, ValueError) as error:
+            raise InputError(f"results must be whole, but {path} cannot be read ({error}): {_AGAIN}") from error
 
     def write_claims(self, claims: Sequence[Claim]) -> None:
         """Write `claims.json`.
@@ -236,12 +249,21 @@ class Run:
             The claims, in the order in which they were written.
 
         Raises:
-            InputError: If the run has none yet.
+            InputError: If the run has none yet, or their file is damaged or of another version.
         """
-        path = self.directory / "claims.json"
+        path = self._finished("claims.json")
+        try:
+            return [Claim.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+        except ValueError as error:  # of which InputError is one
+            raise InputError(
+                f"claims must be whole and of this version, but {path} is not ({error}): {_AGAIN}"
+            ) from error
+
+    def _finished(self, name: str) -> Path:
+        path = self.directory / name
         if not path.is_file():
-            raise InputError(f"a finished run holds claims.json, but {self.directory} does not: run it to its end")
-        return [Claim.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+            raise InputError(f"a finished run holds {name}, but {self.directory} does not: run it to its end")
+        return path
 
     def _file(self, task: Task) -> Path:
         return self.directory / "units" / task.stage / f"{task.key}.safetensors"
@@ -250,7 +272,7 @@ class Run:
         return self.directory / "checkpoints" / task.stage / f"{task.key}.safetensors"
 
 
-def open_run(
+def create_run(
     analysis: str,
     config: Any,
     fingerprint: Mapping[str, str],

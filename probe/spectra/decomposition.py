@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from probe import display
+from probe.errors import InputError
 from probe.spectra import normality, ranks, resolvent
 from probe.spectra.factors import Factors
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Spectrum(Factors):
@@ -55,6 +62,50 @@ class Spectrum(Factors):
         identity = torch.eye(self.d, dtype=self.matrices.dtype, device=self.matrices.device)
         return Spectrum(self.matrices - identity, origin=self)
 
+    def to_dataset(self, scores: Sequence[str] | None = None, *, dims: Sequence[str] | None = None) -> xr.Dataset:
+        """Collect the scores of all matrices, with units and meanings; what is not computed yet is computed.
+
+        >>> import torch
+        >>> table = decompose(torch.eye(3).expand(2, 4, 3, 3)).to_dataset(["stable_rank"])
+        >>> dict(table.sizes), table["stable_rank"].mean().item()
+        ({'window': 2, 'position': 4}, 3.0)
+
+        Args:
+            scores: Names of scores; by default all but those of `COSTLY`, which are there if they are computed already.
+            dims: Names of the batch axes; by default (window, position) of two, as `block_jacobian` makes them, (layer,
+                window, position) of three, and batch_0, batch_1 … of any other number.
+
+        Returns:
+            One variable a score, with `units` and `long_name`. `.to_dataframe()` has one row a matrix.
+
+        Raises:
+            InputError: If a score is unknown, or there is not one name for each batch axis.
+        """
+        import xarray as xr  # slow to import, and needed for nothing else here
+
+        shape = tuple(self.matrices.shape[:-2])
+        names = tuple(DIMS.get(len(shape), [f"batch_{axis}" for axis in range(len(shape))]) if dims is None else dims)
+        if len(names) != len(shape) or len(set(names)) != len(names):
+            raise InputError(
+                f"dims= must give each batch axis its name, and the batch is {shape}, got {names}: give {len(shape)}"
+            )
+        wanted = [name for name in SCORES if name not in COSTLY or name in vars(self)] if scores is None else scores
+        for name in wanted:
+            if name not in SCORES:
+                close = difflib.get_close_matches(name, SCORES, n=1)
+                raise InputError(
+                    f"a score must be one of {', '.join(SCORES)}, got {name!r}: "
+                    f"{f'perhaps {close[0]}' if close else 'choose among these'}"
+                )
+        return xr.Dataset({
+            name: (
+                names,
+                getattr(self, name).cpu().numpy(),
+                {"units": "rad" if name == "polar_rotation" else "1", "long_name": MEANINGS[name]},
+            )
+            for name in wanted
+        })
+
     def __repr__(self) -> str:
         shown = [f"{name}={value}" for name, value in self._medians().items()] or ["no score computed yet"]
         return f"Spectrum(shape={tuple(self.matrices.shape)}, {', '.join(shown)})"
@@ -74,6 +125,32 @@ SCORES = (
     "frobenius_norm",
     *(name for name, value in vars(Spectrum).items() if isinstance(value, cached_property) and name != "update"),
 )
+
+
+COSTLY = ("eigenvector_condition", "kreiss_constant")
+"""Scores that cost several times the others."""
+DIMS = {2: ("window", "position"), 3: ("layer", "window", "position")}
+"""Names of batch axes, by their number."""
+MEANINGS = {
+    "frobenius_norm": "‖A‖_F",
+    "symmetric_share": "‖A + Aᵀ‖² / (4‖A‖²)",
+    "antisymmetric_fraction": "‖A − Aᵀ‖ / (2‖A‖)",
+    "commutator_norm": "‖AᵀA − AAᵀ‖ / ‖A‖²",
+    "numerical_abscissa": "numerical abscissa",
+    "spectral_radius": "spectral radius",
+    "spectral_abscissa": "spectral abscissa",
+    "complex_fraction": "share of complex eigenvalues",
+    "rotation_fraction": "Σ|Im λ| / Σ|λ|",
+    "henrici_departure": "departure from normality",
+    "eigenvector_condition": "κ₂ of the eigenvectors",
+    "stable_rank": "stable rank",
+    "effective_rank": "effective rank",
+    "energy_effective_rank": "effective rank of the energies",
+    "participation_ratio": "participation ratio",
+    "polar_rotation": "rotation of the polar factor",
+    "kreiss_constant": "Kreiss constant, half-plane form, a lower bound",
+}
+"""The scores in a line each, for tables and figures."""
 
 
 def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:

@@ -33,7 +33,7 @@ def compare(runs: Sequence[Path], path: Path) -> Path:
     Raises:
         InputError: If a directory holds no finished run, or a joint figure is due and a run keeps no directions.
     """
-    results = [analyses.read(run) for run in runs]
+    results = [analyses.open_run(run) for run in runs]
     kinds = [str(result.data.attrs["analysis"]) for result in results]
     across = analyses.load(kinds[0]).across(results) if len(set(kinds)) == 1 else ()
     return write_comparison(results, path, across, joint_figures(dict(zip(kinds, results, strict=True)), results))

@@ -28,7 +28,8 @@ from probe.study.definition import State, Study
 TOGETHER = "all pretrained models"
 WITHOUT_TRAINING = "Supported on fresh weights of the same model, too, so not what training made"
 COLUMNS = (
-    *("study", "claim", "model", "state", "verdict", "estimate", "ci_low", "ci_high", "threshold", "unit", "n_units"),
+    *("study", "claim", "model", "state", "verdict", "estimate", "ci_low", "ci_high", "threshold"),
+    *("direction", "unit", "n_units"),
     *("null", "controls", "reason", "statement", "source", "statistic", "analysis", "run", "report"),
     *("seconds", "cpu", "cores", "memory", "threads"),
 )
@@ -313,7 +314,7 @@ def _markdown_row(entry: Entry) -> list[str]:
     numbers = report.interval_text(claim.estimate, claim.ci_low, claim.ci_high)
     return [
         *(_escaped(entry.model), entry.state, _signed(claim.verdict), numbers),
-        *(f"{claim.threshold:.3g}", str(claim.n_units), _escaped(claim.reason)),
+        *(_escaped(claim.required), str(claim.n_units), _escaped(claim.reason)),
     ]
 
 

@@ -544,7 +544,7 @@ def test_the_command_line_runs_two_models_and_says_that_they_are_one(folder, tex
     assert "The same weights," in said
     model = probe.load_model(str(first))
     windows = probe.load_windows(model, text=text, windows=2, window_length=32)
-    kept = probe.analyses.read(Path(reports[0]).parent)
+    kept = probe.analyses.open_run(Path(reports[0]).parent)
     position = torch.from_numpy(kept.data["position"].values.reshape(2, 1))
     expected = probe.block_jacobian(model, windows.tokens, 1, position)
     found = Run(kept.directory).piece("scores", ["jacobian"], layer=1)["jacobian"]

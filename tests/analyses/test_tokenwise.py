@@ -14,7 +14,7 @@ import pytest
 import torch
 import xarray as xr
 
-from probe import InputError, capture, geometry, load_model
+from probe import InputError, capture, geometry, load_model, open_run
 from probe.analyses import tokenwise
 from probe.analyses.tokenwise.subject import UpdateSubject
 from tests.plant.saved import saved, write_text
@@ -145,8 +145,8 @@ def test_the_run_directory_keeps_the_contract(result):
     config = json.loads((directory / "config.json").read_text())
     assert {"weights", "text", "attention"} <= set(config["fingerprint"])
     claims = json.loads((directory / "claims.json").read_text())
-    wanted = {"id", "statement", "source", "statistic", "estimate", "ci_low", "ci_high", "threshold", "unit"}
-    wanted |= {"n_units", "null", "controls", "verdict", "reason"}
+    wanted = {"id", "statement", "source", "statistic", "estimate", "ci_low", "ci_high", "threshold", "direction"}
+    wanted |= {"unit", "n_units", "null", "controls", "verdict", "reason"}
     assert all(set(claim) == wanted for claim in claims)
     ids = {claim["id"] for claim in claims}
     rows = (
@@ -161,6 +161,15 @@ def test_the_run_directory_keeps_the_contract(result):
     for figure in (directory / "figures").glob("*.png"):
         assert figure.with_suffix(".svg").exists()
     assert any((directory / "figures").iterdir())
+
+
+def test_a_finished_run_is_opened_and_compared_with_itself(result):
+    again = open_run(str(result.directory))
+    assert again.claims == result.claims
+    np.testing.assert_array_equal(again.table("entropy")["entropy"], result.data["entropy"])
+    assert len(again.table("kl")) == int(result.data["kl"].notnull().sum())
+    for name, labels in again.compared.items():
+        assert (again.paired(result, name, resamples=2, **labels)["difference"] == 0).all()
 
 
 def test_the_same_seed_gives_the_same_result(result, folder, text):

@@ -387,6 +387,7 @@ class TestUniversal:
         claim = universal(dict.fromkeys("abm", rows), self.KINDS)
         assert claim.verdict == "supported"
         assert (claim.estimate, claim.n_units, claim.unit) == (1.0, 3, "models")
+        assert claim.required == "> 0.667"  # of three claims: all
 
     def test_controls_do_not_count(self):
         others = dict.fromkeys("abm", verdicts())

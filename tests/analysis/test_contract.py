@@ -147,6 +147,13 @@ def test_every_configuration_comes_back_from_its_file(name: str):
         assert configured(kind, json.loads(_dumps(made))) == made
 
 
+@pytest.mark.parametrize("name", sorted(analyses._ANALYSES))
+def test_what_pages_compare_is_measured_at_tokens(name: str):
+    found = analyses.load(name)
+    for variable, labels in found.compared.items():
+        assert {"query", *labels} <= set(found.schema[variable].dims)
+
+
 def test_a_configuration_of_another_version_is_refused():
     fields = json.loads(_dumps(Config()))
     with pytest.raises(InputError, match=r"differ in odd, seed: run it again"):
@@ -162,10 +169,10 @@ def test_built_in_analyses_are_found_by_name():
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="names its analysis"):
-        analyses.read(tmp_path)
+        analyses.open_run(tmp_path)
     (tmp_path / "config.json").write_text('{"analysis": "nothing"}')
     with pytest.raises(InputError, match="an analysis must be one of"):
-        analyses.read(tmp_path)
+        analyses.open_run(tmp_path)
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path):

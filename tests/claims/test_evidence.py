@@ -119,6 +119,10 @@ class TestRows:
         found = claims_of(table(np.ones((1, 20)), np.arange(20)), rows)
         assert [claim.id for claim in found] == ["a.c", "a.b", "a.c"]
 
+    def test_a_row_and_its_statistic_point_one_way(self):
+        with pytest.raises(AssertionError, match=r"a\.b"):
+            claim_of(table(np.ones((1, 20)), np.arange(20)), replace(self.row, direction="below"))
+
     def test_too_few_documents_decide_nothing(self):
         claim = claim_of(table(np.ones((1, 20)), np.arange(20) % 11), self.row)
         assert claim.verdict == "inconclusive"
@@ -130,5 +134,6 @@ class TestRows:
         assert claim.verdict == "inconclusive"
         assert "no value of score" in claim.reason
         assert claim.threshold == Thresholds().threshold_bottleneck
+        assert (claim.direction, claim_of(empty, replace(self.row, direction="below")).direction) == (">", "<")
         with pytest.raises(AbsentError, match="no score \\(fit x\\)"):
             empty.get("score", fit="x")

@@ -5,7 +5,18 @@ import math
 
 import pytest
 
-from probe.claims import Claim, Condition, Criterion, Evidence, Sentence, decide, enough_units, judge, line
+from probe.claims import (
+    Claim,
+    Condition,
+    Criterion,
+    Evidence,
+    Sentence,
+    bound_text,
+    decide,
+    enough_units,
+    judge,
+    line,
+)
 from probe.errors import InputError
 from probe.inference import Interval
 
@@ -128,13 +139,27 @@ class TestJudge:
 
     def test_reasons_name_numbers_and_the_control(self):
         reason = judge(Evidence([part(ABOVE)], [contrast(CLEAR, "Δ to good"), contrast(LEVEL, "Δ to bad")]))[1]
-        assert "ρ 0.85 [0.8, 0.9] is beyond 0.7" in reason
-        assert "Δ to bad 0.1 [-0.1, 0.3] does not clear 0" in reason
+        assert "ρ 0.85 [0.8, 0.9] lies above 0.7" in reason
+        assert "Δ to bad 0.1 [−0.1, 0.3] does not lie wholly above 0" in reason
         assert "Δ to good" not in reason
-        assert "ρ 0.55 [0.5, 0.6] lies wholly short of 0.7" in judge(Evidence([part(BELOW)]))[1]
+        assert "ρ 0.55 [0.5, 0.6] lies wholly below 0.7" in judge(Evidence([part(BELOW)]))[1]
         assert "ρ 0.7 [0.6, 0.8] contains 0.7" in judge(Evidence([part(ACROSS)]))[1]
         assert "Δ to gone — could not be computed" in judge(Evidence([part(ABOVE)], [contrast(None, "Δ to gone")]))[1]
-        assert "Δ to good 0.2 [0.1, 0.3] clears 0" in judge(Evidence([part(ABOVE)], [contrast(CLEAR, "Δ to good")]))[1]
+        good = judge(Evidence([part(ABOVE)], [contrast(CLEAR, "Δ to good")]))[1]
+        assert "Δ to good 0.2 [0.1, 0.3] lies above 0" in good
+
+    def test_reasons_of_a_claim_that_points_down_say_below(self):
+        def down(value: Interval, bound: float = 0.7) -> Criterion:
+            return Criterion("ρ", value, bound, "below")
+
+        assert judge(Evidence([down(BELOW)])) == ("supported", "ρ 0.55 [0.5, 0.6] lies below 0.7")
+        assert judge(Evidence([down(ABOVE)])) == ("not supported", "ρ 0.85 [0.8, 0.9] lies wholly above 0.7")
+        assert judge(Evidence([down(BELOW)], [down(LEVEL, 0.0)])) == (
+            "mechanical",
+            "ρ 0.55 [0.5, 0.6] lies below 0.7, but so it is under a control: ρ 0.1 [−0.1, 0.3] does not lie wholly "
+            "below 0",
+        )
+        assert judge(Evidence([down(BELOW)], [down(WORSE, 0.0)]))[1].endswith("ρ −0.2 [−0.3, −0.1] lies below 0")
 
 
 SENTENCE = Sentence("updates.alignment", "The update is aligned.", "arXiv 2604.02459")
@@ -156,20 +181,37 @@ class TestClaim:
         claim = decided(Evidence([part(ABOVE, "a"), part(ABOVE, "b")], [contrast(CLEAR, margin=0.05)]))
         written = claim.to_dict()
         assert list(written) == [
-            *("id", "statement", "source", "statistic", "estimate", "ci_low", "ci_high", "threshold", "unit"),
-            *("n_units", "null", "controls", "verdict", "reason"),
+            *("id", "statement", "source", "statistic", "estimate", "ci_low", "ci_high", "threshold"),
+            *("direction", "unit", "n_units", "null", "controls", "verdict", "reason"),
         ]
         assert (claim.estimate, claim.ci_low, claim.ci_high, claim.threshold) == (ABOVE.estimate, 0.8, 0.9, 0.7)
         assert (claim.unit, claim.n_units, claim.verdict) == ("documents", 20, "supported")
         assert claim.null == {"name": "permuted", "estimate": LEVEL.estimate, "ci_low": -0.1, "ci_high": 0.3}
-        assert [(control["name"], control["role"], control["threshold"]) for control in claim.controls] == [
-            ("b", "also decides", 0.7),
-            ("Δ to random residuals", "deciding contrast", 0.05),
-            ("bound", "shown", None),
-            ("k/d", "shown", None),
+        shown = [
+            tuple(control[key] for key in ("name", "role", "threshold", "direction")) for control in claim.controls
+        ]
+        assert shown == [
+            ("b", "also decides", 0.7, ">"),
+            ("Δ to random residuals", "deciding contrast", 0.05, ">"),
+            ("bound", "shown", None, None),
+            ("k/d", "shown", None, None),
         ]
         assert claim.controls[1]["ci_low"] == 0.1
         assert claim.controls[3]["ci_low"] is None
+
+    def test_the_threshold_is_told_with_its_side(self):
+        up, down = decided(Evidence([part(ABOVE)])), decided(Evidence([Criterion("ρ", BELOW, -0.5, "below")]))
+        assert (up.direction, up.required) == (">", "> 0.7")
+        assert (down.direction, down.required) == ("<", "< −0.5")
+        assert repr(down).endswith("threshold < −0.5)")
+        assert "&lt; −0.5" in down._repr_html_()
+
+    def test_a_bound_of_minus_zero_is_zero(self):
+        claim = decided(Evidence([Criterion("ρ", WORSE, -0.0, "below")], [Criterion("Δ", WORSE, -0.0, "below")]))
+        assert claim.required == "< 0"
+        assert math.copysign(1, claim.threshold) == math.copysign(1, claim.controls[0]["threshold"]) == 1
+        assert "−0 " not in f"{claim.reason} "
+        assert bound_text("<", -0.0001) == "< −0.0001"
 
     def test_survives_strict_json(self):
         claim = decided(Evidence([part(MISSING)], [contrast(None)]))

@@ -10,6 +10,7 @@ from tests.mutants.dynamics import DYNAMICS
 from tests.mutants.graphs import GRAPHS
 from tests.mutants.jacobian import JACOBIAN
 from tests.mutants.plots import PLOTS
+from tests.mutants.results import RESULTS
 from tests.mutants.runs import RUNS
 from tests.mutants.spectra import SPECTRA
 from tests.mutants.training import TRAINING
@@ -511,6 +512,7 @@ ROOMS = {
     **WEIGHTS,
     **TRAINING,
     **RUNS,
+    **RESULTS,
 }
 
 MUTANTS = [

@@ -32,10 +32,10 @@ def fill_disk(path: Path) -> None:
     import pytest
 
     from probe.errors import InputError
-    from probe.runs import open_run
+    from probe.runs import create_run
     from tests.runs.test_directory import Config, save, saved, task
 
-    with open_run("toy", Config(), {}, out=path / "run") as run:
+    with create_run("toy", Config(), {}, out=path / "run") as run:
         save(run, 1, [1.0] * 4)
         with pytest.raises(InputError, match="No space left on device"):
             save(run, 2, [1.0] * 100_000)

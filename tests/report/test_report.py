@@ -47,6 +47,7 @@ def claim(name: str = "updates.alignment", verdict: str = "supported", **changes
         "ci_low": 0.9,
         "ci_high": 0.925,
         "threshold": 0.9,
+        "direction": ">",
         "unit": "documents",
         "n_units": 16,
         "null": {"name": "a null line", "estimate": 0.125, "ci_low": None, "ci_high": None},

@@ -22,7 +22,7 @@ import xarray as xr
 from probe.analyses import tokenwise
 from probe.claims import Claim
 from probe.errors import InputError
-from probe.runs import Run, Schema, Task, Variable, open_run, provenance, write_file
+from probe.runs import Run, Schema, Task, Variable, create_run, provenance, write_file
 from tests.plant import toy
 from tests.plant.small_disk import CANNOT_MOUNT
 
@@ -50,13 +50,13 @@ FINGERPRINT = {"weights": "0123", "text": "4567", "attention": "sdpa"}
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    with open_run("toy", Config(), FINGERPRINT, out=tmp_path / "run") as opened:
+    with create_run("toy", Config(), FINGERPRINT, out=tmp_path / "run") as opened:
         yield opened
 
 
 def reopen(run: Run, config: Config = Config(), fingerprint: dict[str, str] = FINGERPRINT, **options: Any) -> Run:
     run.close()
-    return open_run("toy", config, fingerprint, out=run.directory, **options)
+    return create_run("toy", config, fingerprint, out=run.directory, **options)
 
 
 def claim(**values: Any) -> Claim:
@@ -70,6 +70,7 @@ def claim(**values: Any) -> Claim:
             "ci_low": 1.0,
             "ci_high": 2.0,
             "threshold": 0.0,
+            "direction": ">",
             "unit": "documents",
             "n_units": 12,
             "null": {},
@@ -98,7 +99,7 @@ def saved(run: Run, k: int) -> list[float]:
 
 
 def hold(directory: Path, held: Any) -> None:
-    run = open_run("toy", Config(), {}, out=directory)
+    run = create_run("toy", Config(), {}, out=directory)
     held.set()
     time.sleep(60)
     run.close()
@@ -168,7 +169,7 @@ class TestTasks:
         assert saved(copy, 1) == [1]
         copy.close()
         with pytest.raises(InputError, match="another"):
-            open_run("toy", Config(), FINGERPRINT, out=run.directory)
+            create_run("toy", Config(), FINGERPRINT, out=run.directory)
 
 
 class TestResults:
@@ -251,7 +252,7 @@ class TestRecord:
 
     def test_a_run_from_python_is_recorded_as_the_call_that_repeats_it(self, tmp_path: Path) -> None:
         config = Config(windows=9, text=Path("it's.txt"), ranks=(2,), thresholds=Inner(threshold=0.5))
-        with open_run("toy", config, {}, out=tmp_path / "run") as opened:
+        with create_run("toy", config, {}, out=tmp_path / "run") as opened:
             command = opened.record["provenance"]["command"]
         assert command == (
             "from pathlib import Path\n"
@@ -278,7 +279,7 @@ class TestRecord:
         )
 
     def test_what_was_typed_is_recorded_instead(self, tmp_path: Path) -> None:
-        with open_run("toy", Config(), {}, out=tmp_path, typed="probe toy --out x") as opened:
+        with create_run("toy", Config(), {}, out=tmp_path, typed="probe toy --out x") as opened:
             assert opened.record["provenance"]["command"] == "probe toy --out x"
 
     def test_a_script_of_its_own_is_recorded_as_it_was_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +293,7 @@ class TestRecord:
             module: object
 
         with pytest.raises(TypeError, match="a configuration holds numbers, text"):
-            open_run("toy", Odd(object()), {}, out=tmp_path / "run")
+            create_run("toy", Odd(object()), {}, out=tmp_path / "run")
 
     def test_the_default_directory_is_named_by_model_and_key(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -306,7 +307,7 @@ class TestRecord:
             (Config(), FINGERPRINT | {"weights": "9999"}),
             (Config(model="/some/where/my model.gguf"), FINGERPRINT),
         ]:
-            with open_run("toy", config, fingerprint) as opened:
+            with create_run("toy", config, fingerprint) as opened:
                 names.append(opened.directory)
         assert names[0] == names[1]
         assert len(set(names)) == 4
@@ -361,7 +362,7 @@ class TestReopening:
     def test_another_analysis_is_refused(self, run: Run) -> None:
         run.close()
         with pytest.raises(InputError, match='analysis was "toy", is "other"'):
-            open_run("other", Config(), FINGERPRINT, out=run.directory)
+            create_run("other", Config(), FINGERPRINT, out=run.directory)
 
     def test_another_library_version_is_refused(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         real = provenance._version
@@ -401,7 +402,7 @@ class TestReopening:
             assert len(list(run.directory.parent.iterdir())) == 3
 
     def test_fresh_on_nothing_just_begins(self, tmp_path: Path) -> None:
-        open_run("toy", Config(), {}, out=tmp_path / "new", fresh=True).close()
+        create_run("toy", Config(), {}, out=tmp_path / "new", fresh=True).close()
         assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
 
     def test_temporary_files_of_a_killed_process_are_removed(self, run: Run) -> None:
@@ -419,7 +420,7 @@ class TestReopening:
     def test_a_process_killed_before_its_first_file_leaves_a_directory_that_opens(self, tmp_path: Path) -> None:
         (tmp_path / ".lock").touch()
         (tmp_path / ".config.json.77.partial").touch()
-        open_run("toy", Config(), {}, out=tmp_path).close()
+        create_run("toy", Config(), {}, out=tmp_path).close()
         assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "config.json"}
 
 
@@ -431,12 +432,12 @@ class TestLock:
     )
     def test_a_second_opening_is_refused_until_the_first_is_closed(self, run: Run) -> None:
         with pytest.raises(InputError, match="only one process may work in a run directory"):
-            open_run("toy", Config(), FINGERPRINT, out=run.directory)
+            create_run("toy", Config(), FINGERPRINT, out=run.directory)
         reopen(run).close()
 
     def test_fresh_does_not_move_a_run_that_is_being_worked_on(self, run: Run) -> None:
         with pytest.raises(InputError, match="only one process"):
-            open_run("toy", Config(), FINGERPRINT, out=run.directory, fresh=True)
+            create_run("toy", Config(), FINGERPRINT, out=run.directory, fresh=True)
         assert [entry.name for entry in run.directory.parent.iterdir()] == ["run"]
 
     def test_the_lock_dies_with_its_process(self, tmp_path: Path) -> None:
@@ -445,11 +446,11 @@ class TestLock:
         holder.start()
         assert held.wait(TIME_LIMIT)
         with pytest.raises(InputError, match="only one process"):
-            open_run("toy", Config(), {}, out=tmp_path)
+            create_run("toy", Config(), {}, out=tmp_path)
         holder.kill()
         holder.join(TIME_LIMIT)
         assert holder.exitcode == -signal.SIGKILL
-        open_run("toy", Config(), {}, out=tmp_path).close()
+        create_run("toy", Config(), {}, out=tmp_path).close()
 
     @pytest.mark.guards("the file system has locks", when="a run is saved", gives="the run goes on, with a warning")
     @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -460,7 +461,7 @@ class TestLock:
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr("fcntl.flock", refuse)
-        with open_run("toy", Config(), {}, out=tmp_path) as run:
+        with create_run("toy", Config(), {}, out=tmp_path) as run:
             assert (run.directory / "config.json").is_file()
         (line,) = [record.getMessage() for record in caplog.records if record.name == "probe.runs"]
         assert "without locks" in line
@@ -472,7 +473,7 @@ class TestLock:
 
         monkeypatch.setattr("fcntl.flock", refuse)
         with pytest.raises(InputError, match=r"cannot be \(Input/output error\): pass another out="):
-            open_run("toy", Config(), {}, out=tmp_path)
+            create_run("toy", Config(), {}, out=tmp_path)
 
     @pytest.mark.guards(
         "the system has file locks",
@@ -482,7 +483,7 @@ class TestLock:
     def test_a_system_without_locks_is_refused_in_a_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
         with pytest.raises(InputError, match="run it in WSL"):
-            open_run("toy", Config(), {}, out=tmp_path)
+            create_run("toy", Config(), {}, out=tmp_path)
 
 
 class TestDisk:
@@ -490,18 +491,18 @@ class TestDisk:
         (tmp_path / "thesis.tex").write_text("years of work")
         for fresh in (False, True):
             with pytest.raises(InputError, match="holds other files: pass another out="):
-                open_run("toy", Config(), {}, out=tmp_path, fresh=fresh)
+                create_run("toy", Config(), {}, out=tmp_path, fresh=fresh)
         assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_a_file_in_place_of_the_directory(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         with pytest.raises(InputError, match="is a file: pass another out="):
-            open_run("toy", Config(), {}, out=tmp_path / "file")
+            create_run("toy", Config(), {}, out=tmp_path / "file")
 
     @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that not even root can write")
     def test_an_unwritable_folder(self) -> None:
         with pytest.raises(InputError, match=r"the run directory must be writable.*pass another out="):
-            open_run("toy", Config(), {}, out="/proc/run")
+            create_run("toy", Config(), {}, out="/proc/run")
 
     @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
     def test_a_full_disk_keeps_what_is_finished(self, run: Run, monkeypatch: pytest.MonkeyPatch, call: str) -> None:

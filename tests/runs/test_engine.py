@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from probe.analysis import Subject
 from probe.errors import InputError
-from probe.runs import Run, Schema, Task, Variable, open_run
+from probe.runs import Run, Schema, Task, Variable, create_run
 from probe.runs.engine import Measure, do, work
 from tests.plant import toy
 
@@ -21,7 +21,7 @@ SCHEMA = Schema({"square": Variable("index")})
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    with open_run("toy", CONFIG, {}, out=tmp_path / "run") as opened:
+    with create_run("toy", CONFIG, {}, out=tmp_path / "run") as opened:
         yield opened
 
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 from probe import InputError, analyses, geometry
 from probe.cli import compare
-from probe.runs import open_run
+from probe.runs import create_run
 from probe.study import compare as work
 from probe.study import joint
 
@@ -95,7 +95,7 @@ def write(directory: Path, name: str, directions: xr.DataArray | None, **setting
     data = xr.Dataset(attrs={"analysis": name, "model": "a <b>", "kind": "transformer"})
     if directions is not None:
         data["directions"] = directions
-    with open_run(name, config, {}, out=directory) as run:
+    with create_run(name, config, {}, out=directory) as run:
         run.write_results(data)
         run.write_claims([])
 
@@ -107,7 +107,7 @@ def test_three_analyses_of_one_model_share_a_figure(runs: dict[str, Path], tmp_p
     text = page.read_text(encoding="utf-8")
     assert "Do the directions of the analyses coincide?" in text
     assert "a &lt;b&gt;, continuity" in text
-    results = [analyses.read(run) for run in runs.values()]
+    results = [analyses.open_run(run) for run in runs.values()]
     (figure,) = work.joint_figures(dict(zip(runs, results, strict=True)), results)
     assert len(figure.draw().axes) == 3
     assert "continuity, dynamics, tokenwise" in figure.caption

@@ -22,7 +22,7 @@ from markupsafe import escape
 
 from probe import InputError, analyses
 from probe.analysis.contract import Analysis
-from probe.claims import SIGNS, Claim, Verdict
+from probe.claims import SIGNS, Claim, Verdict, bound_text
 from probe.cli import study
 from probe.report import Result
 from probe.report.page import interval_text
@@ -319,7 +319,7 @@ class TestRuns:
 def _claims_of(path: Path) -> list[list[str]]:
     """Rows of a ledger's file that tell of claims, without times."""
     if path.suffix == ".csv":
-        return [row[:17] for row in csv.reader(path.read_text(encoding="utf-8").splitlines())]
+        return [row[:18] for row in csv.reader(path.read_text(encoding="utf-8").splitlines())]
     return [line.split("|") for line in path.read_text(encoding="utf-8").split("**Runs**")[0].splitlines()]
 
 
@@ -349,7 +349,7 @@ class TestLedger:
         self, folder: Path, done: Path, trained: Verdict, fresh: Verdict, named: bool
     ) -> None:
         read = definition.read(toml(folder))
-        claim = analyses.read(done / members_of(toml(folder))[0]).claims[0]
+        claim = analyses.open_run(done / members_of(toml(folder))[0]).claims[0]
         verdicts: list[tuple[str, definition.State, Verdict]] = [
             ("a_b", "trained here", trained),
             ("a_b, fresh weights (seed 0)", "untrained", fresh),
@@ -381,11 +381,15 @@ class TestLedger:
             numbers = [entry[name] for name in ("estimate", "ci_low", "ci_high")]
             assert [float(row[name]) if row[name] else None for name in ("estimate", "ci_low", "ci_high")] == numbers
             assert json.loads(row["controls"]) == entry["controls"]
-            for text in (interval_text(*numbers), entry["reason"], entry["model"]):
+            assert (row["direction"], float(row["threshold"])) == (entry["direction"], entry["threshold"])
+            for text in (
+                *(interval_text(*numbers), entry["reason"], entry["model"]),
+                bound_text(entry["direction"], entry["threshold"]),
+            ):
                 assert str(escape(text)) in page
             assert (
-                f"| {SIGNS[entry['verdict']]}\N{NO-BREAK SPACE}{entry['verdict']} | {interval_text(*numbers)} |"
-                in markdown
+                f"| {SIGNS[entry['verdict']]}\N{NO-BREAK SPACE}{entry['verdict']} | {interval_text(*numbers)} "
+                f"| \\{bound_text(entry['direction'], entry['threshold'])} |" in markdown
             )
         assert 'src="http' not in page
         assert "Content-Security-Policy" in page
@@ -455,6 +459,7 @@ def _ledger(text: str) -> Ledger:
         ci_low=math.nan,
         ci_high=math.nan,
         threshold=0.5,
+        direction="<",
         unit=text,
         n_units=3,
         null={"name": text, "estimate": None, "ci_low": None, "ci_high": None},

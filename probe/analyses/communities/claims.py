@@ -268,6 +268,7 @@ ROWS = (
         ),
         "threshold_sign",
         sign,
+        "below",
     ),
     Row(
         Sentence("communities.learned", "The coupling is absent at initialisation.", f"{PAPER}, abstract"),

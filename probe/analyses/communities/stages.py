@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Communities(Analysis[Config]):
     name = "communities"
     config = Config
     schema = SCHEMA
+    compared: ClassVar = {"antisymmetric_fraction": {}, "rotation_fraction": {}}
     grid_permutations = coupling.GRID_PERMUTATIONS
     draws = gains.DRAWS
 

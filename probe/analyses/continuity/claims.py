@@ -222,6 +222,7 @@ ROWS = (
         ),
         "threshold_adjacency",
         adjacency,
+        "below",
     ),
 )
 

@@ -336,11 +336,13 @@ ROWS = (
         ),
         "threshold_gradient",
         gradient,
+        "below",
     ),
     Row(
         Sentence("dynamics.late_symmetric", "Late blocks are near-symmetric.", f"{PAPER}, abstract"),
         "threshold_late_symmetric",
         late_symmetric,
+        "below",
     ),
     Row(
         Sentence(
@@ -350,6 +352,7 @@ ROWS = (
         ),
         "threshold_bottleneck",
         bottleneck,
+        "below",
     ),
     Row(
         Sentence(

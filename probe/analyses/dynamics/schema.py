@@ -7,22 +7,16 @@ that costs more on fewer windows still (see `probe.analyses.dynamics.Config`).
 from __future__ import annotations
 
 from probe.analysis import Schema, Variable
+from probe.spectra.decomposition import MEANINGS
 
 MATRICES = ("J", "K")
 SCORES = {
-    "complex_fraction": "share of complex eigenvalues",
-    "rotation_fraction": "Σ|Im λ| / Σ|λ|",
-    "antisymmetric_fraction": "‖A − Aᵀ‖ / (2‖A‖)",
-    "henrici_departure": "departure from normality",
-    "commutator_norm": "‖AᵀA − AAᵀ‖ / ‖A‖²",
-    "numerical_abscissa": "numerical abscissa",
-    "spectral_abscissa": "spectral abscissa",
-    "spectral_radius": "spectral radius",
-    "frobenius_norm": "‖A‖_F",
-    "stable_rank": "stable rank",
-    "effective_rank": "effective rank",
-    "energy_effective_rank": "effective rank of the energies",
-    "participation_ratio": "participation ratio",
+    name: MEANINGS[name]
+    for name in (
+        *("complex_fraction", "rotation_fraction", "antisymmetric_fraction", "henrici_departure", "commutator_norm"),
+        *("numerical_abscissa", "spectral_abscissa", "spectral_radius", "frobenius_norm", "stable_rank"),
+        *("effective_rank", "energy_effective_rank", "participation_ratio"),
+    )
 }
 """Scores of a matrix, by their names in `probe.spectra`, with their long names."""
 NULLS = (

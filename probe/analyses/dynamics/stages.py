@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -33,6 +33,10 @@ class Dynamics(Analysis[Config]):
     name = "dynamics"
     config = Config
     schema = SCHEMA
+    compared: ClassVar = {
+        score: {"variant": OWN, "matrix": "K"}
+        for score in ("antisymmetric_fraction", "rotation_fraction", "henrici_departure", "participation_ratio")
+    }
 
     def subject(self, config: Config) -> DynamicsSubject:
         """Make models and text of a run."""

@@ -416,7 +416,8 @@ def universal(claims_by_model: Mapping[str, Sequence[Claim]], kinds: Mapping[str
         estimate=float(np.mean(agreed)) if enough else float("nan"),
         ci_low=float("nan"),
         ci_high=float("nan"),
-        threshold=1.0,
+        threshold=1 - 1 / len(FIRST_THREE),  # "more than all but one" is all of them
+        direction=">",
         unit="models",
         n_units=len(counted),
         null={},

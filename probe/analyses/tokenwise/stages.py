@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class LayerUpdates(Analysis[Config]):
     name = "tokenwise"
     config = Config
     schema = SCHEMA
+    compared: ClassVar = {"relative_error": {"target": "update"}, "cos_update_fit": {"target": "update"}, "kl": {}}
 
     def subject(self, config: Config) -> UpdateSubject:
         """Make model and text of a run."""
