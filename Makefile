@@ -3,9 +3,14 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
+LOWEST := .venv-lowest
+LOWEST_INSTALLED := $(LOWEST)/.installed
+AT_THE_ENDS := tests/model/test_model.py tests/model/test_sources.py tests/model/test_hub.py tests/model/test_files.py \
+    tests/model/test_wrappers.py tests/model/test_gguf.py tests/text tests/test_stream.py tests/replay tests/jacobian \
+    tests/weights tests/analysis
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint soak study bench mutations docs help
+.PHONY: demo test ends lint soak study bench mutations docs help
 
 help: ## what one can make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +25,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 $(DOCS_INSTALLED): $(INSTALLED) requirements-docs.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	touch $@
+
+# torch, and all that has the same version at both ends, is taken from the first environment
+$(LOWEST_INSTALLED): $(INSTALLED) requirements-lowest.txt
+	python3 -m venv $(LOWEST)
+	$(PYTHON) -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	    > $$($(LOWEST)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/first-environment.pth
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-lowest.txt
 	touch $@
 
 demo: $(INSTALLED) ## the layer updates of the default model on the sample text, as a report
@@ -53,6 +66,9 @@ bench: $(INSTALLED) ## speed and memory against what one would use instead
 docs: $(DOCS_INSTALLED) ## the site, every figure made anew: docs/_build/html/index.html
 	$(PYTHON) -m sphinx -b html -W --keep-going --fresh-env -q docs docs/_build/html
 	$(PYTHON) docs/links.py docs/_build/html
+
+ends: $(LOWEST_INSTALLED) ## the tests that touch internals of other libraries, on the lowest versions of these
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist worksteal $(AT_THE_ENDS)
 
 lint: $(INSTALLED) ## style and types
 	$(VENV)/bin/ruff check .

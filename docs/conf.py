@@ -12,6 +12,7 @@ import jupytext
 from sphinx.application import Sphinx
 
 from probe import analyses
+from probe.analysis import Config
 from probe.claims import SIGNS
 
 HERE = Path(__file__).parent
@@ -132,8 +133,17 @@ def _plain_signs(app: Sphinx, what: str, name: str, obj: object, options: object
         )
 
 
+def _fields_once(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Pages show the explanation of an option below it; the list in the docstring, for `help`, is left out."""
+    if isinstance(obj, type) and issubclass(obj, Config) and "Attributes:" in lines:
+        start = lines.index("Attributes:")
+        end = next((row for row in range(start + 1, len(lines)) if lines[row][:1].strip()), len(lines))
+        del lines[start:end]
+
+
 def setup(app: Sphinx) -> None:
     """Connects what happens before and after the build."""
+    app.connect("autodoc-process-docstring", _fields_once, priority=300)
     app.connect("autodoc-process-docstring", _plain_signs, priority=400)  # before napoleon
     app.connect("builder-inited", _notebooks)
     app.connect("builder-inited", _ledgers)

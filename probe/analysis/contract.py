@@ -423,7 +423,7 @@ def configured(kind: type[C], values: Mapping[str, Any]) -> C:
         The configuration.
 
     Raises:
-        InputError: If a field is missing or unknown.
+        InputError: If a field is unknown, or one without a default is missing.
     """
     made: C = _rebuilt(kind, values)
     return made
@@ -434,7 +434,9 @@ def _rebuilt(kind: Any, value: Any) -> Any:
     parts = typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         hints = typing.get_type_hints(kind)
-        if odd := sorted({field.name for field in dataclasses.fields(kind)} ^ set(value)):
+        missing = (dataclasses.MISSING, dataclasses.MISSING)
+        needed = {one.name for one in dataclasses.fields(kind) if (one.default, one.default_factory) == missing}
+        if odd := sorted((set(value) - {one.name for one in dataclasses.fields(kind)}) | (needed - set(value))):
             raise InputError(
                 f"a run is read by the version that wrote it, but its configuration and {kind.__qualname__} differ in "
                 f"{', '.join(odd)}: run it again with fresh=True"

@@ -1,7 +1,8 @@
 """What a run is about: the model, its controls, the windows of the text and the positions, each made once a process.
 
-A `Subject` is made from the options alone, so that a worker in another process makes its own. What it has loaded it
-keeps, and frees with itself. Nothing large is imported before it is needed.
+A `Subject` is made from the options alone, so that a worker in another process makes its own (a model in memory stays
+in the process of its user). What it has loaded it keeps, and frees with itself. Nothing large is imported before it is
+needed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from probe import machine, model, text
 from probe.analysis.config import Config, ModelConfig, TextConfig
 from probe.errors import InputError
-from probe.model.sources import BUNDLED
+from probe.model.in_memory import InMemory
+from probe.model.names import BUNDLED
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -110,8 +112,10 @@ class Subject(Generic[C]):
 
     def _load(self, random_init: int | None, shuffled_weights: int | None) -> LanguageModel:
         config = self._named(ModelConfig)
+        if isinstance(config.model, InMemory):
+            return config.model.variant(random_init, shuffled_weights)
         return model.load_model(
-            config.model,
+            str(config.model),
             revision=config.revision,
             device=config.device,
             dtype=config.dtype,
@@ -157,9 +161,10 @@ class Subject(Generic[C]):
         def draw() -> Windows:
             return text.load_windows(
                 self.model,
-                dataset=None if config.text else config.dataset,
+                dataset=config.dataset,
                 text=config.text,
                 split=config.split,
+                column=config.column,
                 windows=wanted,
                 window_length=config.window_length,
                 part=part,
@@ -321,10 +326,11 @@ def model_attributes(config: ModelConfig, named: Any) -> dict[str, Any]:
     Returns:
         Attributes by name.
     """
+    in_memory = isinstance(config.model, InMemory)
     return {
         "model": named.name,
-        "revision": config.revision or "",
-        "description": named.description,
+        "revision": config.revision or (getattr(named, "revision", None) if in_memory else None) or "",
+        "description": f"{named.description}, in memory" if in_memory else named.description,
         "architecture": named.architecture,
         "kind": kind_of(config, recurrent=named.recurrent),
         "d_model": named.d_model,
@@ -342,6 +348,6 @@ def kind_of(config: ModelConfig, *, recurrent: bool) -> str:
         "transformer", "state-space" or "control".
     """
     fresh = config.random_init is not None or config.shuffled_weights is not None
-    if fresh or config.model.startswith(BUNDLED):
+    if fresh or str(config.model).startswith(BUNDLED):
         return "control"
     return "state-space" if recurrent else "transformer"

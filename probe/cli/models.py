@@ -19,6 +19,7 @@ from probe import display
 from probe.analysis import command, parsing
 from probe.errors import InputError
 from probe.model import cache, sources
+from probe.model.names import DEFAULT_MODEL
 
 State = Literal["here", "in part", "not here"]
 
@@ -160,7 +161,7 @@ def _show(found: Sequence[Entry]) -> None:
     table.add_column("size", justify="right", no_wrap=True)
     styles = {"here": "green", "in part": "yellow", "not here": "dim"}
     for entry in found:
-        name = entry.name + (" (default)" if entry.name == sources.DEFAULT_MODEL else "")
+        name = entry.name + (" (default)" if entry.name == DEFAULT_MODEL else "")
         state = entry.state if entry.state == "here" or entry.install is None else f"{entry.state}: {entry.install}"
         size = "" if entry.bytes is None else display.size(entry.bytes)
         cells = (name, entry.means, entry.weights, Text(state, styles[entry.state]), size)

@@ -63,7 +63,7 @@ def _from_hub(source: Source, *, weights: bool, code: bool) -> Path:
         sizes = {file.rfilename: file.size or 0 for file in listed.siblings or []}
         wanted = _wanted(source, sizes, weights=weights, code=code)
         missing = [name for name in wanted if not _is_cached(source, name, listed.sha)]
-        _require_room(source, sum(sizes.get(name, 0) for name in missing))
+        require_room(source.name, sum(sizes.get(name, 0) for name in missing))
         return Path(snapshot_download(source.location, revision=source.revision, allow_patterns=wanted))
 
 
@@ -101,12 +101,20 @@ def _weights(source: Source, names: Collection[str]) -> list[str]:
     )
 
 
-def _require_room(source: Source, size: int) -> None:
-    """Refuse a download that the disk of the hub cache has no room for."""
+def require_room(name: str, size: int) -> None:
+    """Refuse a download that the disk of the hub cache has no room for.
+
+    Args:
+        name: The name that the user gave.
+        size: Bytes that are to be fetched.
+
+    Raises:
+        InputError: If the disk has less.
+    """
     cache = Path(constants.HF_HUB_CACHE).expanduser().absolute()
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
     if size > free:
         raise InputError(
-            f"the disk of the hub cache must have room for {source.name}, and {display.size(size)} are to be fetched "
+            f"the disk of the hub cache must have room for {name}, and {display.size(size)} are to be fetched "
             f"where {cache} has {display.size(free)}: make room, or set HF_HOME to a folder on another disk"
         )

@@ -17,8 +17,10 @@ from torch import nn
 from probe.errors import InputError
 from probe.model import adapters, loading, sources
 from probe.model.architectures import BlockLayout, Layout, Matrix, matrix_of
+from probe.model.control import Control
 from probe.model.huggingface import HuggingFaceModel
 from probe.model.matrices import matrices_in
+from probe.model.names import DEFAULT_MODEL
 from probe.model.protocol import LanguageModel
 from probe.model.support import kinds_of, left_out, spans
 from probe.model.tracing import probe_tokens
@@ -27,7 +29,7 @@ logger = logging.getLogger("probe.model")
 
 
 def load_model(
-    name_or_object: str | Path | nn.Module | LanguageModel,
+    name_or_object: str | Path | nn.Module | LanguageModel = DEFAULT_MODEL,
     *,
     tokenizer: Any = None,
     revision: str | None = None,
@@ -42,7 +44,8 @@ def load_model(
     Args:
         name_or_object: An alias ("smollm2-135m-instruct-q4", "pythia-1b"), a hub id, a directory, a .gguf file; or a
             loaded Hugging Face causal LM, a TransformerLens `TransformerBridge`, or any `LanguageModel`. A loaded
-            object is used as it is: neither moved nor cast nor put into another mode.
+            object is used as it is: neither moved nor cast nor put into another mode. By default the model that needs
+            no network, "smollm2-135m-instruct-q4".
         tokenizer: Tokenizer of a loaded object; without one the model reads token ids only.
         revision: Branch, tag or commit on the hub, for example "step1000".
         device: Device for the weights, "cpu" by default.
@@ -59,7 +62,7 @@ def load_model(
         InputError: If there is no such model, it cannot be read, it has no causal residual stream of constant width, or
             options contradict each other.
     """
-    control = loading.Control(random_init, shuffled_weights)
+    control = Control(random_init, shuffled_weights)
     if isinstance(name_or_object, str | Path):
         if tokenizer is not None:
             raise InputError("tokenizer= goes with a loaded model, and a name brings its own tokenizer; leave it out")
@@ -69,13 +72,15 @@ def load_model(
         raise InputError(
             "a loaded model is used as it is: leave out revision=, device= and dtype=, or move the model yourself"
         )
+    if isinstance(name_or_object, HuggingFaceModel):
+        return _wrapped_again(name_or_object, tokenizer, control)
     if not isinstance(name_or_object, nn.Module) or not hasattr(name_or_object, "config"):
-        return _as_language_model(name_or_object, control)
+        return _as_language_model(name_or_object, tokenizer, control)
     return _given(name_or_object, tokenizer, control)
 
 
 def _read(
-    source: sources.Source, device: str, dtype: str, control: loading.Control, *, trust_remote_code: bool
+    source: sources.Source, device: str, dtype: str, control: Control, *, trust_remote_code: bool
 ) -> HuggingFaceModel:
     target, torch_dtype = device_named(device), _dtype(dtype)
     module, tokenizer = loading.load(
@@ -87,18 +92,32 @@ def _read(
     return _built(source.name, module, tokenizer, control.described(source.description), source.revision)
 
 
-def _given(given: nn.Module, tokenizer: Any, control: loading.Control) -> HuggingFaceModel:
+def _given(given: nn.Module, tokenizer: Any, control: Control) -> HuggingFaceModel:
     given = _opened(given)
     module, description = given, "given as an object"
     if adapters.is_bridge(given):
         bridge: Any = given
         module, description = bridge.original_model, "given as a TransformerBridge, whose own attention code runs"
         tokenizer = bridge.tokenizer if tokenizer is None else tokenizer
+    return _built(_name_of(given), _controlled(module, control), tokenizer, control.described(description), None)
+
+
+def _wrapped_again(model: HuggingFaceModel, tokenizer: Any, control: Control) -> HuggingFaceModel:
+    """The model as it is, or a control of it or the same with another tokenizer."""
+    if tokenizer is None and control == Control():
+        return model
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
+    module = _controlled(model.module, control)
+    return _built(model.name, module, tokenizer, control.described(model.description), model.revision)
+
+
+def _controlled(module: nn.Module, control: Control) -> nn.Module:
+    """The module, or another with control weights."""
     if control.random_init is not None:
-        module = loading.fresh(module, control.random_init)
-    elif control.shuffled_weights is not None:
-        module = loading.shuffled(copy.deepcopy(module), control.shuffled_weights)
-    return _built(_name_of(given), module, tokenizer, control.described(description), None)
+        return loading.fresh(module, control.random_init)
+    if control.shuffled_weights is not None:
+        return loading.shuffled(copy.deepcopy(module), control.shuffled_weights)
+    return module
 
 
 def _opened(given: nn.Module) -> nn.Module:
@@ -185,7 +204,7 @@ def _is_joined(kind: BlockLayout, block: nn.Module) -> bool:
     return rows != columns and rows % columns == 0
 
 
-def _as_language_model(model: Any, control: loading.Control) -> LanguageModel:
+def _as_language_model(model: Any, tokenizer: Any, control: Control) -> LanguageModel:
     members = [name for name in vars(LanguageModel) if not name.startswith("_")]
     # The class is asked first, because asking the object would compute its properties.
     missing = [name for name in members if not hasattr(type(model), name) and not hasattr(model, name)]
@@ -194,8 +213,12 @@ def _as_language_model(model: Any, control: loading.Control) -> LanguageModel:
             "a model must be a name, a Hugging Face causal LM, a TransformerBridge or have LanguageModel's members; "
             f"got {type(model).__name__} without {', '.join(missing[:3])}"
         )
-    if control != loading.Control():
+    if control != Control():
         raise InputError("random_init= and shuffled_weights= need a Hugging Face module or a name; pass model.module")
+    if tokenizer is not None:
+        raise InputError(
+            f"tokenizer= goes with a Hugging Face module, and a {type(model).__name__} has its own: leave it out"
+        )
     return cast("LanguageModel", model)
 
 

@@ -21,12 +21,13 @@ _DAMAGE = (json.JSONDecodeError, UnicodeDecodeError, EOFError, struct.error, zip
 
 
 @contextmanager
-def readable(name: str, location: Path | str) -> Iterator[None]:
-    """Turn what the libraries raise while they read a model into one sentence.
+def readable(name: str, location: Path | str, *, what: str = "model") -> Iterator[None]:
+    """Turn what the libraries raise while they read a model or a data set into one sentence.
 
     Args:
         name: The name that the user gave.
         location: The file or folder that is read, or the id on the hub.
+        what: "model" or "data set".
 
     Yields:
         None.
@@ -39,17 +40,18 @@ def readable(name: str, location: Path | str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # transformers, tokenizers, gguf and safetensors each raise their own exceptions
-        refused = refusal(name, location, error)
+        refused = refusal(name, location, error, what=what)
         raise refused from error
 
 
-def refusal(name: str, location: Path | str, error: BaseException) -> InputError:
+def refusal(name: str, location: Path | str, error: BaseException, *, what: str = "model") -> InputError:
     """Say what an exception means for the user.
 
     Args:
         name: The name that the user gave.
         location: The file or folder that was read, or the id on the hub.
         error: The exception; what caused it counts first, because transformers wraps what the hub's client raises.
+        what: "model" or "data set".
 
     Returns:
         The error to raise.
@@ -58,39 +60,42 @@ def refusal(name: str, location: Path | str, error: BaseException) -> InputError
     while cause is not None and cause not in causes:
         causes, cause = [*causes, cause], cause.__cause__
     for cause in reversed(causes):
-        for explain in (_of_the_hub, _of_the_disk, _of_packages, _of_code, _of_damage):
+        if explained := _of_the_hub(name, location, cause, what):
+            return explained
+        for explain in (_of_the_disk, _of_packages, _of_code, _of_damage)[: None if what == "model" else 2]:
             if explained := explain(name, location, cause):
                 return explained
     return InputError(
-        f"the model {name} must be readable, and {location} is not ({first_line(error)}): if its files are whole, name "
-        "another; else fetch them again"
+        f"the {what} {name} must be readable, and {location} is not ({first_line(error)}): if its files are whole, "
+        "name another; else fetch them again"
     )
 
 
-def _of_the_hub(name: str, location: Path | str, error: BaseException) -> InputError | None:
-    page, has_token = f"{constants.ENDPOINT}/{location}", get_token() is not None
+def _of_the_hub(name: str, location: Path | str, error: BaseException, what: str) -> InputError | None:
+    page = f"{constants.ENDPOINT}/{'datasets/' if what == 'data set' else ''}{location}"
+    has_token = get_token() is not None
     match error:
         case errors.GatedRepoError():
             unless = " for the account of the given token" if has_token else ""
             return InputError(
-                f"the model {name} must be open to you, and the hub gates it{unless}: ask for access at {page}, then "
+                f"the {what} {name} must be open to you, and the hub gates it{unless}: ask for access at {page}, then "
                 "give a token by hf auth login or in the variable HF_TOKEN"
             )
         case errors.RevisionNotFoundError():
             return InputError(
-                f"the model {name} must have the revision that is asked for, and {location} does not on the hub: "
+                f"the {what} {name} must have the revision that is asked for, and {location} does not on the hub: "
                 f"choose one of {page}/tree/main"
             )
         case errors.RepositoryNotFoundError():
             whom = "with the given token" if has_token else "without a token"
             return InputError(
-                f"the model {name} must be on the hub and open to you, and {whom} there is no {location}: check the "
+                f"the {what} {name} must be on the hub and open to you, and {whom} there is no {location}: check the "
                 f"name at {page}, and of a private repository give a token by hf auth login or in the variable HF_TOKEN"
             )
         case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
             return InputError(
-                f"the model {name} must be here or on a hub that answers, and files of {location} are not in the local "
-                "hub cache and the hub does not answer: run once on a machine with a network"
+                f"the {what} {name} must be here or on a hub that answers, and files of {location} are not in the "
+                "local hub cache and the hub does not answer: run once on a machine with a network"
             )
         case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
             return InputError(

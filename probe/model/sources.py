@@ -19,10 +19,9 @@ from huggingface_hub import try_to_load_from_cache
 from probe.errors import InputError
 from probe.model import hub, shipped
 from probe.model.files import code_files, require_no_pointer, weight_files
+from probe.model.names import BUNDLED, DEFAULT_MODEL
 
 _ALIAS_FILE = "tools/model_registry/data/model_aliases.json"
-
-DEFAULT_MODEL = "smollm2-135m-instruct-q4"
 
 ALIASES = {
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
@@ -65,10 +64,6 @@ PACKAGES = {
         description="chat-tuned, dequantised from 4 bit",
     )
 }
-
-
-BUNDLED = "bundled/"
-"""Prefix of the names of the small models that ship with the library."""
 
 
 def bundled() -> list[str]:

@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -394,6 +394,13 @@ def require_format(run: Run) -> None:
 
 def _check_same(run: Run, identity: Mapping[str, Any]) -> None:
     require_format(run)
+    recorded, now = run.record["config"].get("model"), getattr(identity["config"], "model", None)
+    if isinstance(recorded, dict) and isinstance(now, str):
+        raise InputError(
+            f"the run in {run.directory} is of a model in memory, {recorded['name']} (weights "
+            f"{recorded['weights'][:12]}), which no name loads: pass the model itself again, Config(model=...), or "
+            "another out="
+        )
     if changed := changes(run.record, identity):
         raise InputError(
             f"a run directory belongs to one configuration, but in {run.directory} {'; '.join(changed)}: "
@@ -413,14 +420,27 @@ def changes(record: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]
         newer than the record counts as its default, which is what the library did without it.
     """
     old = _flat({name: value for name, value in record.items() if name in identity})
+    free: set[str] = set()
     if "config" in record and dataclasses.is_dataclass(config := identity.get("config")):
-        old = _flat(json.loads(_dumps(_defaults(config)))) | old
+        newer = {name: value for name, value in _defaults(config).items() if name not in record["config"]}
+        old = _flat(json.loads(_dumps(newer))) | old
+        free = set(_uncompared(config))
     new = _flat(json.loads(_dumps(identity)))
     return [
         f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
-        for name in sorted(old.keys() | new.keys())
+        for name in sorted((old.keys() | new.keys()) - free)
         if old.get(name) != new.get(name)
     ]
+
+
+def _uncompared(value: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of fields that a dataclass leaves out when it compares itself with another."""
+    for field in dataclasses.fields(value):
+        name, inner = f"{prefix}{field.name}", getattr(value, field.name)
+        if not field.compare:
+            yield name
+        elif dataclasses.is_dataclass(inner):
+            yield from _uncompared(inner, f"{name}.")
 
 
 def _defaults(config: Any) -> dict[str, Any]:
@@ -450,7 +470,7 @@ def _default_directory(analysis: str, config: Any, identity: Mapping[str, Any]) 
     # versions do not enter: after an upgrade the old run is found and refused by name, not silently left behind
     text = json.dumps([identity[name] for name in ("analysis", "config", "fingerprint")], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:8]
-    model = re.sub(r"[^\w.-]+", "-", Path(getattr(config, "model", None) or analysis).name)
+    model = re.sub(r"[^\w.-]+", "-", Path(str(getattr(config, "model", None) or analysis)).name)
     return Path("runs", analysis, f"{model}-{key}")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from probe import machine
+from probe.model.in_memory import InMemory
 
 LIBRARIES = ("residual-probe", "torch", "transformers", "transformer-lens", "numpy", "scipy", "scikit-learn")
 """The libraries on which a run's numbers rest."""
@@ -69,13 +70,19 @@ def call(config: Any, out: Path | str | None) -> str:
         return shlex.join(sys.orig_argv)
     imports = {package: {"run"}}
     arguments = [_code(config, imports), *([] if out is None else [f"out={_code(Path(out), imports)}"])]
+    model = getattr(config, "model", None)
+    given = []
+    if isinstance(model, InMemory):
+        given = [f"# model: {model}, in memory, sha256 of its weights {model.weights}"]
     lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
-    return "\n".join([*lines, "", f"run({', '.join(arguments)})"])
+    return "\n".join([*lines, "", *given, f"run({', '.join(arguments)})"])
 
 
 def _code(value: Any, imports: dict[str, set[str]]) -> str:
     """Python that makes the value, a configuration without its defaults; the names it needs go into `imports`."""
     match value:
+        case InMemory():
+            return "model"
         case Path():
             imports.setdefault("pathlib", set()).add("Path")
             return f"Path({str(value)!r})"

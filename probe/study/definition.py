@@ -21,7 +21,6 @@ import dataclasses
 import difflib
 import re
 import tomllib
-import types
 import typing
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,8 +30,11 @@ from typing import Any, Literal, TypeAlias
 
 from probe import analyses
 from probe.analysis.config import Config, ModelConfig
+from probe.analysis.fields import UnfitError, fitted
 from probe.errors import InputError
+from probe.model.names import BUNDLED
 from probe.runs.provenance import model_in_words
+from probe.text.names import DATASETS
 
 State: TypeAlias = Literal["pretrained", "trained here", "untrained"]
 
@@ -70,7 +72,7 @@ class Member:
         if not isinstance(self.config, ModelConfig):
             return self.label
         config = self.config
-        return model_in_words(config.model, config.revision, config.random_init, config.shuffled_weights)
+        return model_in_words(str(config.model), config.revision, config.random_init, config.shuffled_weights)
 
     @property
     def state(self) -> State:
@@ -80,7 +82,7 @@ class Member:
             return "trained here" if not isinstance(config, ModelConfig) else "untrained"
         if config.shuffled_weights is not None:
             return "untrained"
-        return "trained here" if config.model.startswith("bundled/") else "pretrained"
+        return "trained here" if str(config.model).startswith(BUNDLED) else "pretrained"
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,14 @@ def _settings(table: Mapping[str, Any], kind: type[Any], where: str) -> dict[str
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind) if field.init]
     _check_keys(table, [name for name in names if name not in BESIDE], f"settings of {where}")
-    return {name: _value(value, hints[name], f"{name} in the settings of {where}") for name, value in table.items()}
+    return {name: _setting(value, hints[name], f"{name} in the settings of {where}") for name, value in table.items()}
+
+
+def _setting(value: Any, kind: Any, where: str) -> Any:
+    """A value as a configuration takes it, which looks at its type; a table is a dataclass there."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return value
+    return _made(kind, _settings(_value(value, dict[str, Any], where), kind, where), where)
 
 
 def _made(kind: type[_Made], fields: Mapping[str, Any], where: str) -> _Made:
@@ -197,38 +206,18 @@ def _on_text(config: Config, text: Path | None, dataset: str | None) -> Config:
     reads = getattr(config, "text", None) is not None or getattr(config, "dataset", None) is not None
     if not reads or (text is None and dataset is None):
         return config
-    changes: dict[str, Any] = {"text": text, "dataset": dataset}
+    changes: dict[str, Any] = {"text": text, "dataset": dataset, "column": None}
+    if text is not None or dataset not in DATASETS:
+        changes["split"] = None  # the one of the study is a split of its data set
     return dataclasses.replace(config, **changes)
 
 
 def _value(value: Any, kind: Any, where: str) -> Any:
     """A value from a TOML as a type wants it; of another type it is refused."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return _checked(value, value in parts, f"one of {', '.join(map(str, parts))}", where)
-    if origin is types.UnionType or origin is typing.Union:
-        return _value(value, next(part for part in parts if part is not types.NoneType), where)
-    if origin is tuple:
-        _checked(value, isinstance(value, list), "a list", where)
-        return tuple(_value(item, parts[0], where) for item in value)
-    if dataclasses.is_dataclass(kind):
-        assert isinstance(kind, type)
-        _checked(value, isinstance(value, dict), "a table", where)
-        return _made(kind, _settings(value, kind, where), where)
-    if origin is dict:
-        return _checked(value, isinstance(value, dict), "a table", where)
-    if kind is Path:
-        return Path(_checked(value, isinstance(value, str), "a path", where))
-    if kind is float:
-        return float(_checked(value, isinstance(value, int | float) and not isinstance(value, bool), "a number", where))
-    words = {bool: "true or false", int: "a whole number", str: "text"}
-    return _checked(value, type(value) is kind, words[kind], where)
-
-
-def _checked(value: Any, right: bool, wanted: str, where: str) -> Any:
-    if not right:
-        raise InputError(f"{where} must be {wanted}, got {value!r}: correct it there")
-    return value
+    try:
+        return fitted(value, kind)
+    except UnfitError as error:
+        raise InputError(f"{where} must be {error.wanted}, got {error.got}: correct it there") from None
 
 
 def _check_keys(table: Iterable[str], known: Iterable[str], where: str) -> None:

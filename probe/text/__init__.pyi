@@ -1,5 +1,5 @@
-from .corpora import DATASETS as DATASETS
-from .corpora import SPLITS as SPLITS
+from .names import DATASETS as DATASETS
+from .names import SPLITS as SPLITS
 from .prompts import Given as Given
 from .prompts import Prompts as Prompts
 from .prompts import as_rows as as_rows

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from probe import display
 from probe.errors import InputError
-from probe.model import shipped
 from probe.text import corpora
+from probe.text.names import Choice
 from probe.text.selection import Substring, TokenRows
 
 Part = Literal["all", "fit", "validation", "scored", "half_a", "half_b"]
@@ -64,7 +64,7 @@ class Windows(TokenRows):
         titles: Titles of all documents of the text, indexed by `document`.
         special_ids: Token ids that never count (BOS, padding ...).
         name: Name of the text, for example "wikitext-2 test".
-        sha256: Hash of the whole text, line breaks as LF.
+        sha256: Hash of the whole text, line breaks as LF; of a table, of the JSON list of its documents.
     """
 
     tokens: Int64[Tensor, "window position"]
@@ -153,7 +153,8 @@ def load_windows(
     *,
     dataset: str | None = None,
     text: Path | str | None = None,
-    split: str = "test",
+    split: str | None = None,
+    column: str | None = None,
     windows: int | None = 32,
     at_most: bool = False,
     window_length: int = 256,
@@ -169,9 +170,14 @@ def load_windows(
 
     Args:
         model: A `LanguageModel` with a tokenizer.
-        dataset: "wikitext-2", "wikitext-103" (by `datasets`, local cache first) or "sample" (ships with probe).
-        text: A UTF-8 file, instead of `dataset`.
-        split: Split of the data set: "test" (default), "validation" or "train". A file and the sample have none.
+        dataset: "wikitext-2", "wikitext-103" (by `datasets`, local cache first), "sample" (ships with probe), or any
+            data set of the hub, "OWNER/NAME" or "OWNER/NAME:CONFIGURATION", whose rows are the documents.
+        text: A UTF-8 file, instead of `dataset`. Of a .parquet, .jsonl or .json file (.gz, too) the rows are the
+            documents; rows without text, and copies of earlier ones, are left out.
+        split: Split of the data set: "test" of WikiText by default; of another one of the hub its only one, or "test".
+            A file and the sample have none.
+        column: Column of the documents, where these are rows: by default the only one that holds text besides `title`,
+            or `text`. Titles are those of the column `title`, if there is one, else "row 0" ….
         windows: Number of windows, 32 by default; None for all there are.
         at_most: If the text has fewer windows, take them all; by default that is an error.
         window_length: Tokens in a window, BOS included; 256 by default.
@@ -184,17 +190,18 @@ def load_windows(
         The windows, in the order in which they were drawn.
 
     Raises:
-        InputError: If there is no tokenizer; the text is unknown, unreachable, empty or not UTF-8; a window is longer
-            than the model's context or than every document; there are fewer windows than asked for; there is no such
-            part; or a text of fewer than three documents is to be divided into parts.
+        InputError: If there is no tokenizer; the text is unknown, unreachable, empty, not UTF-8 or not text; a window
+            is longer than the model's context or than every document; there are fewer windows than asked for; there is
+            no such part; or a text of fewer than three documents is to be divided into parts.
     """
     if model.tokenizer is None:
         raise InputError("windows of text need the model's tokenizer, but it has none: pass tokenizer= to load_model")
     if windows is not None and windows < 1:
         raise InputError(f"windows= must be at least 1, or None for all there are, got {windows}: give a larger number")
     _check_length(window_length, model.max_positions)
-    name, content = _read(dataset, text, split)
-    documents = _split(content)
+    corpus = corpora.read(Choice(dataset, None if text is None else Path(text), split, column))
+    name = corpus.name
+    documents = list(corpus.documents) if corpus.content is None else _split(corpus.content)
     if not documents:
         raise InputError(f"the text must hold words, but {name} is empty: pass another text= or dataset=")
     first = [] if model.bos_id is None else [model.bos_id]
@@ -210,7 +217,7 @@ def load_windows(
         titles=tuple(title for title, _ in documents),
         special_ids=model.special_ids,
         name=name,
-        sha256=hashlib.sha256(content.encode()).hexdigest(),
+        sha256=corpus.sha256,
     )
 
 
@@ -238,34 +245,6 @@ def _check_drawn(drawn: int, wanted: int | None, window_length: int, name: str, 
             f"{where} must hold the windows asked for, but has {drawn} of {window_length} tokens, not {wanted}: "
             f"ask for {drawn} or fewer, or pass a longer text or a smaller window_length="
         )
-
-
-def _read(dataset: str | None, text: Path | str | None, split: str) -> tuple[str, str]:
-    """Name and content of the one text that is named."""
-    if (dataset is None) == (text is None):
-        raise InputError("exactly one of a data set and a text file must be named: pass either dataset= or text=")
-    if text is not None:
-        return Path(text).name, _read_file(Path(text))
-    assert dataset is not None  # for mypy: the check above leaves no other case
-    if dataset == "sample":
-        return "sample", _read_file(shipped.path("sample.txt"))
-    if dataset not in corpora.DATASETS:
-        raise InputError(
-            f"dataset= must be {', '.join(corpora.DATASETS)} or sample, got {dataset!r}: choose one, or pass text=FILE"
-        )
-    return f"{dataset} {split}", corpora.dataset_text(dataset, split)
-
-
-def _read_file(path: Path) -> str:
-    """The file's text, line breaks as LF."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"a text must be UTF-8, but {path} is not (byte {error.start}): convert it first") from None
-    except OSError as error:
-        raise InputError(
-            f"the text file must be readable, but {path} is not ({error.strerror}): pass another text="
-        ) from None
 
 
 def _split(content: str) -> list[tuple[str, str]]:

@@ -19,14 +19,15 @@ from probe.errors import InputError
 from probe.model import LanguageModel, load_model
 from probe.model.adapters import layout_of
 from probe.model.architectures import ExpertStack
+from probe.model.control import Control
 from probe.model.fetching import fetched
 from probe.model.files import WRAPPERS, file_of_each, pickled, require_exact
 from probe.model.gguf.tensors import GGUFModel, gguf_model
 from probe.model.huggingface import hash_of
-from probe.model.loading import Control, configuration
+from probe.model.loading import configuration
 from probe.model.refusals import readable, require_shape
 from probe.model.sources import resolve
-from probe.weights.reading import ModuleWeights, Weights, of_model, skeleton
+from probe.weights.reading import ModuleWeights, ProjectedWeights, Weights, of_model, skeleton
 from probe.weights.twins import fresh_twin, shuffled_twin
 
 logger = logging.getLogger("probe.weights")
@@ -351,16 +352,23 @@ def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:
     return of_model(model)
 
 
-def weight_hash(weights: ModuleWeights) -> str:
-    """Hash the source of an opened checkpoint's matrices with SHA-256.
+def weight_hash(weights: Weights) -> str:
+    """Hash the source of a model's matrices with SHA-256.
 
     Args:
-        weights: Weights from `open_weights`.
+        weights: Weights from `open_weights` or `weights_of`.
 
     Returns:
         The hash in hexadecimal: of the files or of the loaded weights, every byte of which is read once, or of
-        configuration and seed.
+        configuration and seed. Of a user's own `LanguageModel` it is the model's own hash.
+
+    Raises:
+        TypeError: If the weights are of none of these.
     """
+    if isinstance(weights, ProjectedWeights):
+        return weights.model.weight_hash
+    if not isinstance(weights, ModuleWeights):
+        raise TypeError(f"only weights that this library makes have a hash, got {type(weights).__name__}")
     filler, digest = weights.filler, hashlib.sha256(f"permuted {weights.permuted}".encode())
     if isinstance(filler, FromFile):
         for path in filler.reader.files():

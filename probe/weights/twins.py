@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from probe.errors import InputError
-from probe.model.loading import Control, seeded
+from probe.model.control import Control
+from probe.model.loading import seeded
 from probe.weights.reading import ModuleWeights, Weights, generator_of, skeleton
 
 

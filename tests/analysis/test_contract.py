@@ -156,7 +156,7 @@ def test_what_pages_compare_is_measured_at_tokens(name: str):
 
 def test_a_configuration_of_another_version_is_refused():
     fields = json.loads(_dumps(Config()))
-    with pytest.raises(InputError, match=r"differ in odd, seed: run it again"):
+    with pytest.raises(InputError, match=r"differ in odd: run it again"):
         configured(Config, {"odd": 1} | {name: value for name, value in fields.items() if name != "seed"})
 
 

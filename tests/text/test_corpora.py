@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -144,6 +145,17 @@ def test_a_hub_that_answers_is_reachable_but_not_in_offline_mode(monkeypatch: py
     assert not hub.reachable()
 
 
+def answers(monkeypatch: pytest.MonkeyPatch, load_dataset: Callable[..., Any]) -> None:
+    """A hub that is open, and states no sizes."""
+    listed = SimpleNamespace(siblings=[])
+    hub = SimpleNamespace(auth_check=lambda *_, **__: None, dataset_info=lambda *_, **__: listed)
+    monkeypatch.setattr(corpora, "reachable", lambda: True)
+    monkeypatch.setattr(corpora, "HfApi", lambda: hub)
+    builder = SimpleNamespace(config=SimpleNamespace(data_files=None))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_: builder)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
 def test_with_a_network_it_comes_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -151,8 +163,7 @@ def test_with_a_network_it_comes_through_datasets(monkeypatch: pytest.MonkeyPatc
         asked.append((arguments, options))
         return {"text": ROWS}
 
-    monkeypatch.setattr(corpora, "reachable", lambda: True)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    answers(monkeypatch, load_dataset)
     assert (
         load_windows(Reader(), dataset="wikitext-103", split="train", windows=1, window_length=4).titles[1] == "Second"
     )
@@ -163,9 +174,8 @@ def test_a_download_that_fails_is_an_input_error(monkeypatch: pytest.MonkeyPatch
     def load_dataset(*arguments: Any, **options: Any) -> None:
         raise ConnectionError("the line went dead")
 
-    monkeypatch.setattr(corpora, "reachable", lambda: True)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(InputError, match=r'the line went dead; pass text=FILE or dataset="sample"'):
+    answers(monkeypatch, load_dataset)
+    with pytest.raises(InputError, match=r"the data set wikitext-2 must be readable, and .* \(the line went dead\)"):
         load_windows(Reader(), dataset="wikitext-2")
 
 

@@ -233,13 +233,14 @@ def test_the_shipped_sample_is_a_data_set() -> None:
 
 class TestWrongInput:
     def test_neither_or_both_texts(self, file: Path) -> None:
-        for arguments in ({}, {"dataset": "sample", "text": file}):
-            with pytest.raises(InputError, match="exactly one of a data set and a text file"):
-                load_windows(Reader(), **arguments)
+        with pytest.raises(InputError, match="exactly one of a data set and a text file"):
+            load_windows(Reader())
+        with pytest.raises(InputError, match=r"only one text can be read, got data set sample and file .*text\.txt"):
+            load_windows(Reader(), dataset="sample", text=file)
 
     def test_unknown_data_set(self) -> None:
         with pytest.raises(
-            InputError, match=r"dataset= must be wikitext-2, wikitext-103 or sample, got 'pile': .* text=FILE"
+            InputError, match=r"dataset= must be wikitext-2, wikitext-103, sample or an id .*, got 'pile': .* text=FILE"
         ):
             load_windows(Reader(), dataset="pile")
 

@@ -10,9 +10,10 @@ from typing import Annotated, ClassVar
 import tyro
 
 from probe.analyses.causes import cells
-from probe.analysis.config import AtLeast
+from probe.analysis.config import Among, AtLeast, settled_text
 from probe.analysis.config import Config as AnyConfig
 from probe.errors import InputError
+from probe.text.names import Choice
 from probe.training.names import ARMS
 
 
@@ -84,12 +85,18 @@ class Config(AnyConfig):
     snapshots: Annotated[int, AtLeast(2)] = 24
     """How often a training is looked at, evenly spread, and a few times more at its start."""
     dataset: str | None = None
-    """wikitext-2, wikitext-103 or sample: train small transformers on it."""
+    """wikitext-2, wikitext-103, sample or OWNER/NAME of the hub: train small transformers on it."""
     text: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """A UTF-8 file instead of a data set."""
-    split: str = "test"
+    """A UTF-8 file instead of a data set; or .jsonl, .json or .parquet, a document a row."""
+    split: Annotated[
+        str | None, tyro.conf.arg(help_behavior_hint="(default: test; of a data set of the hub the only one)")
+    ] = None
     """Split of the data set; its documents are divided into those to learn and those held out."""
-    arms: tuple[str, ...] = ARMS[:3]
+    column: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: the only column of text, or 'text')")] = (
+        None
+    )
+    """Column of the documents, where these are rows."""
+    arms: Annotated[tuple[str, ...], Among(ARMS)] = ARMS[:3]
     """Arms of the transformer; full, v_nonlinearity, radial, no_residual, no_norm or linear_attention."""
     arm_steps: Annotated[int, AtLeast(20)] = 500
     """Steps of a transformer."""
@@ -108,15 +115,13 @@ class Config(AnyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.text is not None and self.dataset is not None:
-            raise InputError(
-                f"only one text can be read, got data set {self.dataset} and file {self.text}: leave one of them out"
-            )
+        if self.reads_text:
+            settled_text(self)
+        elif self.split is None:
+            object.__setattr__(self, "split", "test")  # as in records of runs that named no text
         cells.chosen(self.cells, self.full)
         if self.dtype not in ("float32", "float64"):
             raise InputError(f"dtype= must be float32 or float64 to train, got {self.dtype}: leave it out")
-        if unknown := [arm for arm in self.arms if arm not in ARMS]:
-            raise InputError(f"arms= must be some of {', '.join(ARMS)}, got {unknown[0]!r}: leave it out")
         if self.arm_width % (2 * self.arm_heads):
             raise InputError(
                 "arm_width= must be a multiple of twice arm_heads=, for the rotary embedding turns pairs, got "
@@ -141,8 +146,8 @@ class Config(AnyConfig):
         return tuple(range(self.seed, self.seed + self.seeds))
 
     def require_inputs(self) -> None:
-        """Refuse a data set that is neither here nor to be fetched, within seconds."""
+        """Refuse a text that is neither here nor to be fetched, within seconds."""
         from probe.text import corpora
 
-        if self.dataset in corpora.DATASETS:
-            corpora.require_dataset(self.dataset, self.split)
+        if self.reads_text:
+            corpora.require(Choice(self.dataset, self.text, self.split, self.column))

@@ -171,9 +171,10 @@ class Trainings(Subject[Config]):
         def draw() -> Windows:
             return load_windows(
                 Bytes(),
-                dataset=None if config.text else config.dataset,
+                dataset=config.dataset,
                 text=config.text,
                 split=config.split,
+                column=config.column,
                 windows=count,
                 window_length=config.window_length + 1,
                 part=part,

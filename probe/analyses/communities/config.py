@@ -11,6 +11,7 @@ import tyro
 
 from probe.analysis.config import AtLeast, TextConfig
 from probe.analysis.contract import control_names
+from probe.errors import InputError
 
 NODE_NAMES = {"residual": "coordinate", "mlp": "neuron"}
 """What a node of the graphs is called, by the option `nodes`."""
@@ -54,6 +55,9 @@ class Config(TextConfig):
     """Do coordinates of the residual stream form communities, and does a coordinate's place there predict its gain?
 
     Graphs are made from one half of the documents, Jacobians are taken on the other half.
+
+    Raises:
+        InputError: If the resolution is not positive, or Louvain cannot do what is asked for.
     """
 
     examples: ClassVar[Mapping[str, str]] = {
@@ -110,6 +114,15 @@ class Config(TextConfig):
     """Run directory of the dynamics analysis whose scores, and Jacobians if kept, are used where they fit."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Thresholds and margins of the claims."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resolution is not None and not self.resolution > 0:
+            raise InputError(f"resolution= must be positive, got {self.resolution}: it is in units of the mean |w|")
+        if self.method == "louvain" and self.objective == "modularity" and self.edges != "absolute":
+            raise InputError(
+                "Louvain cannot do signed modularity: pass objective='cpm', edges='absolute' or method='leiden'"
+            )
 
     @property
     def controls(self) -> tuple[str, ...]:

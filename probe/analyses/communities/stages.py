@@ -15,7 +15,6 @@ from probe.analyses.communities.config import NODE_NAMES, Config
 from probe.analyses.communities.schema import SCHEMA
 from probe.analyses.communities.work import CommunitySubject
 from probe.analysis import Analysis, Claim, Figure, Stage, Task
-from probe.errors import InputError
 from probe.jacobian import JacobianOptions
 from probe.plots import style
 from probe.runs import Run
@@ -39,22 +38,6 @@ class Communities(Analysis[Config]):
     def subject(self, config: Config) -> CommunitySubject:
         """Make the model, its controls and the halves of the text."""
         return CommunitySubject(config)
-
-    def check(self, config: Config) -> None:
-        """Refuse options that contradict each other.
-
-        Args:
-            config: The options.
-
-        Raises:
-            InputError: If the resolution is not positive, or Louvain cannot do what is asked for.
-        """
-        if config.resolution is not None and not config.resolution > 0:
-            raise InputError(f"resolution= must be positive, got {config.resolution}: it is in units of the mean |w|")
-        if config.method == "louvain" and config.objective == "modularity" and config.edges != "absolute":
-            raise InputError(
-                "Louvain cannot do signed modularity: pass objective='cpm', edges='absolute' or method='leiden'"
-            )
 
     def stages(self, subject: CommunitySubject) -> list[Stage]:
         """List the stages: states, graphs, gains, the coupling of both, other choices, drawings."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from probe.analysis import AtLeast, ModelConfig, control_names
+from probe.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,9 @@ class Config(ModelConfig):
     """Do the leading singular vectors of neighbouring blocks' weights point the same way?
 
     No text is read and the model is never loaded: its matrices are read from the file one at a time.
+
+    Raises:
+        InputError: If a subspace has no dimension, or the share of outliers is none.
     """
 
     examples: ClassVar[Mapping[str, str]] = {
@@ -69,6 +73,15 @@ class Config(ModelConfig):
     """Also DOCS of neighbouring blocks (arXiv 2501.16650), which takes all columns: slow for wide models."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Thresholds and margins of the claims."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.subspaces or min(self.subspaces) < 1:
+            raise InputError(f"subspaces= must be dimensions from 1 on: got {self.subspaces}; give 1,2,4,8 for example")
+        if not 0 <= self.outlier_share < 1:
+            raise InputError(
+                f"outlier_share= is a share of the coordinates, in [0, 1): got {self.outlier_share}; give 0.005"
+            )
 
     @property
     def controls(self) -> tuple[str, ...]:

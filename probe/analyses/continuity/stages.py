@@ -15,7 +15,6 @@ from probe.analyses.continuity.schema import SCHEMA
 from probe.analyses.continuity.work import FOLDED, TRIMMED, Matrices
 from probe.analysis import Analysis, Claim, Figure, Stage, Task
 from probe.analysis.subject import OWN, model_attributes
-from probe.errors import InputError
 from probe.model import device_named
 from probe.runs import Run
 
@@ -32,16 +31,8 @@ class Continuity(Analysis[Config]):
         return Matrices(config)
 
     def check(self, config: Config) -> None:
-        """Refuse options that make no sense together, before any work is done."""
+        """Refuse a device that is not here, before any work is done."""
         device_named(config.device)
-        if not config.subspaces or min(config.subspaces) < 1:
-            raise InputError(
-                f"subspaces= must be dimensions from 1 on: got {config.subspaces}; give 1,2,4,8 for example"
-            )
-        if not 0 <= config.outlier_share < 1:
-            raise InputError(
-                f"outlier_share= is a share of the coordinates, in [0, 1): got {config.outlier_share}; give 0.005"
-            )
 
     def stages(self, subject: Matrices) -> Sequence[Stage]:
         """List the stages: vectors block by block, then what follows from them, variant by variant."""

@@ -21,10 +21,11 @@ from probe.analyses.continuity.schema import SCHEMA
 from probe.analysis import Subject
 from probe.analysis.subject import OWN
 from probe.errors import InputError
+from probe.model.in_memory import InMemory
 from probe.runs import Piece, Run, Task
 from probe.spectra.singular import Triplets, product_triplets
 from probe.weights.bases import Bases
-from probe.weights.reading import ModuleWeights
+from probe.weights.reading import Weights
 
 FOLDED, TRIMMED = "folded", "trimmed"
 """The model's weights with the norms' gains multiplied in, and without the outlier coordinates of the stream."""
@@ -39,18 +40,24 @@ class Matrices(Subject[Config]):
     """The matrices of a model and of its controls, read from files one at a time; no model is loaded."""
 
     @cached_property
-    def own(self) -> ModuleWeights:
+    def own(self) -> Weights:
         """The weights of the model itself."""
         config = self.config
+        if isinstance(config.model, InMemory):
+            found = weights.weights_of(config.model.loaded)
+            if config.random_init is not None:
+                return weights.fresh_twin(found, config.random_init)
+            seed = config.shuffled_weights
+            return found if seed is None else weights.shuffled_twin(found, seed)
         return weights.open_weights(
-            config.model,
+            str(config.model),
             revision=config.revision,
             random_init=config.random_init,
             shuffled_weights=config.shuffled_weights,
             trust_remote_code=config.trust_remote_code,
         )
 
-    def weights_of(self, variant: str) -> ModuleWeights:
+    def weights_of(self, variant: str) -> Weights:
         """Find the weights of a variant: the model's own, or those of a control, made once.
 
         Args:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from probe.analysis import AtLeast, TextConfig, control_names
+from probe.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class Config(TextConfig):
     Everything is read from exact Jacobians of the blocks at single positions. Nothing is fitted, so all documents of
     the text are used; windows are drawn round-robin over them. What costs much is measured on fewer positions: the
     first chosen position of each window for every control, and fewer windows still where an option says so.
+
+    Raises:
+        InputError: If an intervention is asked for, and none are.
     """
 
     examples: ClassVar[Mapping[str, str]] = {
@@ -94,6 +98,13 @@ class Config(TextConfig):
     """Keep the trained model's Jacobians as safetensors shards in the run directory (4 d² bytes a matrix)."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Thresholds and margins of the claims."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.symmetrised_ov and not self.interventions:
+            raise InputError(
+                "symmetrised_ov= is an intervention, but got interventions=False too: leave one of them out"
+            )
 
     @property
     def controls(self) -> tuple[str, ...]:

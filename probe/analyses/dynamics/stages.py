@@ -18,7 +18,6 @@ from probe.analyses.dynamics.schema import EPSILONS, MATRICES, SCHEMA
 from probe.analyses.dynamics.subject import DynamicsSubject
 from probe.analysis import Analysis, Claim, Figure, Stage, Task
 from probe.analysis.subject import OWN, spread
-from probe.errors import InputError
 from probe.jacobian import JacobianOptions, method_of
 from probe.runs import Run
 from probe.runs.engine import Measure
@@ -41,20 +40,6 @@ class Dynamics(Analysis[Config]):
     def subject(self, config: Config) -> DynamicsSubject:
         """Make models and text of a run."""
         return DynamicsSubject(config)
-
-    def check(self, config: Config) -> None:
-        """Refuse options that contradict each other.
-
-        Args:
-            config: The options.
-
-        Raises:
-            InputError: If an intervention is wanted, and none are.
-        """
-        if config.symmetrised_ov and not config.interventions:
-            raise InputError(
-                "symmetrised_ov= is an intervention, but got interventions=False too: leave one of them out"
-            )
 
     def stages(self, subject: DynamicsSubject) -> list[Stage]:
         """List scores of the model and of its controls, then what costs more, on fewer windows."""

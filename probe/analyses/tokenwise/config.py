@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from probe.analysis.config import AtLeast, TextConfig
+from probe.analysis.config import Among, AtLeast, TextConfig
+from probe.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,9 @@ class Config(TextConfig):
 
     Maps are fitted on windows of one set of documents and scored on windows of others. The documents for fitting fall
     into two halves: the first fits the maps, the second an independent fit that cuts the regimes.
+
+    Raises:
+        InputError: If a map is to replace a block's output that is not fitted.
     """
 
     examples: ClassVar[Mapping[str, str]] = {
@@ -67,7 +71,7 @@ class Config(TextConfig):
         "--model ./my-model --text my-text.txt --layers 0,5,10 --dry-run": "what a run on three blocks would take",
     }
 
-    classes: tuple[str, ...] = FITS
+    classes: Annotated[tuple[str, ...], Among(FITS)] = FITS
     """Classes of tokenwise maps, a comma list; mlp starts at the ridge optimum, mlp_random at random."""
     fit_windows: Annotated[int, AtLeast(1)] = 256
     """Windows for fitting, both halves together (there may be fewer in the text)."""
@@ -95,7 +99,7 @@ class Config(TextConfig):
     """Fit the classes to the block run on the token alone, too: the error that no context explains."""
     replacement: Literal["none", "one", "both"] = "both"
     """Replace the block's output at one position, or also at all counted positions at once (on a subsample)."""
-    replaced: tuple[str, ...] = ("mean", "linear", "local", "mlp")
+    replaced: Annotated[tuple[str, ...], Among(FITS)] = ("mean", "linear", "local", "mlp")
     """Classes whose output replaces the block's."""
     all_windows: int = 4
     """Windows in which all positions are replaced at once, and one query of each is followed to later positions."""
@@ -103,6 +107,15 @@ class Config(TextConfig):
     """Draws of the random controls of the replacement."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Thresholds and margins of the claims."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        missing = [name for name in self.replaced if name not in self.classes]
+        if missing and self.replacement != "none":
+            raise InputError(
+                f"only maps that are fitted can replace a block's output: {missing[0]!r} is in replaced= but not in "
+                "classes=; add it there, or leave it out here"
+            )
 
     @property
     def deciding(self) -> str:

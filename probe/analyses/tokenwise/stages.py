@@ -10,11 +10,10 @@ import torch
 import xarray as xr
 
 from probe.analyses.tokenwise import claims, figures, fits, work
-from probe.analyses.tokenwise.config import FITS, Config
+from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.schema import SCHEMA
 from probe.analyses.tokenwise.subject import UpdateSubject
 from probe.analysis import Analysis, Claim, Figure, Stage, Task
-from probe.errors import InputError
 from probe.report import Result
 from probe.runs import Run
 
@@ -30,28 +29,6 @@ class LayerUpdates(Analysis[Config]):
     def subject(self, config: Config) -> UpdateSubject:
         """Make model and text of a run."""
         return UpdateSubject(config)
-
-    def check(self, config: Config) -> None:
-        """Refuse options that contradict each other.
-
-        Args:
-            config: The options.
-
-        Raises:
-            InputError: If a map is unknown, none is named, or one is replaced that is not fitted.
-        """
-        unknown = [name for name in (*config.classes, *config.replaced) if name not in FITS]
-        if unknown:
-            raise InputError(f"maps must be among {', '.join(FITS)}, got {unknown[0]!r}: change classes= or replaced=")
-        empty = [name for name in ("classes", "replaced") if not getattr(config, name)]
-        if empty:
-            raise InputError(f"{empty[0]}= must name at least one map, got none: choose among {', '.join(FITS)}")
-        missing = [name for name in config.replaced if name not in config.classes]
-        if missing and config.replacement != "none":
-            raise InputError(
-                f"only maps that are fitted can replace a block's output: {missing[0]!r} is in replaced= but not in "
-                "classes=; add it there, or leave it out here"
-            )
 
     def stages(self, subject: UpdateSubject) -> list[Stage]:
         """List the stages: states of both texts, maps by layer, replacements."""
