@@ -128,7 +128,7 @@ def test_a_plain_figure_is_a_picture_on_every_backend(tmp_path: Path) -> None:
     axes[0, 0].plot([0, 1], [0, 1])
     (tmp_path / "drawn.png").write_bytes(drawn._repr_png_())
     picture = matplotlib.image.imread(tmp_path / "drawn.png")
-    assert picture.shape[1] == 7 * plots.pages.NOTEBOOK_DPI
+    assert picture.shape[1] == 7 * plots.canvas.NOTEBOOK_DPI
     assert picture.std() > 0
 
 

@@ -19,8 +19,15 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import InputError
 
 if TYPE_CHECKING:
+    from probe.analyses import causes as causes
+    from probe.analyses import communities as communities
+    from probe.analyses import continuity as continuity
+    from probe.analyses import dynamics as dynamics
+    from probe.analyses import tokenwise as tokenwise
     from probe.analysis.contract import Analysis
     from probe.report import Result
+
+__all__ = ["config_of", "load", "names", "read", "summary"]
 
 GROUP = "probe.analyses"
 _ANALYSES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
@@ -130,11 +137,13 @@ def _others() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP) if entry.name not in _ANALYSES}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ANALYSES:
-        return _built_in(name)
-    raise AttributeError(f"module 'probe.analyses' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to type checkers a module with this function has every name there is
+
+    def __getattr__(name: str) -> Any:
+        if name in _ANALYSES:
+            return _built_in(name)
+        raise AttributeError(f"module 'probe.analyses' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ANALYSES})
+    return sorted({*__all__, *_ANALYSES})
