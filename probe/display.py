@@ -100,7 +100,8 @@ def brief(value: object) -> str:
         return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
     if isinstance(value, list | tuple):
         shown = [brief(one) for one in value]
-        return f"[{', '.join(shown if len(shown) <= 6 else [*shown[:2], '…', shown[-1]])}]"
+        left, right = "()" if isinstance(value, tuple) else "[]"
+        return f"{left}{', '.join(shown if len(shown) <= 6 else [*shown[:2], '…', shown[-1]])}{right}"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{brief(name)}: {brief(one)}' for name, one in value.items())}}}"
     return repr(value)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from probe.errors import InputError
 from probe.inference import Interval, Ranking, bootstrap
 from probe.plots.canvas import COLORS, Page, Picture
-from probe.plots.pages import drawing, legend_below
+from probe.plots.pages import drawing, shared_legend
 from probe.plots.style import RESAMPLES, Style, curve, finish, line, null_line
 from probe.plots.values import Numbers, array_of
 
@@ -72,7 +72,7 @@ def by_depth(
         finish(picture.ax, label, log=log, xlabel=xlabel)
         picture.ax.set_title(title, loc="left")
         if picture.new and (named or null is not None):
-            legend_below(picture.ax, 3)
+            shared_legend(picture.figure, 3)
     return picture
 
 

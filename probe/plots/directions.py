@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from probe.errors import InputError
-from probe.plots.canvas import Page, Picture
+from probe.plots.canvas import WIDTH, Page, Picture
 from probe.plots.pages import axes_or_new, color_bar, drawing, outer_labels, shared_legend
 from probe.plots.style import BLUE, RED, Style, band, finish, null_line
 
@@ -75,9 +75,10 @@ def cosine_maps(
     if side not in SIDE_STYLES:
         raise InputError(f'side must be "input" or "output", got {side!r}: choose one')
     names = _chosen(data, projections, f"{side}_cosine")
-    with drawing(None, page, panels=len(names), columns=columns, height=2.0) as picture:
+    square = 0.85 * page.get("width", WIDTH) / min(columns, len(names)) + 0.3
+    with drawing(None, page, panels=len(names), columns=columns, height=square) as picture:
         for name, ax in zip(names, picture.axes, strict=True):
-            cosine_map(data, name, side, ax=ax, bar=False)
+            cosine_map(data, name, side, ax=ax, bar=False).set(xlabel="block", ylabel="block")
         if len(names) > 1:
             outer_labels(picture.figure)
         images = picture.axes[0].get_images()

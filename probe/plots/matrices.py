@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from probe.errors import InputError
 from probe.plots.canvas import WIDTH, Page, Picture
-from probe.plots.pages import color_bar, drawing, legend_below
-from probe.plots.style import BLUE, ORANGE
+from probe.plots.pages import color_bar, drawing
+from probe.plots.style import BLUE, ORANGE, plain_log
 from probe.plots.values import Numbers, array_of, labels_of
 
 ABSENT = "#D9D9D9"  # cells without a value
@@ -100,7 +100,8 @@ def jacobian(
     name = "J"
     if of == "update":
         name, values = "K = J − I", values - np.eye(len(values))
-    with drawing(None, page, panels=2, columns=2, width=WIDTH, height=3.0) as picture:
+    columns = 2 if page.get("width", WIDTH) > 5 else 1
+    with drawing(None, page, panels=2, columns=columns, width=WIDTH, height=3.0) as picture:
         left, right = picture.axes
         _colored(left, values, True, clip, None, "", "upper")
         left.set(xlabel="input coordinate", ylabel="output coordinate")
@@ -114,7 +115,9 @@ def jacobian(
         ):
             right.plot(place, np.sort(np.linalg.norm(values, axis=along))[::-1], color=color, ls=line, label=words)
         right.set(xscale="log", yscale="log", xlabel="coordinates, sorted", ylabel=f"norm, of {name[0]}")
-        legend_below(right)
+        for log_axis in (right.xaxis, right.yaxis):
+            plain_log(log_axis)
+        right.legend(loc="lower left")
     return picture
 
 
@@ -162,10 +165,11 @@ def token_layer_map(
         raise InputError(f"text must have a row for each of {depth} layers, got {len(cells)}: pass [layer][position]")
     usual = {
         "width": float(np.clip(0.3 * length + 1.6, 3.2, WIDTH)),
-        "height": float(np.clip(0.2 * depth + 1.2, 1.8, 8)),
+        "height": float(np.clip(0.13 * depth + 1.3, 1.8, 8)),
     }
     if cells is not None:
         widest = min(max(len(cell) for row in cells for cell in row), MOST_SIGNS)
+        usual["height"] = float(np.clip(0.2 * depth + 1.2, 1.8, 8))
         usual["width"] = max(usual["width"], 0.085 * (widest + 1) * length + 1.6)
     with drawing(ax, page, width=usual["width"], height=usual["height"]) as picture:
         image = _colored(picture.ax, table, symmetric, clip, cmap, label, "lower")
@@ -225,7 +229,8 @@ def _label(axis: Axis, labels: Sequence[object] | None, count: int, *, turned: b
     assert figure is not None
     across = axis.axis_name == "x"
     inches = (box.width if across else box.height) * figure.get_size_inches()[0 if across else 1]
-    need = 1.4 if across and not turned else 1.25  # of a line of type, unless words stand on their ends
+    turned = turned and max(map(len, words)) > 2
+    need = 1.4 if across and not turned else 1.05  # of a line of type; words that are turned stand closer
     room = max(int(72 * inches / (need * matplotlib.rcParams["font.size"])), 1)
     step = -(-count // room)
     slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned and count <= 24 else {}

@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 
 from probe.errors import InputError
 from probe.plots.canvas import Page, Picture
-from probe.plots.pages import drawing, legend_below
+from probe.plots.pages import drawing, shared_legend
 from probe.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY
 from probe.plots.values import Numbers, array_of, labels_of
 
@@ -185,7 +185,8 @@ def null_comparison(
         picture.ax.axvline(found.quality, color=BLUE, lw=2, label="the graph")
         picture.ax.set(xlabel="quality", ylabel="null graphs")
         picture.ax.set_title(f"p = {found.p_value:.3g}" if title is None else title, loc="left")
-        legend_below(picture.ax, 3)
+        if picture.new:
+            shared_legend(picture.figure, 3)
     return picture
 
 

@@ -75,7 +75,7 @@ def eigenvalues(
         of: A `Spectrum`, or eigenvalues, (..., d); those of a batch lie on each other.
         circle: Centre of the dotted circle of radius 1: outside it a block enlarges an eigenvector. 0 for the Jacobian
             of a state; −1 for that of an update, whose eigenvalues are λ(J) − 1. None draws none.
-        by: A number for each matrix of a batch along its first axis, such as its block: the colour of its points.
+        by: A number for each row along the last axis but one, such as its block: the colour of its points.
         by_label: Meaning of these numbers, beside the scale of colours.
         label: Name of an eigenvalue in the labels of the axes.
         title: Title of the panel.
@@ -83,7 +83,7 @@ def eigenvalues(
         **page: Width, height, font and its size of the new figure, see `Page`.
 
     Returns:
-        The picture; a unit of length is the same along both axes.
+        The picture, of the part of the plane where the eigenvalues lie; a unit of length is the same along both axes.
 
     Raises:
         InputError: If matrices came, or `by` has not a number for each.
@@ -96,12 +96,13 @@ def eigenvalues(
         )
     with drawing(ax, page, width=4.2 if by is None else 4.8, height=3.8) as picture:
         if circle is not None:
-            around = Circle((circle.real, circle.imag), 1, fill=False, color=GREY, lw=1, ls=DOTTED, label="|z| = 1")
-            picture.ax.add_patch(around)
+            around = Circle((circle.real, circle.imag), 1, fill=False, color=GREY, lw=1, ls=DOTTED)
+            picture.ax.add_artist(around)  # a patch would stretch the view to the whole circle
         if by is None:
             scatter_plane(picture.ax, values.ravel(), BLUE)
         else:
-            rows = values.reshape(len(values), -1)
+            rows = np.moveaxis(np.atleast_2d(values), -2, 0)
+            rows = rows.reshape(len(rows), -1)
             shade, scale = _by_number(by, len(rows), "eigenvalues")
             for number, row in zip(by, rows, strict=True):
                 scatter_plane(picture.ax, row, shade(scale.norm(number)))

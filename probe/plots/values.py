@@ -86,6 +86,7 @@ def drawable(text: str) -> str:
     if shown.isascii():
         return shown
     fonts = [
-        get_font(findfont(FontProperties(family=family))) for family in {*FontProperties().get_family(), "DejaVu Sans"}
+        get_font(findfont(FontProperties(family=[family])))
+        for family in {*FontProperties().get_family(), "DejaVu Sans"}
     ]
     return "".join(sign if any(font.get_char_index(ord(sign)) for font in fonts) else UNDRAWABLE for sign in shown)
