@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -65,8 +65,8 @@ class Shown:
 
     def _facts(self) -> Mapping[str, object]:
         """Names and values of what is shown; computed already, or quickly."""
-        assert dataclasses.is_dataclass(self), "what is no dataclass states its facts"
-        return {one.name: getattr(self, one.name, None) for one in dataclasses.fields(self) if one.repr}
+        every: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {one.name: getattr(self, one.name, None) for one in every if one.repr}
 
     def __repr__(self) -> str:
         facts = (f"{name.replace(' ', '_')}={brief(value)}" for name, value in self._facts().items())

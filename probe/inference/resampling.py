@@ -265,8 +265,9 @@ class PermutationNull(display.Shown):
 
     def _facts(self) -> dict[str, object]:
         low, high = np.quantile(self.values, [0.025, 0.975])
-        middle = {"null": f"{self.values.mean():.4g}, 95 % from {low:.4g} to {high:.4g}"}
-        return {"observed": self.observed, "p_value": self.p_value, "permutations": len(self.values)} | middle
+        null = f"{self.values.mean():.4g}, 95 % from {low:.4g} to {high:.4g}"
+        facts: dict[str, object] = {"observed": self.observed, "p_value": self.p_value, "null": null}
+        return facts | {"permutations": len(self.values)}
 
 
 def permutation_null(

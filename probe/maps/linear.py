@@ -249,7 +249,8 @@ class LinearMap(Map):
             InputError: If the map is not fitted.
         """
         self._check_fitted()
-        return plots.heat_map(self.weight_, **({"clip": 0.999, "title": repr(self), "label": "W"} | options))
+        usual: dict[str, Any] = {"clip": 0.999, "title": repr(self), "label": "W"}
+        return plots.heat_map(self.weight_, **(usual | options))
 
     def _fit(self, x: Tensor, y: Tensor, groups: Tensor | None, validation: Validation | None) -> None:
         statistics = SufficientStatistics(self.d_in_, self.d_out_, x.device).update(x, y)

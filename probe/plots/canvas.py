@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import matplotlib
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import font_family_aliases, fontManager
@@ -78,7 +79,7 @@ def look_of(font: str | None = None, font_size: float | int = FONT_SIZE) -> dict
         "axes.spines.right": False,
         "axes.axisbelow": True,
         "axes.grid": False,
-        "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+        "axes.prop_cycle": cycler(color=COLORS),
         "lines.linewidth": 1.2,
         "lines.markersize": 3.5,
     }
@@ -164,7 +165,7 @@ for _class, _names in _STYLED.items():
 
 @dataclass(frozen=True, repr=False)
 class Picture:
-    """What a drawing function gives: a figure that a notebook shows once, and that can be saved.
+    """The result of a drawing function: a figure that a notebook shows once, and that can be saved.
 
     Attributes:
         figure: The matplotlib figure.
@@ -216,7 +217,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = PRINT_DPI) -> Pa
         raise InputError(f"a figure is saved as .png, .svg or .pdf, got {path.name!r}: end its name in one of these")
     if not path.parent.is_dir():
         raise InputError(f"a figure is saved into a folder that exists, and {path.parent} does not: make it first")
-    words = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "probe"}
+    words: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "probe"}
     with matplotlib.rc_context(words):
         figure.savefig(path, format=kind[1:], dpi=dpi, metadata=undated[kind])
     return path

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
@@ -22,6 +21,7 @@ from probe.plots.values import Numbers, array_of, labels_of
 
 ABSENT = "#D9D9D9"  # cells without a value
 MOST_SIGNS = 10  # of a text in a cell
+LETTER = 0.68  # width of most letters over the size of their type
 Table = Float[np.ndarray, "row column"]
 
 
@@ -66,8 +66,8 @@ def heat_map(
     with drawing(ax, page, width=width, height=float(np.clip(0.8 * width * ratio + 0.7, 1.6, 9.0))) as picture:
         image = _colored(picture.ax, values, symmetric, clip, cmap, label, "upper")
         image.axes.set_aspect("equal" if 0.1 < ratio < 10 else "auto")
-        for axis, labels, count in ((picture.ax.yaxis, rows, len(values)), (picture.ax.xaxis, columns, len(values.T))):
-            _label(axis, labels, count)
+        _label(picture.ax, rows, len(values), across=False)
+        _label(picture.ax, columns, len(values.T), across=True)
         picture.ax.set_title(title, loc="left")
     return picture
 
@@ -174,8 +174,8 @@ def token_layer_map(
     with drawing(ax, page, width=usual["width"], height=usual["height"]) as picture:
         image = _colored(picture.ax, table, symmetric, clip, cmap, label, "lower")
         picture.ax.set_aspect("auto")
-        _label(picture.ax.yaxis, layers, depth)
-        _label(picture.ax.xaxis, tokens, length, turned=tokens is not None)
+        _label(picture.ax, layers, depth, across=False)
+        _label(picture.ax, tokens, length, across=True)
         picture.ax.set(ylabel="layer", xlabel="" if tokens is not None else "position")
         picture.ax.set_title(title, loc="left")
         if cells is not None:
@@ -213,44 +213,50 @@ def _colored(
         low, high = (float(end) for end in np.quantile(finite, [(1 - clip) / 2, (1 + clip) / 2]))
     colors = matplotlib.colormaps[cmap or ("RdBu_r" if both else "viridis")].with_extremes(bad=ABSENT)
     image = ax.imshow(values, origin=origin, cmap=colors, norm=Normalize(low, high if high > low else low + 1))
-    beyond = (finite.min() < low, finite.max() > high)
-    color_bar(ax, image, label, "both" if all(beyond) else "max" if beyond[1] else "min" if beyond[0] else "neither")
+    ends: dict[tuple[bool, bool], Literal["neither", "min", "max", "both"]] = {
+        (False, False): "neither",
+        (True, False): "min",
+        (False, True): "max",
+        (True, True): "both",
+    }
+    color_bar(ax, image, label, ends[bool(finite.min() < low), bool(finite.max() > high)])
     return image
 
 
-def _label(axis: Axis, labels: Sequence[object] | None, count: int, *, turned: bool = False) -> None:
-    """Labels of rows or columns: as many as there is room for."""
+def _label(ax: Axes, labels: Sequence[object] | None, count: int, *, across: bool) -> None:
+    """Labels of columns (across) or rows: as many as there is room for, turned where they are wider than a column."""
+    axis = ax.xaxis if across else ax.yaxis
     if labels is None:
         axis.set_major_locator(MaxNLocator(6, integer=True))
         return
     words = labels_of(labels, count, "labels")
-    box = axis.axes.get_position()
-    figure = axis.axes.get_figure(root=True)
+    points = 72 * (_inches(ax)[0] if across else _inches(ax)[1])
+    size = float(matplotlib.rcParams["font.size"])
+    step = -(-count // max(int(points / (1.05 * size)), 1))
+    axis.set_ticks(range(0, count, step), words[::step], parse_math=False)
+    if across and LETTER * size * max(map(len, words)) > step * points / count:
+        slanted = {"rotation": 45.0, "ha": "right", "rotation_mode": "anchor"}
+        for label in ax.get_xticklabels():
+            label.set(**(slanted if count <= 24 else {"rotation": 90.0}))
+
+
+def _inches(ax: Axes) -> tuple[float, float]:
+    """Width and height of a panel, about: it is laid out when it is drawn."""
+    figure, box = ax.get_figure(root=True), ax.get_position()
     assert figure is not None
-    across = axis.axis_name == "x"
-    inches = (box.width if across else box.height) * figure.get_size_inches()[0 if across else 1]
-    turned = turned and max(map(len, words)) > 2
-    need = 1.4 if across and not turned else 1.05  # of a line of type; words that are turned stand closer
-    room = max(int(72 * inches / (need * matplotlib.rcParams["font.size"])), 1)
-    step = -(-count // room)
-    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned and count <= 24 else {}
-    upright = {"rotation": 90} if turned and not slanted else {}
-    axis.set_ticks(range(0, count, step), words[::step], parse_math=False, **slanted, **upright)
+    width, height = figure.get_size_inches()
+    return float(box.width * width), float(box.height * height)
 
 
 def _write(image: AxesImage, values: Table, cells: Sequence[Sequence[str]]) -> None:
     """A text in each cell, black or white, in the largest type that fits."""
-    ax = image.axes
-    figure = ax.get_figure(root=True)
-    assert figure is not None
     short = [[cell if len(cell) <= MOST_SIGNS else f"{cell[: MOST_SIGNS - 1]}…" for cell in row] for row in cells]
     widest = max(max(map(len, row)) for row in short)
-    inches = 0.78 * figure.get_size_inches()[0] * ax.get_position().width / 0.775
-    fits = 72 * inches / values.shape[1] / (0.68 * max(widest, 1))
+    fits = 72 * _inches(image.axes)[0] / values.shape[1] / (LETTER * max(widest, 1))
     size = float(np.clip(fits, 4.0, matplotlib.rcParams["font.size"] - 1))
     colors: Colormap = image.cmap
     for (row, column), value in np.ndenumerate(values):
         red, green, blue, _ = colors(image.norm(value)) if np.isfinite(value) else (1.0, 1.0, 1.0, 1.0)
         ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
-        options = {"ha": "center", "va": "center", "fontsize": size, "color": ink, "parse_math": False}
-        Axes.text(ax, column, row, short[row][column], **options)
+        options: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size, "color": ink, "parse_math": False}
+        Axes.text(image.axes, column, row, short[row][column], **options)

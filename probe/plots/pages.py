@@ -240,7 +240,7 @@ def legend_below(ax: Axes, columns: int = 2) -> None:
 
 
 def color_bar(
-    ax: Axes, shown: ScalarMappable, label: str = "", extend: Literal["neither", "max", "both"] = "neither"
+    ax: Axes, shown: ScalarMappable, label: str = "", extend: Literal["neither", "min", "max", "both"] = "neither"
 ) -> Colorbar:
     """Draw the scale of a panel's colours to its right.
 

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Complex, Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Circle
+from matplotlib.typing import ColorType
 from torch import Tensor
 
 from probe.errors import InputError
@@ -25,7 +26,7 @@ FAINTEST = 1e-16  # of σ_min on a logarithmic scale: below, rounding hides it
 
 @runtime_checkable
 class HasEigenvalues(Protocol):
-    """What knows its eigenvalues, such as `probe.spectra.decompose(J)`."""
+    """An object that knows its eigenvalues, such as `probe.spectra.decompose(J)`."""
 
     @property
     def eigenvalues(self) -> Complex[Tensor, "*batch d"]:
@@ -35,7 +36,7 @@ class HasEigenvalues(Protocol):
 
 @runtime_checkable
 class HasSingularValues(Protocol):
-    """What knows its singular values, such as `probe.spectra.decompose(J)`."""
+    """An object that knows its singular values, such as `probe.spectra.decompose(J)`."""
 
     @property
     def singular_values(self) -> Float[Tensor, "*batch d"]:
@@ -103,16 +104,16 @@ def eigenvalues(
         else:
             rows = np.moveaxis(np.atleast_2d(values), -2, 0)
             rows = rows.reshape(len(rows), -1)
-            shade, scale = _by_number(by, len(rows), "eigenvalues")
-            for number, row in zip(by, rows, strict=True):
-                scatter_plane(picture.ax, row, shade(scale.norm(number)))
+            shades, scale = _by_number(by, len(rows), "eigenvalues")
+            for shade, row in zip(shades, rows, strict=True):
+                scatter_plane(picture.ax, row, shade)
             color_bar(picture.ax, scale, by_label)
         picture.ax.set(xlabel=f"Re {label}", ylabel=f"Im {label}")
         picture.ax.set_title(title, loc="left")
     return picture
 
 
-def scatter_plane(ax: Axes, values: Complex[np.ndarray, " point"], color: str | tuple[float, ...]) -> None:
+def scatter_plane(ax: Axes, values: Complex[np.ndarray, " point"], color: ColorType) -> None:
     """Draw points of the complex plane over its two axes, with one unit of length along both.
 
     Args:
@@ -171,9 +172,9 @@ def singular_values(
             panel.plot(place, _median(rows), color=ORANGE if len(rows) > 1 else BLUE, label="median")
         else:
             rows = _median(values.reshape(-1, *values.shape[-2:])) if values.ndim > 1 else values[None]
-            shade, scale = _by_number(by, len(rows), "singular values")
-            for number, row in zip(by, rows, strict=True):
-                panel.plot(place, row, color=shade(scale.norm(number)))
+            shades, scale = _by_number(by, len(rows), "singular values")
+            for shade, row in zip(shades, rows, strict=True):
+                panel.plot(place, row, color=shade)
             color_bar(panel, scale, by_label)
         panel.axhline(1, color=GREY, lw=1, ls=DOTTED)
         panel.set(xlabel="rank", ylabel=label, yscale="log" if log else "linear")
@@ -261,10 +262,10 @@ def _median(rows: Float[np.ndarray, row * rest]) -> Float[np.ndarray, "*rest"]:
     return found
 
 
-def _by_number(by: Sequence[float | int], count: int, name: str) -> tuple[Colormap, ScalarMappable]:
+def _by_number(by: Sequence[float | int], count: int, name: str) -> tuple[list[ColorType], ScalarMappable]:
     """Colours by a number, and their scale."""
     if len(by) != count:
         raise InputError(f"by must have a number for each of {count} rows of {name}, got {len(by)}: pass one for each")
     low, high = float(min(by)), float(max(by))
-    colors = matplotlib.colormaps["viridis"]
-    return colors, ScalarMappable(Normalize(low, high if high > low else low + 1), colors)
+    scale = ScalarMappable(Normalize(low, high if high > low else low + 1), matplotlib.colormaps["viridis"])
+    return [tuple(color) for color in scale.to_rgba(np.asarray(by, dtype=np.float64)).tolist()], scale

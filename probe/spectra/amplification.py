@@ -104,8 +104,8 @@ class PooledOperator(display.Shown):
         return self._share(self._square)
 
     def _facts(self) -> dict[str, object]:
-        width = {} if not isinstance(self._sum, Tensor) else {"width": len(self._sum)}
-        return {"count": self.count} | width
+        facts: dict[str, object] = {"count": self.count}
+        return facts | ({"width": len(self._sum)} if isinstance(self._sum, Tensor) else {})
 
     def _share(self, total: Float[Tensor, "d d"] | float) -> Float[Tensor, "d d"]:
         if not isinstance(total, Tensor):

@@ -314,7 +314,7 @@ def test_numbers_of_charts_break_off_where_there_is_no_value() -> None:
 
 
 def test_a_slider_shows_one_of_the_blocks() -> None:
-    (slider,) = block_slider([3, 7], [(one_shown(place, 2, 2), f"block {place}") for place in range(2)])
+    (slider,) = block_slider([3, 7], [(one_shown(place, 2, 2), {"title.text": f"block {place}"}) for place in range(2)])
     assert [step["label"] for step in slider["steps"]] == ["3", "7"]
     assert slider["steps"][1]["args"] == [{"visible": [False, False, True, True]}, {"title.text": "block 1"}]
 
