@@ -14,6 +14,7 @@ from probe.errors import InputError
 if TYPE_CHECKING:
     from probe import analyses as analyses
     from probe import analysis as analysis
+    from probe import attribution as attribution
     from probe import claims as claims
     from probe import geometry as geometry
     from probe import graphs as graphs
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from probe import report as report
     from probe import runs as runs
     from probe import spectra as spectra
+    from probe import stream as stream
     from probe import text as text
     from probe import training as training
     from probe import weights as weights
@@ -82,6 +84,7 @@ _NAMES = {
 _ROOMS = (
     "analyses",
     "analysis",
+    "attribution",
     "claims",
     "geometry",
     "graphs",
@@ -95,6 +98,7 @@ _ROOMS = (
     "report",
     "runs",
     "spectra",
+    "stream",
     "text",
     "training",
     "weights",

@@ -41,7 +41,8 @@ def continuity(
         InputError: If it is another Dataset, or lacks a projection.
     """
     names = _chosen(data, projections, "input_continuity")
-    with drawing(None, page, panels=len(names), columns=columns, height=2.0) as picture:
+    height = 2.0 if len(names) > columns else 2.6  # the legend takes some
+    with drawing(None, page, panels=len(names), columns=columns, height=height) as picture:
         for name, ax in zip(names, picture.axes, strict=True):
             continuity_by_depth(data, name, ax=ax).set_title(name, loc="left")
         outer_labels(picture.figure)
