@@ -12,6 +12,27 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import InputError
 
 if TYPE_CHECKING:
+    from probe import analyses as analyses
+    from probe import analysis as analysis
+    from probe import attribution as attribution
+    from probe import claims as claims
+    from probe import directions as directions
+    from probe import geometry as geometry
+    from probe import graphs as graphs
+    from probe import inference as inference
+    from probe import jacobian as jacobian
+    from probe import maps as maps
+    from probe import model as model
+    from probe import patching as patching
+    from probe import plots as plots
+    from probe import replay as replay
+    from probe import report as report
+    from probe import runs as runs
+    from probe import spectra as spectra
+    from probe import stream as stream
+    from probe import text as text
+    from probe import training as training
+    from probe import weights as weights
     from probe.analyses import open_run, open_runs
     from probe.jacobian import (
         block_jacobian,
@@ -65,16 +86,41 @@ _NAMES = {
     "open_run": "probe.analyses",
     "open_runs": "probe.analyses",
 }
+# the rooms that users work in; each has a page in docs/api
+_ROOMS = (
+    "analyses",
+    "analysis",
+    "attribution",
+    "claims",
+    "directions",
+    "geometry",
+    "graphs",
+    "inference",
+    "jacobian",
+    "maps",
+    "model",
+    "patching",
+    "plots",
+    "replay",
+    "report",
+    "runs",
+    "spectra",
+    "stream",
+    "text",
+    "training",
+    "weights",
+)
 _MODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
 
+if not TYPE_CHECKING:  # to type checkers a module with this function has every name there is
 
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"probe.{name}")
-    raise AttributeError(f"module 'probe' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _NAMES:
+            return getattr(importlib.import_module(_NAMES[name]), name)
+        if name in _MODULES:
+            return importlib.import_module(f"probe.{name}")
+        raise AttributeError(f"module 'probe' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_NAMES, *_MODULES})
+    return sorted({*__all__, *_ROOMS, "__version__"})

@@ -15,6 +15,13 @@ from probe.model import HuggingFaceModel, LanguageModel, token_of, undisturbed
 from probe.stream import ResidualStream, capture
 from probe.text import Given, Which, as_rows
 
+__all__ = ["logit_attribution"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 By = Literal["block", "sublayer", "head"]
 _WRITES = ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")
 

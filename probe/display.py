@@ -5,12 +5,14 @@ Output for a notebook sets no colours, since its theme may be light or dark; tex
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
+import unicodedata
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -38,6 +40,71 @@ def table(caption: str, rows: Mapping[str, object]) -> str:
         for name, value in rows.items()
     )
     return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+
+
+def visible(character: str) -> str:
+    """Show a character that would not be seen: a line end as ↵, control and format characters as their codes.
+
+    Args:
+        character: One character.
+
+    Returns:
+        The character, or what stands for it.
+    """
+    if character == "\n":
+        return "↵"
+    invisible = unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+    return f"\\u{ord(character):04x}" if invisible else character
+
+
+class Shown:
+    """An object that shows itself: its facts on one line, and as a table in a notebook.
+
+    A class gives its own facts by `_facts`. Without, they are the fields of a dataclass, arrays by dtype and shape.
+    """
+
+    def _facts(self) -> Mapping[str, object]:
+        """Names and values of what is shown; computed already, or quickly."""
+        every: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {one.name: getattr(self, one.name, None) for one in every if one.repr}
+
+    def __repr__(self) -> str:
+        facts = (f"{name.replace(' ', '_')}={brief(value)}" for name, value in self._facts().items())
+        return f"{type(self).__name__}({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        rows = {
+            name.replace("_", " "): value if isinstance(value, str) else brief(value)
+            for name, value in self._facts().items()
+        }
+        return table(type(self).__name__, rows)
+
+
+def brief(value: object) -> str:
+    """Write a value on part of a line: numbers in four digits, arrays by dtype and shape, the ends of long sequences.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        For example "0.1235", "float32 (3, 64, 64)" or "[0, 1, …, 29]".
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if abs(value) < 10_000 else f"{value:,}"
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        if not len(shape):
+            return brief(value.item())  # type: ignore[attr-defined]
+        return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"
+    if isinstance(value, list | tuple):
+        shown = [brief(one) for one in value]
+        left, right = "()" if isinstance(value, tuple) else "[]"
+        return f"{left}{', '.join(shown if len(shown) <= 6 else [*shown[:2], '…', shown[-1]])}{right}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{brief(name)}: {brief(one)}' for name, one in value.items())}}}"
+    return repr(value)
 
 
 def size(count: float | int) -> str:

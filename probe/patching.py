@@ -18,6 +18,21 @@ from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.replay import Context
 
+__all__ = [
+    "OUTCOMES",
+    "all_positions",
+    "compare_outputs",
+    "following_tokens",
+    "kl_divergence",
+    "one_position",
+    "one_position_later",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 OUTCOMES = ("kl", "loss_change", "logit_distance", "logit_cosine", "top1")
 """Measures of a change of the output, float32:
 

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from probe import display, plots, spectra, stream
+from probe import display, graphs, plots, spectra, stream
 from probe.claims import Claim
 from probe.errors import InputError
+from probe.graphs import NullComparison
+from probe.inference import permutation_null
+from probe.jacobian import MeanJacobian
+from probe.maps import LinearMap
 from probe.model import load_model
+from probe.replay import record
 from probe.report import Figure, Result
 from probe.spectra.decomposition import SCORES
+from probe.spectra.singular import leading_triplets
 from probe.text import Windows
+from probe.weights import weights_of
 from tests.plant.tiny import LAYERS, WIDTH, tiny_model, tiny_tokenizer
 
 EVIL = "<script>alert('&')</script>"
@@ -129,7 +138,7 @@ def test_a_plain_figure_is_a_picture_on_every_backend(tmp_path: Path) -> None:
     axes[0, 0].plot([0, 1], [0, 1])
     (tmp_path / "drawn.png").write_bytes(drawn._repr_png_())
     picture = matplotlib.image.imread(tmp_path / "drawn.png")
-    assert picture.shape[1] == 7 * plots.pages.NOTEBOOK_DPI
+    assert picture.shape[1] == 7 * plots.canvas.NOTEBOOK_DPI
     assert picture.std() > 0
 
 
@@ -158,3 +167,70 @@ def test_a_figure_is_found_by_its_name(figure: Figure, tmp_path: Path) -> None:
     assert result.figure("dots") is figure
     with pytest.raises(InputError, match=r"one of the run's \(dots\), got 'lines'"):
         result.figure("lines")
+
+
+def test_rich_objects_say_their_facts_on_a_line_and_in_a_table() -> None:
+    graph = graphs.from_matrix(np.kron(np.eye(2), np.ones((4, 4))))
+    assert repr(graph).startswith("Graph(nodes=8, edges=12, density=0.4286, kind=")
+    assert row("edges", 12) in graph._repr_html_()
+    found = graphs.communities(graph)
+    assert repr(found).startswith("Communities(nodes=8, communities=2, sizes=[4, 4], quality=")
+    null = NullComparison(0.5, np.array([0.1, 0.3]), 1.0, np.zeros(2))
+    assert repr(null).startswith("NullComparison(p_value=0.3333, draws=2, quality=0.5, null_quality='0.2 ± 0.1'")
+    triplets = leading_triplets(torch.diag(torch.arange(9.0)), k=2)
+    assert repr(triplets).startswith("Triplets(matrix=(9, 9), k=2, singular=[8, 7], gap=1.143, norm=")
+    product = spectra.cumulative_spectra(torch.eye(4).expand(2, 3, 4, 4))
+    assert repr(product) == (
+        "CumulativeSpectra(layers=3, width=4, batch=(2), ranks=(1, 4), participation_ratio=[4, 4, 4])"
+    )
+    mean = MeanJacobian((1, 2), torch.eye(3).expand(2, 3, 3), torch.zeros(2, 3, 3), 7)
+    assert repr(mean) == "MeanJacobian(layers=(1, 2), width=3, tokens=7, spread=[0, 0])"
+    assert repr(permutation_null(lambda order: float(order[0]), 3, permutations=9)).startswith(
+        "PermutationNull(observed=0, p_value=1, null='"
+    )
+    for one in (graph, found, null, triplets, product, mean):
+        assert len(repr(one)) < 300
+        assert "tensor(" not in repr(one) + one._repr_html_()
+        assert f"<caption>{type(one).__name__}</caption>" in one._repr_html_()
+
+
+def test_text_from_outside_is_escaped_in_what_objects_show() -> None:
+    graph = graphs.Graph(2, np.array([[0, 1]]), np.ones(1), kind=EVIL)
+    assert "<script" not in graph._repr_html_()
+    assert row("kind", html.escape(EVIL)) in graph._repr_html_()
+
+
+def test_a_map_says_whether_it_is_fitted() -> None:
+    fresh = LinearMap(ridge=0.5)
+    assert repr(fresh) == "LinearMap(ridge=0.5)"
+    assert row("fitted", "not yet: call fit(x, y)") in fresh._repr_html_()
+    x = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    shown = fresh.fit(x, x)._repr_html_()
+    assert row("fitted", "3 → 3 coordinates") in shown
+    assert row("weight ", "float64 (3, 3)") in shown
+
+
+def test_a_recorded_context_and_a_models_support_are_short() -> None:
+    model = tiny_model("llama")
+    context = record(model, torch.arange(12).reshape(2, 6), torch.tensor([[3, 5], [3, 5]]), layers=[1, 2])
+    assert repr(context) == (
+        f"Context(model={model.name!r}, windows=2, window_length=6, chosen=2, blocks=[1, 2], sites=[], one_token=False)"
+    )
+    assert re.fullmatch(r"Support\('llama', blocks 0 … 3: \w+, left out: \d+\)", repr(model.support))
+    assert repr(weights_of(model)).startswith("ModuleWeights(name=") or len(repr(weights_of(model))) < 300
+
+
+def test_values_are_brief() -> None:
+    values = {
+        0.123456: "0.1235",
+        123456: "123,456",
+        1989: "1989",
+        True: "True",
+        "a": "'a'",
+        None: "None",
+        tuple(range(30)): "(0, 1, …, 29)",
+    }
+    assert {value: display.brief(value) for value in values} == values
+    assert display.brief(torch.zeros(3, 64, dtype=torch.float32)) == "float32 (3, 64)"
+    assert display.brief(np.float64(0.25)) == "0.25"
+    assert display.brief({"a": np.zeros(2, dtype=np.int64)}) == "{'a': int64 (2,)}"

@@ -17,9 +17,9 @@ from tests.plan import ROOT, circles, files, floors, graph, imported_rooms, room
 FLOORS = [
     ("display", "errors", "machine"),
     ("geometry", "inference", "model"),
-    ("claims", "graphs", "maps", "plots", "spectra", "text"),
-    ("runs", "stream", "training", "weights"),
-    ("replay", "report"),
+    ("claims", "plots", "text"),
+    ("graphs", "maps", "runs", "spectra", "stream", "training"),
+    ("replay", "report", "weights"),
     ("analysis", "jacobian", "patching"),
     ("analyses", "attribution", "directions"),
     ("study",),

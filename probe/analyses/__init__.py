@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 from probe.errors import InputError, renamed
 
 if TYPE_CHECKING:
+    from probe.analyses import causes as causes
+    from probe.analyses import communities as communities
+    from probe.analyses import continuity as continuity
+    from probe.analyses import dynamics as dynamics
+    from probe.analyses import tokenwise as tokenwise
     from probe.analyses.opening import open_run as open_run
     from probe.analyses.opening import open_runs as open_runs
     from probe.analysis.contract import Analysis
+
+__all__ = ["config_of", "load", "names", "open_run", "open_runs", "summary"]
 
 GROUP = "probe.analyses"
 _ANALYSES = frozenset(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
@@ -115,8 +122,9 @@ def _late(name: str) -> Any:
     raise AttributeError(f"module 'probe.analyses' has no attribute {name!r}")
 
 
-__getattr__ = renamed(__name__, {"read": "open_run"}, _late)
+if not TYPE_CHECKING:  # to type checkers a module with this function has every name there is
+    __getattr__ = renamed(__name__, {"read": "open_run"}, _late)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ANALYSES, *_OPENING})
+    return sorted({*__all__, *_ANALYSES})

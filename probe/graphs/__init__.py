@@ -62,4 +62,9 @@ __all__ = [
     "stability",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 __getattr__ = renamed(__name__, {"RESOLUTIONS": "detect.RESOLUTIONS", "participation": "participation_coefficient"})

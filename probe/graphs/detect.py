@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
+from probe import display, plots
 from probe.errors import InputError
 from probe.graphs.algorithms import Algorithm, Method, Objective, Signs
 from probe.graphs.build import States, correlation_graph
@@ -20,8 +22,8 @@ from probe.inference import permutation_p_value
 RESOLUTIONS = tuple(2.0**power for power in range(-4, 4))
 
 
-@dataclass(frozen=True, eq=False)
-class Communities:
+@dataclass(frozen=True, eq=False, repr=False)
+class Communities(display.Shown):
     """The consensus partition of a graph, with its quality and its stability.
 
     Attributes:
@@ -54,6 +56,12 @@ class Communities:
         """Number of communities of two or more nodes."""
         return int((self.sizes > 1).sum())
 
+    def _facts(self) -> dict[str, object]:
+        found: dict[str, object] = {"nodes": len(self.labels), "communities": self.n_communities}
+        found |= {"sizes": self.sizes.tolist(), "quality": self.quality, "modularity": self.modularity}
+        stable = f"{self.stability:.3g} ± {self.stability_error:.2g}"
+        return found | {"stability": stable, "resolution": self.resolution, "algorithm": self.algorithm.method}
+
 
 @dataclass(frozen=True)
 class ResolutionChoice:
@@ -70,8 +78,8 @@ class ResolutionChoice:
     stable: bool
 
 
-@dataclass(frozen=True, eq=False)
-class NullComparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class NullComparison(display.Shown):
     """A graph's communities beside those of its null graphs, found in the same way.
 
     Attributes:
@@ -95,6 +103,26 @@ class NullComparison:
     def above(self) -> bool:
         """True if the quality lies above the 95 % point of the null's."""
         return bool(self.quality > np.quantile(self.null_quality, 0.95))
+
+    def plot(self, **options: Any) -> plots.Picture:
+        """Draw the quality of the graph's communities over the histogram of the null's; see `probe.plots`.
+
+        Args:
+            **options: Of `probe.plots.null_comparison`, such as `ax` and `width`.
+
+        Returns:
+            The picture.
+        """
+        return plots.null_comparison(self, **options)
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {"p_value": self.p_value, "draws": len(self.null_quality)}
+        for name, value, null in (
+            ("quality", self.quality, self.null_quality),
+            ("stability", self.stability, self.null_stability),
+        ):
+            facts |= {name: value, f"null_{name}": f"{null.mean():.4g} ± {null.std():.2g}"}
+        return facts
 
 
 def communities(

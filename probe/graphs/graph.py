@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
+from probe import display, plots
 from probe.errors import InputError
 
 if TYPE_CHECKING:
     import igraph
     import networkx as nx
 
+    from probe.graphs.detect import Communities
 
-@dataclass(frozen=True, eq=False)
-class Graph:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph(display.Shown):
     """Nodes 0 … n − 1 and signed weights on pairs of them; no loops, no second edge between a pair.
 
     Attributes:
@@ -77,6 +80,12 @@ class Graph:
         doubled = np.abs(np.repeat(self.weights, 2))
         return np.bincount(self.edges.ravel(), weights=doubled, minlength=self.n_nodes).astype(np.float64)
 
+    def _facts(self) -> dict[str, object]:
+        null = "its own" if self.null is not None else "rewired"
+        weights = {"weights": f"{self.weights.min():.3g} to {self.weights.max():.3g}"} if self.n_edges else {}
+        counts: dict[str, object] = {"nodes": self.n_nodes, "edges": self.n_edges, "density": self.density}
+        return counts | {"kind": self.kind} | weights | {"null": null}
+
     def adjacency(self) -> sparse.csr_array:
         """Build the symmetric matrix of weights, sparse, (n, n)."""
         i, j = self.edges.T
@@ -118,6 +127,32 @@ class Graph:
         if labels is not None:
             nx.set_node_attributes(graph, dict(enumerate(labels.tolist())), "community")
         return graph
+
+    def layout(self, labels: Int[np.ndarray, " node"] | None = None, *, seed: int = 0) -> Float[np.ndarray, "node 2"]:
+        """Place the nodes in the plane; see `probe.graphs.layout`.
+
+        Args:
+            labels: The community of each node, (n,); without, links pull alike.
+            seed: Seed of the initial positions.
+
+        Returns:
+            Coordinates, (n, 2).
+        """
+        from probe.graphs.drawing import layout
+
+        return layout(self, np.zeros(self.n_nodes, dtype=np.int64) if labels is None else labels, seed=seed)
+
+    def plot(self, communities: Communities | Int[np.ndarray, " node"] | None = None, **options: Any) -> plots.Picture:
+        """Draw the graph, its nodes coloured by community; see `probe.plots.graph`.
+
+        Args:
+            communities: What `probe.graphs.communities` found, or a label for each node, (n,).
+            **options: Of `probe.plots.graph`, such as `size`, `names` and `width`.
+
+        Returns:
+            The picture.
+        """
+        return plots.graph(self, communities, **options)
 
     def write_graphml(self, path: str | os.PathLike[str], labels: Int[np.ndarray, " node"] | None = None) -> None:
         """Write the graph as GraphML, which Gephi, Cytoscape, igraph and networkx read.

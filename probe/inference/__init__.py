@@ -42,4 +42,9 @@ __all__ = [
     "spearman",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 __getattr__ = renamed(__name__, {"LARGEST_RHO": "ranks.LARGEST_RHO"})

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
+from probe import display
 from probe.errors import InputError
 
 Floats: TypeAlias = Float[np.ndarray, "..."]
@@ -248,8 +249,8 @@ def seed_interval(
     return _interval(mean, mean - reach, mean + reach, n, "seeds, t" if control is None else "seeds, paired t", level)
 
 
-@dataclass(frozen=True)
-class PermutationNull:
+@dataclass(frozen=True, repr=False)
+class PermutationNull(display.Shown):
     """A statistic beside its values when the pairing is broken.
 
     Attributes:
@@ -261,6 +262,12 @@ class PermutationNull:
     observed: float
     values: Float[np.ndarray, " permutation"]
     p_value: float
+
+    def _facts(self) -> dict[str, object]:
+        low, high = np.quantile(self.values, [0.025, 0.975])
+        null = f"{self.values.mean():.4g}, 95 % from {low:.4g} to {high:.4g}"
+        facts: dict[str, object] = {"observed": self.observed, "p_value": self.p_value, "null": null}
+        return facts | {"permutations": len(self.values)}
 
 
 def permutation_null(

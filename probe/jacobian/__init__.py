@@ -67,4 +67,9 @@ __all__ = [
     "site_jacobian",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 __getattr__ = renamed(__name__, {"Options": "JacobianOptions", "mlp_unit_gain": "mlp_neuron_gain"})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe import replay
+from probe import display, plots, replay
 from probe.errors import InputError
 from probe.jacobian.block import jacobians_by_layer
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName, OutputName
@@ -73,8 +74,8 @@ def cumulative_jacobian(
     return product.to(dtype)
 
 
-@dataclass(frozen=True)
-class MeanJacobian:
+@dataclass(frozen=True, repr=False)
+class MeanJacobian(display.Shown):
     """Mean and spread of block Jacobians over tokens.
 
     A mean of matrices is smoother than the matrices: its scores are not the means of their scores.
@@ -96,6 +97,33 @@ class MeanJacobian:
         """Size of a token's deviation relative to the mean, sqrt(mean ‖J − J̄‖_F²) / ‖J̄‖_F."""
         spread: Tensor = torch.linalg.matrix_norm(self.deviation) / torch.linalg.matrix_norm(self.mean)
         return spread
+
+    def plot(self, layer: int | None = None, **options: Any) -> plots.Picture:
+        """Draw the spread of the tokens' Jacobians about their mean, by block; or the mean of one block.
+
+        Args:
+            layer: A block of `layers`: its mean is drawn by `probe.plots.jacobian`. None draws the spread of all.
+            **options: Of `probe.plots.jacobian` or `probe.plots.by_depth`, such as `width`. Of the Jacobians of updates
+                pass `of="state"`: there is no identity to take away.
+
+        Returns:
+            The picture.
+
+        Raises:
+            InputError: If the layer is none of those.
+        """
+        if layer is None:
+            return plots.by_depth(
+                self.spread, **({"layers": self.layers, "label": "spread, relative to ‖J̄‖"} | options)
+            )
+        if layer not in self.layers:
+            known = ", ".join(map(str, self.layers))
+            raise InputError(f"layer must be one of those averaged ({known}), got {layer}: choose one of them")
+        return plots.jacobian(self.mean[self.layers.index(layer)], **options)
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {"layers": self.layers, "width": self.mean.shape[-1], "tokens": self.count}
+        return facts | {"spread": self.spread.tolist()}
 
 
 def mean_jacobian(

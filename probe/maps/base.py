@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from probe import display
 from probe.errors import InputError
 from probe.geometry import explained_variance
 
@@ -26,7 +27,7 @@ AnyMap = TypeVar("AnyMap", bound="Map")
 
 
 @dataclass(eq=False)
-class Map(ABC):
+class Map(display.Shown, ABC):
     """A map from rows of x to rows of y. The constructor stores options, `fit` computes; fitted values end in ``_``.
 
     Attributes:
@@ -178,6 +179,14 @@ class Map(ABC):
     @abstractmethod
     def _predict(self, x: Tensor, groups: Tensor | None) -> Tensor:
         """Predict from checked states in the working dtype."""
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+        if not hasattr(self, "d_in_"):
+            return facts | {"fitted": "not yet: call fit(x, y)"}
+        fitted = (one.name for one in fields(self) if not one.init and one.name not in ("d_in_", "d_out_"))
+        values = {name: getattr(self, name) for name in fitted}
+        return facts | {"fitted": f"{self.d_in_} → {self.d_out_} coordinates"} | values
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "d_in_"):

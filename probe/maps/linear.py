@@ -6,12 +6,13 @@ All are affine: x and y are centred by their means, ``ŷ = ȳ + (x − x̄) W``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe import display, plots
 from probe.errors import InputError
 from probe.maps.base import Map, Validation, check_pair, row_blocks
 
@@ -22,7 +23,7 @@ RIDGES = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 AnyLinear = TypeVar("AnyLinear", bound="LinearMap")
 
 
-class SufficientStatistics:
+class SufficientStatistics(display.Shown):
     """The sums over pairs (x, y) that ridge regression needs, from one pass over any number of tokens.
 
     O(d² + d e) memory. Means and centred sums of products in float64, merged by the pairwise update of Chan, Golub &
@@ -94,6 +95,9 @@ class SufficientStatistics:
             self.xy += other.xy
             self.yy += other.yy
         return self
+
+    def _facts(self) -> dict[str, object]:
+        return {"count": self.count, "widths": (len(self.mean_x), len(self.mean_y))}
 
     def _shift_means(self, count: int, mean_x: Tensor, mean_y: Tensor) -> None:
         """Move to the means of both parts and add the scatter between them to the sums of products."""
@@ -231,6 +235,22 @@ class LinearMap(Map):
         self.penalty_ = self.ridge_ * normal.mean_eigenvalue
         self.weight_ = self._solve(normal, self.penalty_)
         return self
+
+    def plot(self, **options: Any) -> plots.Picture:
+        """Draw the fitted matrix W: row i is what coordinate i of a state adds to each coordinate of the target.
+
+        Args:
+            **options: Of `probe.plots.heat_map`, such as `clip`, `ax` and `width`.
+
+        Returns:
+            The picture; the scale leaves out the largest thousandth of the entries unless `clip` says otherwise.
+
+        Raises:
+            InputError: If the map is not fitted.
+        """
+        self._check_fitted()
+        usual: dict[str, Any] = {"clip": 0.999, "title": repr(self), "label": "W"}
+        return plots.heat_map(self.weight_, **(usual | options))
 
     def _fit(self, x: Tensor, y: Tensor, groups: Tensor | None, validation: Validation | None) -> None:
         statistics = SufficientStatistics(self.d_in_, self.d_out_, x.device).update(x, y)

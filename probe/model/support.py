@@ -58,7 +58,7 @@ class LeftOut:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Support:
     """All that works on a model, and all that is left out.
 
@@ -88,6 +88,10 @@ class Support:
             ]
         lines += [f"left out in blocks {spans(part.layers)}: {part.what}, for {part.why}" for part in self.left_out]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        methods = ", ".join(f"blocks {spans(kind.layers)}: {kind.method}" for kind in self.blocks)
+        return f"Support({self.architecture!r}, {methods}, left out: {len(self.left_out)})"
 
     def _repr_html_(self) -> str:
         rows = {f"blocks {spans(kind.layers)}": f"{kind.method}: {kind.cost}" for kind in self.blocks}

@@ -13,4 +13,4 @@ import lazy_loader
 from probe.errors import renamed
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__getattr__ = renamed(__name__, {"NOTEBOOK_DPI": "pages.NOTEBOOK_DPI"}, _load)
+__getattr__ = renamed(__name__, {"NOTEBOOK_DPI": "canvas.NOTEBOOK_DPI"}, _load)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from probe.display import visible
 from probe.plots.style import Floats
 
 LAYOUT: dict[str, Any] = {"template": "plotly_white", "hoverlabel": {"align": "left"}}
@@ -41,19 +41,33 @@ def one_shown(index: int, choices: int, traces: int) -> dict[str, list[bool]]:
     return {"visible": [number // traces == index for number in range(traces * choices)]}
 
 
-def block_slider(layers: Sequence[int], changes: Iterable[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
+def title_change(title: str) -> dict[str, Any]:
+    """Make the change of the layout that sets a chart's title.
+
+    Args:
+        title: The title.
+
+    Returns:
+        The change.
+    """
+    return {"title.text": title}
+
+
+def block_slider(
+    layers: Sequence[int], changes: Iterable[tuple[dict[str, Any], dict[str, Any]]]
+) -> list[dict[str, Any]]:
     """Make a slider over blocks for plotly's layout.
 
     Args:
         layers: Indices of the blocks.
-        changes: For each block the changes of the traces, and the title.
+        changes: For each block the changes of the traces, and of the layout, such as {"title.text": "block 3"}.
 
     Returns:
         The layout's `sliders`.
     """
     steps = [
-        {"method": "update", "label": str(layer), "args": [traces, {"title.text": title}]}
-        for layer, (traces, title) in zip(layers, changes, strict=True)
+        {"method": "update", "label": str(layer), "args": [traces, layout]}
+        for layer, (traces, layout) in zip(layers, changes, strict=True)
     ]
     return [{"active": 0, "steps": steps, "currentvalue": {"prefix": "block "}, "pad": {"t": 40}}]
 
@@ -69,11 +83,4 @@ def hover_text(text: str, limit: int = 80) -> str:
         The text with line ends as ↵, control and format characters as codes, and `&`, `<`, `>` escaped.
     """
     cut = text if len(text) <= limit else f"…{text[1 - limit :]}"
-    return html.escape("".join(map(_visible, cut)), quote=False)
-
-
-def _visible(character: str) -> str:
-    if character == "\n":
-        return "↵"
-    invisible = unicodedata.category(character) in {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
-    return f"\\u{ord(character):04x}" if invisible else character
+    return html.escape("".join(map(visible, cut)), quote=False)

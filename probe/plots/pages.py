@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, Unpack
 
 import matplotlib
 import numpy as np
@@ -16,58 +15,25 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-WIDTH = 7.0  # inches: the text width of a page
-NOTEBOOK_DPI = 110
+from probe.errors import InputError
+from probe.plots.canvas import FONT_SIZE, WIDTH, Page, PageAxes, PageFigure, Picture
 
-Panel: TypeAlias = Callable[..., Axes]  # draws on the Axes that it is given as `ax`
+Panel: TypeAlias = Callable[..., object]  # draws on the Axes that it is given as `ax`
 Shared: TypeAlias = Literal["none", "row", "all"]
-
-
-@contextmanager
-def page_style() -> Iterator[None]:
-    """Apply the style of a printed page in a context, and restore matplotlib's settings after it."""
-    settings: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.labelsize": 9,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "legend.fontsize": 9,
-        "legend.frameon": False,
-        "figure.facecolor": "white",
-        "axes.facecolor": "white",
-        "savefig.facecolor": "white",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": False,
-        "lines.linewidth": 1.2,
-        "lines.markersize": 3.5,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "probe",  # equal data, equal file
-    }
-    with matplotlib.rc_context(settings):
-        yield
-
-
-class PageFigure(Figure):
-    """A figure of page width that shows itself in a notebook, whichever backend is set there."""
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png", dpi=NOTEBOOK_DPI)
-        return file.getvalue()
 
 
 def new_figure(
     rows: int = 1,
     columns: int = 1,
     *,
-    height: float = 2.6,
+    height: float | int = 2.6,
     share_y: Shared = "none",
     projection: Literal["3d"] | None = None,
-) -> tuple[Figure, Shaped[np.ndarray, "row column"]]:
-    """Make a figure of page width and its panels.
+    width: float | int = WIDTH,
+    font: str | None = None,
+    font_size: float | int = FONT_SIZE,
+) -> tuple[PageFigure, Shaped[np.ndarray, "row column"]]:
+    """Make a figure in the style of the page and its panels.
 
     Args:
         rows: Rows of panels.
@@ -75,32 +41,44 @@ def new_figure(
         height: Height of a row in inches.
         share_y: Panels that share a vertical scale: those of a row, all, or none.
         projection: "3d" for panels in space.
+        width: Width of the figure in inches; the text width of a page by default.
+        font: Family of the type; None keeps DejaVu Sans.
+        font_size: Size of all words in points.
 
     Returns:
         The figure and an object array (rows, columns) of Axes.
+
+    Raises:
+        InputError: If the font is not installed.
     """
-    figure = PageFigure(figsize=(WIDTH, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y, subplot_kw={"projection": projection})
+    figure = PageFigure(figsize=(width, height * rows), layout="constrained", font=font, font_size=font_size)
+    kind: dict[str, Any] = {"projection": projection} if projection else {"axes_class": PageAxes}
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y, subplot_kw=kind)
     return figure, np.asarray(axes, dtype=object)
 
 
 def new_grid(
-    count: int, columns: int, *, height: float, share_y: Shared = "none", projection: Literal["3d"] | None = None
-) -> tuple[Figure, list[Axes]]:
-    """Make a figure of page width with a number of panels, row by row; the last row may be shorter.
+    count: int,
+    columns: int,
+    *,
+    share_y: Shared = "none",
+    projection: Literal["3d"] | None = None,
+    **page: Unpack[Page],
+) -> tuple[PageFigure, list[Axes]]:
+    """Make a figure with a number of panels, row by row; the last row may be shorter.
 
     Args:
         count: Number of panels.
         columns: Most panels in a row.
-        height: Height of a row in inches.
         share_y: Panels that share a vertical scale: those of a row, all, or none.
         projection: "3d" for panels in space.
+        **page: Width of the figure, height of a row, font and its size, see `Page`.
 
     Returns:
         The figure and its `count` Axes.
     """
     columns = min(columns, count)
-    figure, axes = new_figure(-(-count // columns), columns, height=height, share_y=share_y, projection=projection)
+    figure, axes = new_figure(-(-count // columns), columns, share_y=share_y, projection=projection, **page)
     every = axes.ravel().tolist()
     for ax in every[count:]:
         ax.remove()
@@ -108,23 +86,24 @@ def new_grid(
 
 
 def panel_rows(
-    panels: Sequence[Panel], columns: int = 1, *, height: float = 2.6, share_y: Shared = "none", legend: int = 0
-) -> Figure:
-    """Draw panels row by row on a figure of page width.
+    panels: Sequence[Panel], columns: int = 1, *, share_y: Shared = "none", legend: int = 0, **page: Unpack[Page]
+) -> PageFigure:
+    """Draw panels row by row on one figure.
 
     Args:
         panels: Functions that draw on the Axes that they get as `ax`.
         columns: Most panels in a row.
-        height: Height of a row in inches.
         share_y: Panels that share a vertical scale: those of a row, all, or none.
-        legend: Columns of one legend below all panels; 0 for none.
+        legend: Most columns of one legend below all panels; 0 for none.
+        **page: Width of the figure, height of a row, font and its size, see `Page`.
 
     Returns:
         The figure.
     """
-    figure, every = new_grid(len(panels), columns, height=height, share_y=share_y)
-    for panel, ax in zip(panels, every, strict=True):
-        panel(ax=ax)
+    figure, every = new_grid(len(panels), columns, share_y=share_y, **page)
+    with matplotlib.rc_context(figure.look):
+        for panel, ax in zip(panels, every, strict=True):
+            panel(ax=ax)
     if legend:
         shared_legend(figure, legend)
     return figure
@@ -144,7 +123,8 @@ def titled(title: str, panel: Panel, *arguments: Any, **options: Any) -> Panel:
     """
 
     def draw(ax: Axes) -> Axes:
-        panel(*arguments, **options, ax=ax).set_title(title, loc="left")
+        panel(*arguments, **options, ax=ax)
+        ax.set_title(title, loc="left")
         return ax
 
     return draw
@@ -172,6 +152,39 @@ def outer_labels(figure: Figure) -> Figure:
     return figure
 
 
+@contextmanager
+def drawing(
+    ax: Axes | None, page: Page, *, panels: int = 1, columns: int = 1, **usual: Unpack[Page]
+) -> Iterator[Picture]:
+    """Open a picture: on new panels in the style of the page, or on the one that is given.
+
+    Args:
+        ax: The Axes to draw on, or None for a new figure.
+        page: Page options that the caller passed.
+        panels: Number of panels of a new figure.
+        columns: Most panels in a row.
+        **usual: Page options that hold where the caller passed none.
+
+    Yields:
+        The picture, while the style is that of its figure.
+
+    Raises:
+        InputError: If both Axes and page options came.
+    """
+    if ax is None:
+        figure, axes = new_grid(panels, columns, **(Page(**usual) | page))
+        picture = Picture(figure, tuple(axes))
+    elif page:
+        raise InputError(
+            f"{', '.join(page)} are of a new figure, got ax as well: pass them to the figure that ax belongs to"
+        )
+    else:
+        picture = Picture(_figure_of(ax), (ax,), new=False)
+    look = picture.figure.look if isinstance(picture.figure, PageFigure) else {}
+    with matplotlib.rc_context(look):
+        yield picture
+
+
 def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
     """Return the given Axes, or those of a new figure.
 
@@ -187,11 +200,11 @@ def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
 
 
 def shared_legend(figure: Figure, columns: int = 4) -> None:
-    """Put one legend below all panels, each label once.
+    """Put one legend below all panels, each label once; it is as wide as the figure at most.
 
     Args:
         figure: The figure.
-        columns: Columns of the legend.
+        columns: Most columns of the legend.
     """
     handles = {
         label: handle
@@ -199,7 +212,11 @@ def shared_legend(figure: Figure, columns: int = 4) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
         if not label.startswith("_")
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles)))
+    for ncols in range(min(columns, len(handles)), 0, -1):
+        legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
 
 
 def legend_below(ax: Axes, columns: int = 2) -> None:
@@ -223,7 +240,7 @@ def legend_below(ax: Axes, columns: int = 2) -> None:
 
 
 def color_bar(
-    ax: Axes, shown: ScalarMappable, label: str = "", extend: Literal["neither", "max", "both"] = "neither"
+    ax: Axes, shown: ScalarMappable, label: str = "", extend: Literal["neither", "min", "max", "both"] = "neither"
 ) -> Colorbar:
     """Draw the scale of a panel's colours to its right.
 

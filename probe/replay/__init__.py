@@ -36,3 +36,7 @@ __all__ = [
     "tiny_tokens",
     "working_copy",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probe import display
 from probe.model import LanguageModel, evaluating, first_tensor
 
 CACHE_ARGUMENTS = ("cache", "past_key_values", "layer_past", "past_key_value", "cache_params", "state")
@@ -23,8 +24,8 @@ Path = tuple[str, ...]
 """Where a tensor stands among the arguments of a call: the argument's name, then keys and indices."""
 
 
-@dataclass(frozen=True)
-class BlockCall:
+@dataclass(frozen=True, repr=False)
+class BlockCall(display.Shown):
     """The keyword arguments of one block in a recorded forward pass, except the hidden states and the cache.
 
     Attributes:
@@ -38,6 +39,9 @@ class BlockCall:
     cache_name: str | None
     arguments: Mapping[str, Any]
     cache: Any = None
+
+    def _facts(self) -> dict[str, object]:
+        return {"hidden_name": self.hidden_name, "cache_name": self.cache_name, "arguments": list(self.arguments)}
 
     def run(self, block: nn.Module, hidden: Tensor, cache: Any = None, /, **changed: Any) -> Tensor:
         """Run a block on the input `hidden`, with the recorded arguments except those in `changed`."""

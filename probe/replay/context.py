@@ -34,7 +34,7 @@ from probe.text import Given, Which, as_rows
 logger = logging.getLogger("probe.replay")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Context(Recorded):
     """The recorded context of chosen positions in blocks of a model, for a batch of windows."""
 

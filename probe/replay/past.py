@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from probe import display
 from probe.model import Reached
 from probe.replay.axes import Uncuttable
 
 
-@dataclass(frozen=True)
-class PastKeys:
+@dataclass(frozen=True, repr=False)
+class PastKeys(display.Shown):
     """A read-only cache for one block: recorded keys and values of all positions, followed by live ones.
 
     Transformers' attention modules call `update`, as they would a cache's; nothing is ever written.
@@ -34,6 +35,9 @@ class PastKeys:
     layers: dict[int, tuple[Float[Tensor, "window head position d_key"], Float[Tensor, "window head position d_value"]]]
     indexed: dict[int, Tensor]
     without: str = ""
+
+    def _facts(self) -> dict[str, object]:
+        return {"layers": {layer: keys.shape for layer, (keys, _) in self.layers.items()}, "without": self.without}
 
     def select(self, windows: slice) -> PastKeys:
         """Select the part of some windows."""

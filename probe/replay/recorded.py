@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probe import display
 from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.replay import axes as of_axes
@@ -29,8 +30,8 @@ WAYS = ("keys", "carried", "rows", "sequences")
 stood before each position, that way one row at a time, and in copies of the whole sequence."""
 
 
-@dataclass(frozen=True)
-class Recorded:
+@dataclass(frozen=True, repr=False)
+class Recorded(display.Shown):
     """A recorded pass, in which blocks run again at chosen positions, for a batch of windows.
 
     Attributes:
@@ -74,6 +75,12 @@ class Recorded:
                 f"{', '.join(map(str, self.states))}: name its block in layers="
             )
         return self._chosen(self.states[layer])
+
+    def _facts(self) -> dict[str, object]:
+        windows, positions = self.tokens.shape
+        facts: dict[str, object] = {"model": self.model.name, "windows": windows, "window_length": positions}
+        facts |= {"chosen": self.positions.shape[1], "blocks": list(self.calls), "sites": list(self.seen)}
+        return facts | {"one_token": self.one_token}
 
     def _chosen(self, states: Tensor) -> Tensor:
         return states.gather(1, self.positions[..., None].expand(-1, -1, states.shape[-1]))

@@ -50,7 +50,7 @@ class Figure:
 
     def _repr_html_(self) -> str:
         """The picture with its caption, for Jupyter."""
-        from probe.plots.pages import NOTEBOOK_DPI
+        from probe.plots.canvas import NOTEBOOK_DPI
 
         with plots.page_style():
             source = data_uri("png", image_of(self.draw(), "png", NOTEBOOK_DPI))

@@ -74,6 +74,11 @@ __all__ = [
     "symmetrised",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _MOVED = {
     "decomposition": ("Spectrum",),
     "normality": ("symmetric_share",),

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probe import display
 from probe.errors import InputError, renamed
 from probe.geometry import haar_frame
 from probe.spectra import numerical_abscissa
@@ -43,8 +44,8 @@ __all__ = [
 Operator: TypeAlias = Float[Tensor, "*batch d d"]
 
 
-@dataclass(frozen=True, eq=False)
-class Amplification:
+@dataclass(frozen=True, eq=False, repr=False)
+class Amplification(display.Shown):
     """The five measures of one or several sets; every field has the same shape.
 
     Attributes:
@@ -62,7 +63,7 @@ class Amplification:
     numerical_abscissa: Float[Tensor, "*set"]
 
 
-class PooledOperator:
+class PooledOperator(display.Shown):
     """The root-mean-square operator over many tokens, streamed: ``mean A`` and the mean square of each of its entries.
 
     Gains of it are root mean squares over the tokens of the tokens' gains, exactly; its divergence is their mean; its
@@ -101,6 +102,10 @@ class PooledOperator:
     def mean_square(self) -> Float[Tensor, "d d"]:
         """Mean square of each entry, float64, (d, d)."""
         return self._share(self._square)
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {"count": self.count}
+        return facts | ({"width": len(self._sum)} if isinstance(self._sum, Tensor) else {})
 
     def _share(self, total: Float[Tensor, "d d"] | float) -> Float[Tensor, "d d"]:
         if not isinstance(total, Tensor):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe import display
+from probe import display, plots
 from probe.errors import InputError
 from probe.spectra import normality, ranks, resolvent
 from probe.spectra.factors import Factors
@@ -105,6 +106,39 @@ class Spectrum(Factors):
             )
             for name in wanted
         })
+
+    def plot(
+        self, what: Literal["eigenvalues", "singular_values", "pseudospectrum"] = "eigenvalues", **options: Any
+    ) -> plots.Picture:
+        """Draw eigenvalues beside the unit circle, singular values, or the pseudospectrum of one matrix.
+
+        Args:
+            what: "eigenvalues" or "singular_values", of the whole batch, or "pseudospectrum", of a single matrix.
+            **options: Of the function of this name in `probe.plots`, such as `by`, `title`, `ax` and `width`.
+
+        Returns:
+            The picture. The circle of an `update` is that of its state's Jacobian, around −1.
+
+        Raises:
+            InputError: If there is no such drawing, or a pseudospectrum is asked of several matrices.
+
+        Cost: of the eigenvalues or singular values, if they are not known yet; of the resolvent at 64 × 32 points.
+        """
+        if what == "eigenvalues":
+            return plots.eigenvalues(self, **({"circle": 0 if self._origin is None else -1} | options))
+        if what == "singular_values":
+            return plots.singular_values(self, **options)
+        if what != "pseudospectrum":
+            raise InputError(
+                f'what must be "eigenvalues", "singular_values" or "pseudospectrum", got {what!r}: choose one'
+            )
+        count = int(np.prod(self.matrices.shape[:-2]))
+        if count != 1:
+            raise InputError(
+                f"a pseudospectrum is drawn of one matrix, got {count}: decompose one, such as matrices[0, 0]"
+            )
+        found = resolvent.pseudospectrum(self, resolvent.spectral_grid(self))
+        return found.plot(**({"eigenvalues": self} | options))
 
     def __repr__(self) -> str:
         shown = [f"{name}={value}" for name, value in self._medians().items()] or ["no score computed yet"]

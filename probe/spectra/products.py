@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import matrix_norm, vector_norm
 
+from probe import display, plots
 from probe.errors import InputError
 from probe.spectra import lapack
 from probe.spectra.factors import frobenius_norm, real, scale_of
@@ -29,8 +31,8 @@ SMALLEST = 1e-12
 OVERLAP_RANKS = (1, 4, 8, 16)
 
 
-@dataclass(frozen=True)
-class CumulativeSpectra:
+@dataclass(frozen=True, repr=False)
+class CumulativeSpectra(display.Shown):
     """The singular values of ``C_l = J_l ⋯ J_0`` at every depth l = 0 … L − 1.
 
     Attributes:
@@ -69,6 +71,24 @@ class CumulativeSpectra:
     def participation_ratio(self) -> Float[Tensor, "*batch layer"]:
         """Participation ratio ``(Σσ²)²/Σσ⁴`` of the singular values by depth, (..., layer)."""
         return ratio_of_squares(self.singular_values)
+
+    def plot(self, **options: Any) -> plots.Picture:
+        """Draw the relative singular values ``σ_i/σ₁`` at every depth, coloured by it; of a batch their medians.
+
+        Args:
+            **options: Of `probe.plots.singular_values`, such as `ax` and `width`.
+
+        Returns:
+            The picture.
+        """
+        depths = range(self.log_singular_values.shape[-2])
+        return plots.singular_values(self, **({"by": depths, "label": "σᵢ/σ₁"} | options))
+
+    def _facts(self) -> dict[str, object]:
+        *batch, layers, width = self.log_singular_values.shape
+        facts: dict[str, object] = {"layers": layers, "width": width, "batch": tuple(batch), "ranks": self.ranks}
+        medians = self.participation_ratio.reshape(-1, layers).median(0).values
+        return facts | {"participation_ratio": [float(value) for value in medians]}
 
 
 def cumulative_spectra(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from scipy.linalg import rsf2csf
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from probe import display, plots
 from probe.errors import InputError
 from probe.spectra import lapack
 from probe.spectra.factors import Factors, Matrices, factors
@@ -38,8 +39,8 @@ _NEAREST = 1e-7
 _UNIT = 1e-10
 
 
-@dataclass(frozen=True)
-class Pseudospectrum:
+@dataclass(frozen=True, repr=False)
+class Pseudospectrum(display.Shown):
     """The smallest singular value of zI − A over points z of the complex plane.
 
     The ε-pseudospectrum is the set with ``sigma_min ≤ ε``: the eigenvalues of all A + E with ‖E‖₂ ≤ ε.
@@ -54,6 +55,22 @@ class Pseudospectrum:
     points: Complex[Tensor, "*grid"]
     sigma_min: Float[Tensor, "*values"]
     residual: Float[Tensor, "*values"]
+
+    def plot(self, **options: Any) -> plots.Picture:
+        """Draw level lines of σ_min, of one matrix over a grid; see `probe.plots.pseudospectrum`.
+
+        Args:
+            **options: Of `probe.plots.pseudospectrum`, such as `eigenvalues` and `width`.
+
+        Returns:
+            The picture.
+        """
+        return plots.pseudospectrum(self, **options)
+
+    def _facts(self) -> dict[str, object]:
+        ends = f"{float(self.sigma_min.min()):.3g} to {float(self.sigma_min.max()):.3g}"
+        grid, every = tuple(self.points.shape), tuple(self.sigma_min.shape)
+        return {"grid": grid, "matrices": every[: len(every) - len(grid)], "sigma_min": ends}
 
 
 def pseudospectrum(A: Matrices, points: Complex[Tensor, "*grid"], *, tolerance: float = 1e-4) -> Pseudospectrum:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy.linalg import eigh
 from torch import Tensor
 
+from probe import display
 from probe.errors import InputError
 from probe.spectra.factors import real, require_real, scale_of
 
@@ -22,8 +23,8 @@ MOST_COLUMNS = 12  # blocks of trial vectors before they are compressed
 MOST_STEPS = 200
 
 
-@dataclass(frozen=True)
-class Triplets:
+@dataclass(frozen=True, repr=False)
+class Triplets(display.Shown):
     """The k leading singular triplets ``W vᵢ = σᵢ uᵢ`` of a matrix; signs are arbitrary.
 
     Attributes:
@@ -49,6 +50,11 @@ class Triplets:
         if len(self.singular) < 2 or self.singular[0] == 0:
             return float("nan")
         return float(self.singular[0] / self.singular[1])
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {"matrix": (len(self.left), len(self.right)), "k": len(self.singular)}
+        facts |= {"singular": self.singular.tolist(), "gap": self.gap, "norm": self.norm}
+        return facts | {"error": self.error, "method": self.method}
 
 
 def leading_triplets(

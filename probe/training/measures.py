@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe import display
 from probe.geometry import principal_angles
 
 LEADING = 8  # singular vectors that are compared
 
 
-@dataclass(frozen=True)
-class BatchedTriplets:
+@dataclass(frozen=True, repr=False)
+class BatchedTriplets(display.Shown):
     """Leading singular triplets of a batch of matrices.
 
     Attributes:

@@ -46,6 +46,11 @@ __all__ = [
     "weights_of",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _MOVED = {
     "bases": ("SIDES", "Bases", "described", "prepared", "stream_sides"),
     "checkpoint": ("weight_hash",),

@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from probe import display
 from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.model.architectures import SPREADERS
@@ -34,8 +35,8 @@ SIDES = {"input": "right", "output": "left"}
 """Side of a matrix's singular vectors, by the space in which they lie."""
 
 
-@dataclass(frozen=True)
-class Bases:
+@dataclass(frozen=True, repr=False)
+class Bases(display.Shown):
     """The leading singular triplets of one projection, block by block.
 
     Attributes:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from probe import display
 from probe.errors import InputError
 from probe.model import HuggingFaceModel, LanguageModel, require_layer
 from probe.model.architectures import (
@@ -113,8 +114,8 @@ class PieceReader(Filler, Protocol):
 _EXPERT = re.compile(r"experts\.(\d+)\.(gate|up|down)")
 
 
-@dataclass(frozen=True)
-class ModuleWeights(LaidOut):
+@dataclass(frozen=True, repr=False)
+class ModuleWeights(display.Shown, LaidOut):
     """The matrices of a Hugging Face module, or of a skeleton of one with a source of values.
 
     Attributes:
@@ -132,6 +133,11 @@ class ModuleWeights(LaidOut):
     description: str
     filler: Filler | None = None
     permuted: int | None = None
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {"name": self.name, "architecture": self.architecture, "layers": self.n_layers}
+        facts |= {"width": self.d_model, "matrices": list(self.stored)}
+        return facts | {"read": "from the model" if self.filler is None else "one matrix at a time"}
 
     @cached_property
     def heads(self) -> Heads | None:
@@ -272,8 +278,8 @@ WRITERS = ("o", "down", "out")
 """Projections that write to it: their left singular vectors lie in it."""
 
 
-@dataclass(frozen=True)
-class ProjectedWeights:
+@dataclass(frozen=True, repr=False)
+class ProjectedWeights(display.Shown):
     """The matrices of a user's own `LanguageModel`, by its `projections`; heads and norms are unknown.
 
     Attributes:

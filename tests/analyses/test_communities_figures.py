@@ -20,10 +20,7 @@ from probe.analyses.communities.config import Config, Thresholds
 from probe.analyses.communities.figures import control_table, figures
 from probe.analyses.communities.interactive import TRACES, network
 from probe.analyses.communities.panels.communities import (
-    COLORS,
     PERMUTED,
-    REST,
-    community_colors,
     drawn_links,
     gain_scale,
     node_gain,
@@ -32,6 +29,7 @@ from probe.analyses.communities.panels.partitions import AGREEMENTS, pooled_choi
 from probe.analyses.communities.table import summarised
 from probe.claims.evidence import Table
 from probe.inference import fisher_mean
+from probe.plots.networks import COMMUNITY_COLORS, REST, community_colors
 from probe.plots.style import RED
 from probe.report import Figure
 from tests.plant.communities import CHOSEN, DOCUMENTS, WIDTH, dataset
@@ -133,8 +131,8 @@ class TestGraph:
 
     def test_small_communities_and_lone_nodes_are_grey(self) -> None:
         colors = community_colors(np.array([0, 5, 6, -1, 0]))
-        assert colors == [COLORS[0], COLORS[5], REST, REST, COLORS[0]]
-        assert len(set(COLORS)) == len(COLORS)
+        assert colors == [COMMUNITY_COLORS[0], COMMUNITY_COLORS[5], REST, REST, COMMUNITY_COLORS[0]]
+        assert len(set(COMMUNITY_COLORS)) == len(COMMUNITY_COLORS)
 
     def test_a_scale_of_gains_that_outliers_do_not_stretch(self) -> None:
         gain = np.exp(np.linspace(0, 1, 101))
@@ -233,7 +231,7 @@ class TestPartitions:
     def test_flow_keeps_every_node(self, data: xr.Dataset) -> None:
         layers = [0, 2, 5]
         ax = communities_panels.community_flow(data, layers)
-        labels = np.minimum(data["community"].sel(view="model", layer=layers).values, len(COLORS))
+        labels = np.minimum(data["community"].sel(view="model", layer=layers).values, len(COMMUNITY_COLORS))
         bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
         bands = [patch for patch in ax.patches if isinstance(patch, PathPatch)]
         for place in range(len(layers)):

@@ -17,5 +17,5 @@ def test_importing_the_plots_draws_nothing_in():
 
 def test_every_public_name_loads_and_an_old_one_warns():
     assert all(callable(getattr(plots, name)) for name in plots.__all__)
-    with pytest.warns(DeprecationWarning, match=r"use probe\.plots\.pages\.NOTEBOOK_DPI$"):
-        assert plots.NOTEBOOK_DPI == plots.pages.NOTEBOOK_DPI
+    with pytest.warns(DeprecationWarning, match=r"use probe\.plots\.canvas\.NOTEBOOK_DPI$"):
+        assert plots.NOTEBOOK_DPI == plots.canvas.NOTEBOOK_DPI

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from probe import plots, spectra
 from probe.analyses.causes import panels as causes_panels
 from probe.analyses.dynamics import panels as dynamics_panels
+from probe.analyses.dynamics.interactive import clouds
 from probe.analyses.dynamics.panels.spectral import random_matrix
 from probe.analyses.tokenwise import panels as tokenwise_panels
 from probe.analyses.tokenwise.claims import Thresholds
@@ -314,9 +315,24 @@ def test_numbers_of_charts_break_off_where_there_is_no_value() -> None:
 
 
 def test_a_slider_shows_one_of_the_blocks() -> None:
-    (slider,) = block_slider([3, 7], [(one_shown(place, 2, 2), f"block {place}") for place in range(2)])
+    (slider,) = block_slider([3, 7], [(one_shown(place, 2, 2), {"title.text": f"block {place}"}) for place in range(2)])
     assert [step["label"] for step in slider["steps"]] == ["3", "7"]
     assert slider["steps"][1]["args"] == [{"visible": [False, False, True, True]}, {"title.text": "block 1"}]
+
+
+def test_each_block_of_the_eigenvalues_chart_has_a_range_of_its_own() -> None:
+    data = dynamics.dataset(seeds=1, documents=3)
+    far = xr.where(data["layer"] == data["layer"][0], 10.0, 1.0)
+    data = data.assign({name: data[name] * far for name in ("eigenvalue_real", "eigenvalue_imaginary")})
+    spec = clouds(data).to_plotly_json()["layout"]
+    changes = [step["args"][1] for step in spec["sliders"][0]["steps"]]
+    for layer, change in zip(data["layer"].values, changes, strict=True):
+        parts = [data[f"eigenvalue_{part}"].sel(layer=layer).values for part in ("real", "imaginary")]
+        assert np.mean(np.abs(parts) <= change["xaxis.range"][1]) >= 0.99
+        assert change["xaxis.range"] == change["yaxis.range"]
+        assert change["xaxis.range"][1] < 1.1 * np.abs(parts).max()
+    assert changes[0]["xaxis.range"][1] > 3 * changes[1]["xaxis.range"][1]
+    assert list(spec["xaxis"]["range"]) == changes[0]["xaxis.range"]
 
 
 def test_a_panel_draws_on_the_axes_it_is_given(data: xr.Dataset) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import xarray as xr
 from hypothesis import given
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from matplotlib import figure as mpl
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from probe import plots
 from probe.analyses.tokenwise.config import Config
 from probe.analyses.tokenwise.figures import figures
 from probe.claims import Claim
@@ -290,6 +292,20 @@ def test_the_page_is_one_file_with_plotly_once(result: Result) -> None:
     assert all(address.startswith(("data:", "#")) for address in Links(text).addresses)
     assert text.count("plotly.js v") == 1
     assert len(text.encode()) < 12e6
+
+
+def test_a_tall_chart_covers_nothing_that_follows(opened: Opened, tmp_path: Path) -> None:
+    def chart() -> go.Figure:
+        return go.Figure(go.Scatter(x=[1, 2], y=[1, 2]), layout={"height": 640})
+
+    shown = [Figure(name, name, "caption", lambda: plots.new_figure()[0], chart) for name in ("first", "second")]
+    page = opened.open(Result(xr.Dataset(), [], tmp_path, "t", figures=shown).write_report())
+    chart_box = page.locator(".chart .main-svg").first.bounding_box()
+    heading = page.locator("#figure-second").bounding_box()
+    assert chart_box is not None
+    assert heading is not None
+    assert chart_box["height"] == 640
+    assert chart_box["y"] + chart_box["height"] <= heading["y"]
 
 
 def test_a_report_without_charts_holds_no_plotly(data: xr.Dataset, tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from probe.analyses.communities import panels
 from probe.analyses.communities.config import NODE_NAMES, Config
 from probe.analyses.communities.interactive import network
 from probe.analyses.communities.panels import partitions
-from probe.analyses.communities.panels.communities import COLORS, CONTROLS, PERMUTED, signed
+from probe.analyses.communities.panels.communities import CONTROLS, PERMUTED, signed
 from probe.analyses.communities.table import COUPLING_P, Coupling, Runs, pooled, pooled_layers, summarised
 from probe.analysis.subject import spread
 from probe.claims.evidence import Table
 from probe.plots import captions, style
+from probe.plots.networks import COMMUNITY_COLORS
 from probe.plots.pages import legend_below, outer_labels, panel_rows, titled
 from probe.report import Figure
 from probe.report.page import interval_text
@@ -72,10 +73,10 @@ def _graphs(data: xr.Dataset, summary: Summary) -> Figure | None:
         "graphs",
         f"Graphs of {_nodes(data)} and their communities",
         f"{NODES[data.attrs['nodes']]}; a link joins two whose states correlate (red: negative; the {links} "
-        f"strongest are drawn). Colours: the {len(COLORS)} largest communities of each layer, the rest grey; a colour "
-        f"means nothing across layers. Large: {_nodes(data)} that K = J − I amplifies much, on the other half of the "
-        "text. A drawing pulls communities together, and is no test: noise has communities too, which the null graphs "
-        f"of the figure on quality show. {_where(data)}",
+        f"strongest are drawn). Colours: the {len(COMMUNITY_COLORS)} largest communities of each layer, the rest "
+        f"grey; a colour means nothing across layers. Large: {_nodes(data)} that K = J − I amplifies much, on the "
+        "other half of the text. A drawing pulls communities together, and is no test: noise has communities too, "
+        f"which the null graphs of the figure on quality show. {_where(data)}",
         partial(panel_rows, [partial(panels.community_graph, data, layer) for layer in layers], 3, height=2.7),
         interactive=lambda: network(summary()),
         alt=f"Drawings of graphs of {_nodes(data)}, coloured by community and sized by gain.",
@@ -288,8 +289,8 @@ def _flow(data: xr.Dataset) -> Figure | None:
     return Figure(
         "flow",
         f"How {_nodes(data)} pass between communities through depth",
-        f"Bars are the {len(COLORS)} largest communities of a layer from below, the rest in grey; bands, in the "
-        f"colour they come from, are the {_nodes(data)} that two communities share. Under the null of unrelated "
+        f"Bars are the {len(COMMUNITY_COLORS)} largest communities of a layer from below, the rest in grey; bands, "
+        f"in the colour they come from, are the {_nodes(data)} that two communities share. Under the null of unrelated "
         f"communities every bar sends to every other in proportion to its size. {_where(data)}",
         partial(panel_rows, [partial(panels.community_flow, data, layers)], height=3.4),
         alt=f"Alluvial chart of {_nodes(data)} between the communities of a few blocks.",

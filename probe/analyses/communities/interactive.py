@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from probe.analyses.communities.config import NODE_NAMES
-from probe.analyses.communities.panels.communities import community_colors, drawn_links, gain_scale, node_gain, signed
-from probe.plots.charts import LAYOUT, TITLE, block_slider, hover_text, one_shown, rounded
+from probe.analyses.communities.panels.communities import drawn_links, gain_scale, node_gain, signed
+from probe.plots.charts import LAYOUT, TITLE, block_slider, hover_text, one_shown, rounded, title_change
+from probe.plots.networks import community_colors
 from probe.plots.style import GREY, RED, Floats
 
 HOVER = (
@@ -39,7 +40,7 @@ def network(data: xr.Dataset) -> go.Figure:
         for trace in _traces(data, layer):
             figure.add_scatter(**trace, visible=place == 0)
     shown = [one_shown(place, len(layers), TRACES) for place in range(len(layers))]
-    return figure.update_layout(sliders=block_slider(layers, zip(shown, titles, strict=True)))
+    return figure.update_layout(sliders=block_slider(layers, zip(shown, map(title_change, titles), strict=True)))
 
 
 def _layout(data: xr.Dataset, title: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import plotly.graph_objects as go
 import xarray as xr
 
-from probe.analyses.continuity.panels import SIDE_STYLES, shown_spaces
+from probe.analyses.continuity.panels import shown_spaces
 from probe.plots.charts import LAYOUT, one_shown, rounded
+from probe.plots.directions import SIDE_STYLES
 from probe.plots.style import GREY, RED
 
 HOVER = "block %{customdata[0]}<br>|cos| to the next %{customdata[1]}<br>σ₁/σ₂ %{customdata[2]}<extra></extra>"

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from probe.inference import Interval, circular_block_bootstrap
-from probe.plots.pages import axes_or_new, color_bar
+from probe.plots.directions import MEANINGLESS, SIDE_STYLES
+from probe.plots.directions import continuity_by_depth as continuity_by_depth
+from probe.plots.directions import cosine_map as cosine_map
+from probe.plots.pages import axes_or_new
 from probe.plots.style import (
     BLACK,
     BLUE,
@@ -28,7 +30,6 @@ from probe.plots.style import (
     SKY,
     Floats,
     Style,
-    band,
     finish,
     line,
     null_line,
@@ -36,7 +37,6 @@ from probe.plots.style import (
 )
 from probe.weights.bases import stream_sides
 
-SIDE_STYLES = {"input": Style("v₁, input space", BLUE, "o"), "output": Style("u₁, output space", RED, "s")}
 PROJECTION_STYLES = {
     "q": Style("q", BLUE, "o"),
     "k": Style("k", SKY, "s"),
@@ -65,7 +65,6 @@ VARIANT_STYLES = {
     "shuffled": Style("shuffled weights", ORANGE, "v"),
     "init": Style("fresh initialisation", PINK, "s"),
 }
-MEANINGLESS = 1.05  # σ₁/σ₂ below which a leading vector means nothing
 
 
 def sides_of(name: str) -> tuple[str, ...]:
@@ -103,33 +102,6 @@ def in_stream(data: xr.Dataset, side: str) -> list[str]:
         Names along `projection`.
     """
     return [name for name in data["projection"].values.tolist() if side in stream_sides(name)]
-
-
-def continuity_by_depth(data: xr.Dataset, projection: str, ax: Axes | None = None) -> Axes:
-    """Draw |cos| of neighbouring blocks' leading singular vectors in both spaces, over depth.
-
-    Args:
-        data: The continuity analysis's Dataset with `gap`, `SIDE_continuity` and `SIDE_haar_high`.
-        projection: Which projection.
-        ax: Where to draw.
-
-    Returns:
-        The Axes; hollow markers where σ₁/σ₂ is below 1.05; bands, the null: what 99 % of random directions stay below.
-    """
-    ax, own = axes_or_new(ax)
-    layer = data["layer"].values
-    gap = data["gap"].sel(variant="model", projection=projection).values
-    for side, style in SIDE_STYLES.items():
-        values = data[f"{side}_continuity"].sel(variant="model", projection=projection).values
-        high = float(data[f"{side}_haar_high"].sel(projection=projection))
-        band(ax, data["layer"], 0.0, high, style.color, alpha=0.12, label=f"random, {style.label[:2]}")
-        ax.plot(layer, values, color=style.color, lw=0.8)
-        for clear, face in ((gap >= MEANINGLESS, style.color), (gap < MEANINGLESS, "white")):
-            label = style.label if face == style.color else "_"
-            options: dict[str, Any] = {"color": style.color, "marker": style.marker, "ls": "", "mfc": face, "mew": 0.8}
-            ax.plot(layer[clear], values[clear], label=label, **options)
-    ax.set_ylim(-0.02, 1.02)
-    return finish(ax, "|cos|, l and l + 1", legend=own)
 
 
 def continuity_summary(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
@@ -192,33 +164,6 @@ def lag_curves(data: xr.Dataset, side: str, ax: Axes | None = None) -> Axes:
     _stream_null(ax, data, side, names)
     ax.set_ylim(0, None)
     return finish(ax, f"mean |cos|, {SIDE_STYLES[side].label}", legend=own, xlabel="lag (blocks)")
-
-
-def cosine_map(data: xr.Dataset, projection: str, side: str, ax: Axes | None = None, *, bar: bool = True) -> Axes:
-    """Draw |cos| of leading vectors for all pairs of blocks.
-
-    Args:
-        data: The continuity analysis's Dataset with `SIDE_cosine`.
-        projection: Which projection.
-        side: "input" or "output".
-        ax: Where to draw.
-        bar: Show the scale.
-
-    Returns:
-        The Axes; a path through depth is a band along the diagonal, one shared direction a filled square; random
-        directions, the null, are dark.
-    """
-    ax, _ = axes_or_new(ax)
-    values = data[f"{side}_cosine"].sel(projection=projection).transpose("block", "other_block").values
-    block = data["block"].values
-    ends = (block[0] - 0.5, block[-1] + 0.5)
-    image = ax.imshow(values, origin="lower", cmap="viridis", vmin=0, vmax=1, extent=(*ends, *ends))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(4, integer=True))
-    ax.set_title(f"{projection}, {SIDE_STYLES[side].label[:2]}", loc="left")
-    if bar:
-        color_bar(ax, image, "|cos|")
-    return ax
 
 
 def trajectory_path(data: xr.Dataset, projection: str, side: str, ax: Any) -> Any:

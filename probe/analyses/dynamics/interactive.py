@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from probe.plots.charts import LAYOUT, TITLE, block_slider, rounded
+from probe.plots.charts import LAYOUT, TITLE, block_slider, rounded, title_change
 from probe.plots.style import BLUE, Floats
 
 MAX_POINTS = 60_000  # over all layers: about a megabyte of the page
@@ -21,23 +21,33 @@ def clouds(data: xr.Dataset) -> go.Figure:
         data: The dynamics analysis's Dataset with `eigenvalue_real` and `eigenvalue_imaginary`.
 
     Returns:
-        The figure; both axes keep one range and one scale, so that the slider compares the blocks.
+        The figure; a unit of length is the same along both axes. Each block has a range of its own, as one block's
+        eigenvalues can lie many times farther out than another's.
     """
     layers, points = data["layer"].values.tolist(), _points(data)
     titles = [f"block {layer}: {_words(data, layer)}" for layer in layers]
     marker = {"color": BLUE, "size": 4, "opacity": 0.5}
-    hover = "%{x:.3g} + %{y:.3g} i<extra></extra>"
-    figure = go.Figure(layout=_layout(points, titles[0]))
+    hover = "λ = %{x:.3g} %{y:+.3g} i<extra></extra>"
+    figure = go.Figure(layout=_layout(points[0], titles[0]))
     real, imaginary = (rounded(part) for part in points[0].T)
     figure.add_scatter(x=real, y=imaginary, mode="markers", marker=marker, hovertemplate=hover)
     clouds = [{"x": [rounded(cloud[:, 0])], "y": [rounded(cloud[:, 1])]} for cloud in points]
-    return figure.update_layout(sliders=block_slider(layers, zip(clouds, titles, strict=True)))
+    layouts = [
+        title_change(title) | {"xaxis.range": _range(cloud), "yaxis.range": _range(cloud)}
+        for title, cloud in zip(titles, points, strict=True)
+    ]
+    return figure.update_layout(sliders=block_slider(layers, zip(clouds, layouts, strict=True)))
 
 
-def _layout(points: Floats, title: str) -> dict[str, Any]:
-    """One range for all blocks that leaves out the farthest thousandth; a unit is the same along both axes."""
-    reach = 1.05 * float(np.quantile(np.abs(points), 0.999))
-    axis = {"range": [-reach, reach], "zeroline": True}
+def _range(cloud: Floats) -> list[float]:
+    """A range for both axes that leaves out the farthest thousandth."""
+    reach = 1.05 * float(np.quantile(np.abs(cloud), 0.999))
+    return [-reach, reach]
+
+
+def _layout(cloud: Floats, title: str) -> dict[str, Any]:
+    """The layout of the first block; a unit is the same along both axes."""
+    axis = {"range": _range(cloud), "zeroline": True}
     return LAYOUT | {
         "xaxis": axis | {"title": {"text": "Re λ(K)"}},
         "yaxis": axis | {"title": {"text": "Im λ(K)"}, "scaleanchor": "x"},

@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from probe.analyses.tokenwise.panels.styles import FIT_STYLES, deciding_fit, fits_present
 from probe.inference import spearman
-from probe.plots.charts import LAYOUT, TITLE, block_slider, hover_text, rounded
+from probe.plots.charts import LAYOUT, TITLE, block_slider, hover_text, rounded, title_change
 from probe.plots.style import KL_FLOOR, Floats, tick_text
 
 SYMBOLS = {"linear": "square", "mlp": "cross", "mlp_random": "x", "mean": "star"}
@@ -80,7 +80,9 @@ def scatter(data: xr.Dataset, max_points: int) -> go.Figure:
         for place, layer in enumerate(layers)
     ]
     classes = {"name": "class", "active": first, "buttons": _buttons(fits), "x": 1, "xanchor": "right"}
-    return figure.update_layout(sliders=block_slider(layers, zip(moved, titles, strict=True)), updatemenus=[classes])
+    return figure.update_layout(
+        sliders=block_slider(layers, zip(moved, map(title_change, titles), strict=True)), updatemenus=[classes]
+    )
 
 
 def _titles(fits: Sequence[str], points: Sequence[tuple[Floats, Floats]]) -> list[str]:

@@ -50,6 +50,7 @@ function draw(chart) {
   delete spec.layout.updatemenus;
   delete spec.layout.sliders;
   chart.before(controls);
+  if (spec.layout.height) chart.style.height = spec.layout.height + "px"; // else it would cover what follows
   return Plotly.newPlot(chart, spec.data, spec.layout, {
     responsive: true,
     displaylogo: false,

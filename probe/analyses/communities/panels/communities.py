@@ -12,10 +12,10 @@ import pandas as pd
 import xarray as xr
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.ticker import MaxNLocator
 
 from probe.inference import Interval
+from probe.plots.networks import LARGEST, SMALLEST, community_colors, nodes_and_links
 from probe.plots.pages import axes_or_new, legend_below
 from probe.plots.style import (
     BLACK,
@@ -25,7 +25,6 @@ from probe.plots.style import (
     ORANGE,
     PINK,
     RED,
-    SKY,
     Style,
     band,
     curve,
@@ -38,8 +37,6 @@ from probe.plots.style import (
     range_of,
 )
 
-COLORS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)  # of the largest communities; the others are pale grey
-REST = "#C4C4C4"
 OWN = Style("the model", BLUE, "o")
 VIEW_STYLES = {
     "init": Style("fresh initialisations", ORANGE, "s", "--"),
@@ -54,19 +51,6 @@ CONTROLS = {
     "basis": "random orthogonal bases",
     "no_outliers": "without outlier coordinates",
 }
-SMALLEST, LARGEST = 12.0, 90.0  # points²: area of a node's marker
-
-
-def community_colors(labels: Int[np.ndarray, " node"]) -> list[str]:
-    """Choose a colour for each node: one for each of the largest communities, grey for the rest.
-
-    Args:
-        labels: Communities by falling size; −1 for nodes without one.
-
-    Returns:
-        Colours, told apart with every common colour vision.
-    """
-    return [COLORS[label] if 0 <= label < len(COLORS) else REST for label in labels.tolist()]
 
 
 def node_gain(data: xr.Dataset, layer: int, view: str = "model") -> Float[np.ndarray, " node"]:
@@ -129,19 +113,9 @@ def community_graph(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axe
     place = data["place"].sel(drawn=layer).transpose("node", "axis").values
     links, weights = drawn_links(data, layer)
     labels = data["community"].sel(view="model", layer=layer).values
-    for chosen, color in ((weights >= 0, GREY), (weights < 0, RED)):
-        lines = LineCollection(list(place[links[chosen]]), colors=color, linewidths=0.4, alpha=0.35, zorder=1)
-        lines.set_rasterized(True)
-        ax.add_collection(lines)
-    size = SMALLEST + (LARGEST - SMALLEST) * gain_scale(node_gain(data, layer))
-    size *= min(1.0, 200 / len(size)) ** 0.5  # many nodes: smaller ones
-    order = np.argsort(-size)
-    colors = np.array(community_colors(labels))
-    x, y = place[order].T
-    ax.scatter(x, y, s=size[order], c=colors[order], lw=0.4, edgecolors="white", zorder=2, rasterized=True)
+    area = SMALLEST + (LARGEST - SMALLEST) * gain_scale(node_gain(data, layer))
+    nodes_and_links(ax, place, links, weights, area, community_colors(labels))
     ax.set_title(f"block {layer}: {_count(labels)} communities", loc="left")
-    ax.set_aspect("equal", adjustable="datalim")
-    ax.set_axis_off()
     return ax
 
 

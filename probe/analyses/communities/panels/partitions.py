@@ -15,8 +15,9 @@ from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
 from probe.analyses.communities.config import NODE_NAMES
-from probe.analyses.communities.panels.communities import COLORS, OWN, REST
+from probe.analyses.communities.panels.communities import OWN
 from probe.inference import Interval, fisher_mean
+from probe.plots.networks import COMMUNITY_COLORS, REST
 from probe.plots.pages import axes_or_new, color_bar
 from probe.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, Floats, Style, curve, finish, line, middle_of
 
@@ -204,8 +205,10 @@ def community_flow(data: xr.Dataset, layers: Sequence[int], ax: Axes | None = No
     """
     ax, _ = axes_or_new(ax)
     found = data["community"].sel(view="model", layer=list(layers)).transpose("layer", "node").values
-    labels = np.where((found < 0) | (found > len(COLORS)), len(COLORS), found)  # the last of `palette`: the rest
-    palette, half = [*COLORS, REST], 0.07
+    labels = np.where(
+        (found < 0) | (found > len(COMMUNITY_COLORS)), len(COMMUNITY_COLORS), found
+    )  # the last of `palette`: the rest
+    palette, half = [*COMMUNITY_COLORS, REST], 0.07
     sizes = np.stack([np.bincount(one, minlength=len(palette)) for one in labels])
     gap = 0.015 * labels.shape[1]
     bottom = np.cumsum(np.column_stack([np.zeros(len(layers)), sizes[:, :-1] + gap * (sizes[:, :-1] > 0)]), axis=1)

@@ -7,16 +7,15 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
 from probe.inference import Interval
 from probe.plots.pages import axes_or_new, color_bar
+from probe.plots.planes import level_lines, scatter_plane
 from probe.plots.style import (
     BLACK,
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
     SKY,
     Floats,
@@ -159,10 +158,7 @@ def eigenvalue_cloud(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Ax
     """
     ax, _ = axes_or_new(ax)
     real, imaginary = (data[f"eigenvalue_{part}"].sel(layer=layer).values.ravel() for part in ("real", "imaginary"))
-    ax.axhline(0, color=GREY, lw=0.5)
-    ax.axvline(0, color=GREY, lw=0.5)
-    ax.scatter(real, imaginary, s=3, lw=0, alpha=0.5, color=BLUE, rasterized=True)
-    ax.set_aspect("equal", adjustable="datalim")
+    scatter_plane(ax, real + 1j * imaginary, BLUE)
     ax.set_title(f"block {layer}", loc="left")
     ax.set(xlabel="Re λ(K)", ylabel="Im λ(K)")
     return ax
@@ -182,19 +178,10 @@ def pseudospectrum(data: xr.Dataset, layer: int, ax: Axes | None = None) -> Axes
     ax, _ = axes_or_new(ax)
     one = data.sel(chosen=layer)
     real, imaginary = one["pseudospectrum_real"].values, one["pseudospectrum_imaginary"].values
-    sigma = np.maximum(one["pseudospectrum_sigma_min"].transpose("imaginary", "real").values, 1e-16)
-    height = np.concatenate([-imaginary[:0:-1], imaginary])  # K is real: symmetric about the real axis
-    both = np.concatenate([sigma[:0:-1], sigma])
-    levels = 10.0 ** np.arange(np.floor(np.log10(sigma.min())), np.ceil(np.log10(sigma.max())) + 0.1, 0.5)[-8:]
-    drawn = ax.contour(real, height, both, levels=levels, norm=LogNorm(levels[0], levels[-1]), cmap="viridis")
+    level_lines(ax, real, imaginary, one["pseudospectrum_sigma_min"].transpose("imaginary", "real").values)
     values = one["pseudospectrum_spectrum"].transpose("index", "part").values
     ax.scatter(values[:, 0], values[:, 1], s=3, lw=0, color=BLACK, rasterized=True)
-    bar = color_bar(ax, drawn)
-    bar.ax.set_title("ε", fontsize=9)
-    bar.ax.minorticks_off()
-    ax.set_aspect("equal", adjustable="datalim")
     ax.set_title(f"block {layer}: Kreiss constant ≥ {float(one['kreiss_constant']):.3g}", loc="left")
-    ax.set(xlabel="Re z", ylabel="Im z")
     return ax
 
 
