@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         mean_jacobian,
     )
     from probe.model import LanguageModel, load_model
+    from probe.patching import intervene, patch
     from probe.stream import ResidualStream, capture
     from probe.text import Prompts, Substring, Windows, load_prompts, load_windows
 
@@ -36,11 +37,13 @@ __all__ = [
     "capture",
     "cross_jacobian",
     "cumulative_jacobian",
+    "intervene",
     "iter_block_jacobians",
     "load_model",
     "load_prompts",
     "load_windows",
     "mean_jacobian",
+    "patch",
 ]
 
 # public name -> the module that defines it
@@ -54,11 +57,13 @@ _NAMES = {
     "capture": "probe.stream",
     "cross_jacobian": "probe.jacobian",
     "cumulative_jacobian": "probe.jacobian",
+    "intervene": "probe.patching",
     "iter_block_jacobians": "probe.jacobian",
     "load_model": "probe.model",
     "load_prompts": "probe.text",
     "load_windows": "probe.text",
     "mean_jacobian": "probe.jacobian",
+    "patch": "probe.patching",
 }
 _MODULES = frozenset(module.name for module in pkgutil.iter_modules(__path__))
 
