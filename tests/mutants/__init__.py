@@ -8,6 +8,7 @@ from tests.mutants.communities import COMMUNITIES
 from tests.mutants.dynamics import DYNAMICS
 from tests.mutants.graphs import GRAPHS
 from tests.mutants.jacobian import JACOBIAN
+from tests.mutants.patching import PATCHING
 from tests.mutants.plots import PLOTS
 from tests.mutants.runs import RUNS
 from tests.mutants.spectra import SPECTRA
@@ -499,7 +500,7 @@ TOKENWISE_CLAIMS = _mutants(
     ),
 )
 
-ROOMS = {**COMMUNITIES, **DYNAMICS, **JACOBIAN, **GRAPHS, **PLOTS, **SPECTRA, **WEIGHTS, **TRAINING, **RUNS}
+ROOMS = {**COMMUNITIES, **DYNAMICS, **JACOBIAN, **GRAPHS, **PATCHING, **PLOTS, **SPECTRA, **WEIGHTS, **TRAINING, **RUNS}
 
 MUTANTS = [
     *GEOMETRY,

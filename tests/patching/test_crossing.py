@@ -105,12 +105,10 @@ _FIRST = torch.tensor([0])
 
 def test_blocks_that_are_given_more_than_the_stream_run_in_whole_passes(monkeypatch):
     model = tiny_model("llama")
-    expected = activation_patching(model, CLEAN, CORRUPTED, tokens=(RIGHT, WRONG))
     monkeypatch.setattr("probe.replay.is_chained", lambda _: False)
-    for site, name, heads in (("resid_pre", "hook_resid_pre", 1), ("attn.hook_z", "attn.hook_z", 4)):
-        found = activation_patching(model, CLEAN, CORRUPTED, site=site, tokens=(RIGHT, WRONG))
-        close(found.effect.values[0].reshape(LAYERS, LENGTH, -1), _by_hand(model, name, heads))
-    close(expected.data["clean"].values, found.data["clean"].values)
+    for site, name, heads in (("resid_post", "hook_resid_post", 1), ("attn.hook_z", "attn.hook_z", 4)):
+        found = activation_patching(model, CLEAN, CORRUPTED, site=site, tokens=(RIGHT, WRONG), layers=[2])
+        close(found.effect.values[0].reshape(1, LENGTH, -1), _by_hand(model, name, heads)[2:3])
 
 
 def test_directions_are_each_other_s_with_the_prompts_exchanged():
