@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         mean_jacobian,
     )
     from probe.model import LanguageModel, load_model
+    from probe.patching import intervene, patch
     from probe.stream import ResidualStream, capture
     from probe.text import Prompts, Substring, Windows, load_prompts, load_windows
 
@@ -58,6 +59,7 @@ __all__ = [
     "capture",
     "cross_jacobian",
     "cumulative_jacobian",
+    "intervene",
     "iter_block_jacobians",
     "load_model",
     "load_prompts",
@@ -65,6 +67,7 @@ __all__ = [
     "mean_jacobian",
     "open_run",
     "open_runs",
+    "patch",
 ]
 
 # public name -> the module that defines it
@@ -78,6 +81,7 @@ _NAMES = {
     "capture": "probe.stream",
     "cross_jacobian": "probe.jacobian",
     "cumulative_jacobian": "probe.jacobian",
+    "intervene": "probe.patching",
     "iter_block_jacobians": "probe.jacobian",
     "load_model": "probe.model",
     "load_prompts": "probe.text",
@@ -85,6 +89,7 @@ _NAMES = {
     "mean_jacobian": "probe.jacobian",
     "open_run": "probe.analyses",
     "open_runs": "probe.analyses",
+    "patch": "probe.patching",
 }
 # the rooms that users work in; each has a page in docs/api
 _ROOMS = (

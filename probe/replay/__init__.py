@@ -18,7 +18,7 @@ differentiate, is set in a `working_copy` that shares its weights.
 
 from probe.replay.attention import DETACHED, LINEARISED, AttentionPrimal
 from probe.replay.calls import BlockCall
-from probe.replay.context import Context, alone, record, require_chain
+from probe.replay.context import Context, alone, is_chained, record, require_chain
 from probe.replay.copies import working_copy
 from probe.replay.past import PastKeys
 from probe.replay.profile import tiny_tokens
@@ -31,6 +31,7 @@ __all__ = [
     "Context",
     "PastKeys",
     "alone",
+    "is_chained",
     "record",
     "require_chain",
     "tiny_tokens",

@@ -102,20 +102,13 @@ def of_windows(tensor: Tensor, axes: Axes, windows: Int[Tensor, " row"]) -> Tens
     return rows.flatten(axes.window, axes.window + 1)
 
 
-def of_prefix(tensor: Tensor, axes: Axes, length: int) -> Tensor:
-    """Take the first positions, on every axis of positions."""
-    for axis in axes.positions:
-        tensor = tensor.narrow(axis, 0, length)
-    return tensor
-
-
-def of_step(tensor: Tensor, axes: Axes, position: int, keys: int) -> Tensor:
-    """Take one query's position, and of keys the last `keys` up to it."""
+def of_stretch(tensor: Tensor, axes: Axes, first: int, last: int, keys: int) -> Tensor:
+    """Take the queries' positions `first` … `last` − 1, and of keys the last `keys` up to them."""
     for index, axis in enumerate(axes.positions):
         if axes.of_keys or index == 1:
-            tensor = tensor.narrow(axis, position + 1 - keys, keys)
+            tensor = tensor.narrow(axis, last - keys, keys)
         else:
-            tensor = tensor.narrow(axis, position, 1)
+            tensor = tensor.narrow(axis, first, last - first)
     return tensor
 
 
@@ -197,6 +190,22 @@ def causal_mask(positions: Int[Tensor, "row n"], length: int, dtype: torch.dtype
     itself = torch.eye(positions.shape[1], dtype=torch.bool, device=positions.device).expand(len(positions), -1, -1)
     seen = torch.cat([before, itself], dim=-1)[:, None]
     return torch.zeros(seen.shape, dtype=dtype, device=positions.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def causal_stretch(first: int, last: int, keys: int, like: Tensor) -> Float[Tensor, "1 1 n key"]:
+    """Make the additive mask of positions `first` … `last` − 1 over the last `keys` up to them.
+
+    Args:
+        first: The first position.
+        last: One past the last.
+        keys: Number of keys.
+        like: A tensor of the mask's dtype and device.
+
+    Returns:
+        The mask, for calls that were recorded without one.
+    """
+    seen = torch.ones(last - first, keys, dtype=torch.bool, device=like.device).tril(first - last + keys)
+    return like.new_zeros(1, 1, *seen.shape).masked_fill_(~seen, torch.finfo(like.dtype).min)
 
 
 Known = Mapping[Path, Axes | None]

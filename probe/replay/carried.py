@@ -28,6 +28,37 @@ STEPS = 8
 """Positions that one at a time take as long as one run over them, roughly; many positions are walked through."""
 
 
+def stretched(
+    context: Recorded,
+    layer: int,
+    windows: Int[Tensor, " row"],
+    first: int,
+    last: int,
+    held: int,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """Cut the arguments of a recorded call to positions `first` … `last` − 1 of some windows.
+
+    Args:
+        context: The recorded context.
+        layer: Index of the block.
+        windows: The window that each row comes from.
+        first: The first position.
+        last: One past the last.
+        held: Number of earlier keys that the block's cache holds.
+        dtype: The dtype of the arithmetic.
+
+    Returns:
+        The arguments.
+    """
+
+    def cut(tensor: Tensor, axes: Axes) -> Tensor:
+        return of_axes.of_stretch(of_axes.of_windows(tensor, axes, windows), axes, first, last, held + last - first)
+
+    arguments: dict[str, Any] = cast(of_axes.changed(context.calls[layer].arguments, context.axes(layer), cut), dtype)
+    return arguments
+
+
 @dataclass(frozen=True)
 class _Walk:
     """A block that runs over recorded inputs with a cache of its own."""
@@ -42,18 +73,11 @@ class _Walk:
         if first == last:
             return cache
         context, layer = self.context, self.layer
-        rows, known = torch.tensor(windows, device=context.tokens.device), context.axes(layer)
+        rows = torch.tensor(windows, device=context.tokens.device)
         whole = windows == list(range(len(context.tokens)))
         held = Carried(first, windows, [], cache).keys
-
-        def cut(tensor: Tensor, axes: Axes) -> Tensor:
-            tensor = of_axes.of_windows(tensor, axes, rows)
-            if first == 0:
-                return of_axes.of_prefix(tensor, axes, last)
-            return of_axes.of_step(tensor, axes, first, held + 1)
-
         call = context.calls[layer]
-        arguments = cast(caching(of_axes.changed(call.arguments, known, cut)), self.dtype)
+        arguments = caching(stretched(context, layer, rows, first, last, held, self.dtype))
         states = context.states[layer] if whole else context.states[layer][rows]
         output = call.output(self.block, states[:, first:last].to(self.dtype), cache, **arguments)
         return output[1] if is_container(cache) else cache
@@ -61,6 +85,23 @@ class _Walk:
     def empty(self, rows: int) -> Any:
         """Make an empty cache."""
         return self.context.profile.cache(self.context.model, self.layer, rows)
+
+
+def before(context: Recorded, layer: int, position: int, dtype: torch.dtype) -> Carried:
+    """Find the cache of a block before one position of all windows.
+
+    Args:
+        context: The recorded context.
+        layer: Index of the block.
+        position: The position.
+        dtype: The dtype of the arithmetic.
+
+    Returns:
+        The cache, a row for each window.
+    """
+    walk = _Walk(context, layer, dtype, context.model.blocks[layer])
+    every = list(range(len(context.tokens)))
+    return Carried(position, every, every, walk.run(every, 0, position, walk.empty(len(every))))
 
 
 def walked(context: Recorded, layer: int, dtype: torch.dtype, block: nn.Module | None) -> list[Carried]:
@@ -175,7 +216,7 @@ def _step(
     def cut(tensor: Tensor, axes: Axes) -> Tensor:
         tensor = of_axes.of_windows(tensor, axes, rows)
         if len(carried) == 1:
-            return of_axes.of_step(tensor, axes, positions[0], carried[0].keys + 1)
+            return of_axes.of_stretch(tensor, axes, positions[0], positions[0] + 1, carried[0].keys + 1)
         return of_axes.of_positions(tensor, axes, where, joined=False, dtype=states.dtype)
 
     arguments = cast(caching(of_axes.changed(call.arguments, context.axes(layer), cut)), states.dtype)

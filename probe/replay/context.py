@@ -173,6 +173,32 @@ class Context(Recorded):
             states = self.block_on_sequences(later, states, windows)
         return states
 
+    def run_suffix(
+        self,
+        layer: int,
+        start: int,
+        states: Float[Tensor, "row suffix d_model"],
+        windows: Int[Tensor, " row"],
+    ) -> Float[Tensor, "row suffix d_model"]:
+        """Run blocks `layer` … L−1 on positions `start` … T − 1 of changed streams, with what lies before as recorded.
+
+        Args:
+            layer: The first block.
+            start: The first position, in [0, T).
+            states: The streams that enter this block at these positions.
+            windows: The window that each row is an alternative of.
+
+        Returns:
+            The streams that enter the final norm at these positions.
+        """
+        last = self.model.n_layers
+        if layer < last and not self.profile.chained(self.model, layer, last):
+            sequences = torch.cat([self.stream(layer)[windows, :start], states], dim=1)
+            return self._through(layer, sequences, windows)[:, start:]
+        for later in range(layer, last):
+            states = self.replay_suffix(later, start, states, windows)
+        return states
+
     def _through(self, layer: int, sequences: Tensor, windows: Tensor) -> Tensor:
         """The model's own pass with the stream that enters a block replaced: what later blocks read beside it, too."""
         site = f"blocks.{self.model.n_layers - 1}.hook_resid_post"
@@ -221,7 +247,7 @@ class Context(Recorded):
             return seen[-1].reshape(states.shape)
         way = self.way(layer)
         if way == "keys":
-            past = self._past_keys(layer, states.dtype, None)
+            past = self.past_keys(layer, states.dtype, None)
             writes = []
             for without in ("own", "all"):
                 with reading(self.model.site(site), block, block) as seen:
@@ -435,6 +461,18 @@ def _instead(state: Tensor, _: Tensor) -> Tensor:
 
 def _write_nothing(_module: nn.Module, _args: Any, output: Any) -> Any:
     return with_first_tensor(output, torch.zeros_like(first_tensor(output)))
+
+
+def is_chained(model: LanguageModel) -> bool:
+    """Tell whether each block of a model is given the stream that the one before it left, and nothing else of it.
+
+    Args:
+        model: The model.
+
+    Returns:
+        True if a change of a stream reaches later blocks by the stream alone.
+    """
+    return profile_of(model).chained(model, 0, model.n_layers)
 
 
 def require_chain(model: LanguageModel, first: int, last: int) -> None:

@@ -44,6 +44,15 @@ class PastKeys(display.Shown):
         layers = {index: (keys[windows], values[windows]) for index, (keys, values) in self.layers.items()}
         return replace(self, layers=layers, indexed={index: keys[windows] for index, keys in self.indexed.items()})
 
+    def before(self, position: int, windows: Int[Tensor, " row"]) -> PastKeys:
+        """Take what lies before a position, a row for each of the given windows."""
+        layers = {
+            index: (keys[windows][..., :position, :], values[windows][..., :position, :])
+            for index, (keys, values) in self.layers.items()
+        }
+        indexed = {index: keys[windows][..., :position, :] for index, keys in self.indexed.items()}
+        return replace(self, layers=layers, indexed=indexed)
+
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Join recorded and live keys and values."""
         keys, values = self.layers[layer_idx]

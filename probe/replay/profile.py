@@ -32,6 +32,7 @@ class Profile:
     Attributes:
         ways: The way of running a block again that reproduced its output, by layer.
         pushed: Layers whose way gave, from a state that was pushed away, what the whole sequence gives.
+        suffixes: The way of running a block on the last positions of windows, by layer and whether it is one position.
         updates: How often a block whose past is keys and values alone puts some into its cache, by layer.
         linear: Whether linearised attention reproduced its output, by layer.
         alone: Layers whose one-token call was proved.
@@ -40,6 +41,7 @@ class Profile:
 
     ways: dict[int, str] = field(default_factory=dict)
     pushed: set[int] = field(default_factory=set)
+    suffixes: dict[tuple[int, bool], str] = field(default_factory=dict)
     updates: dict[int, int] = field(default_factory=dict)
     linear: dict[int, bool] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)

@@ -15,7 +15,7 @@ from probe import display
 from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.replay import axes as of_axes
-from probe.replay import carried
+from probe.replay import carried, suffix
 from probe.replay.axes import Axes, Uncuttable, causal_mask
 from probe.replay.calls import BlockCall, Path, accepts, caching, cast, tensors_of
 from probe.replay.past import Carried, PastKeys, counted_updates, is_container, keys_of, unbounded
@@ -65,6 +65,17 @@ class Recorded(display.Shown):
 
         Returns:
             The states.
+        """
+        return self._chosen(self.stream(layer))
+
+    def stream(self, layer: int) -> Float[Tensor, "window position d_model"]:
+        """Return the stream that enters block `layer` (the final norm for `layer = L`) at all positions.
+
+        Args:
+            layer: Index of the block.
+
+        Returns:
+            The states.
 
         Raises:
             InputError: If this depth was not recorded.
@@ -74,7 +85,7 @@ class Recorded(display.Shown):
                 f"a state must have been recorded to be read, and that of depth {layer} was not; recorded: "
                 f"{', '.join(map(str, self.states))}: name its block in layers="
             )
-        return self._chosen(self.states[layer])
+        return self.states[layer]
 
     def _facts(self) -> dict[str, object]:
         windows, positions = self.tokens.shape
@@ -177,8 +188,7 @@ class Recorded(display.Shown):
                 if way == "sequences":
                     rows = torch.arange(len(self.tokens), device=self.tokens.device)
                     after = self.block_on_sequences(layer, self.states[layer], rows)
-                    expected = self.seen.get(f"blocks.{layer}.hook_resid_post", self.states[layer + 1])
-                    proved = self.one_token or self.same(after, expected)
+                    proved = self.one_token or self.same(after, self.left(layer))
                 else:
                     proved = self.same(self._run(way, layer, alternatives)[:, 0], self.after(layer))
             except Exception as error:  # noqa: BLE001 - whatever a model's code raises, its blocks cannot run so
@@ -210,8 +220,7 @@ class Recorded(display.Shown):
     def after(self, layer: int) -> Float[Tensor, "window chosen d_model"]:
         """Return the stream that leaves block `layer` at the chosen positions, from the real run."""
         if not self.one_token:
-            site = f"blocks.{layer}.hook_resid_post"  # kept where it is not the stream that enters the next block
-            return self._chosen(self.seen[site]) if site in self.seen else self.state(layer + 1)
+            return self._chosen(self.left(layer))
         if ("after", layer) not in self._kept:
             rows = torch.arange(len(self.tokens), device=self.tokens.device)
             with torch.no_grad():
@@ -219,9 +228,14 @@ class Recorded(display.Shown):
         after: Tensor = self._kept["after", layer]
         return after
 
+    def left(self, layer: int) -> Float[Tensor, "window position d_model"]:
+        """Return the stream that left block `layer` in the recorded pass, at all positions."""
+        site = f"blocks.{layer}.hook_resid_post"  # kept where it is not the stream that enters the next block
+        return self.seen[site] if site in self.seen else self.states[layer + 1]
+
     def _run(self, way: str, layer: int, states: Tensor, block: nn.Module | None = None) -> Tensor:
         if way == "keys":
-            return self._over_keys(layer, states, block, self._past_keys(layer, states.dtype, block))
+            return self._over_keys(layer, states, block, self.past_keys(layer, states.dtype, block))
         if way == "sequences":
             return self._in_sequences(layer, states, block)
         return self._over_cache(layer, states, block, singly=way == "rows")
@@ -247,11 +261,23 @@ class Recorded(display.Shown):
 
     # Over recorded keys
 
-    def _past_keys(self, layer: int, dtype: torch.dtype, block: nn.Module | None) -> PastKeys:
-        """The block's keys and values at all positions, from a run with an empty cache."""
+    def past_keys(self, layer: int, dtype: torch.dtype, block: nn.Module | None) -> PastKeys:
+        """Find a block's keys and values at all positions, from a run with an empty cache.
+
+        Args:
+            layer: Index of the block.
+            dtype: The dtype of the arithmetic.
+            block: A working copy of it; None: the block.
+
+        Returns:
+            The keys and values.
+
+        Raises:
+            Uncuttable: If the block keeps something else too.
+        """
         if self._whole is not None:
             whole, windows, _ = self._whole
-            parent: PastKeys = whole._past_keys(layer, dtype, block)
+            parent: PastKeys = whole.past_keys(layer, dtype, block)
             return parent.select(windows)
         key = ("keys", layer, dtype)
         if key not in self._kept:
@@ -299,6 +325,71 @@ class Recorded(display.Shown):
             with torch.no_grad():
                 self._kept[key] = carried.walked(self, layer, states.dtype, block)
         return carried.over_cache(self, layer, states, block, self._kept[key], singly=singly)
+
+    # From a position on
+
+    def replay_suffix(
+        self,
+        layer: int,
+        start: int,
+        states: Float[Tensor, "row suffix d_model"],
+        windows: Int[Tensor, " row"],
+    ) -> Float[Tensor, "row suffix d_model"]:
+        """Run block `layer` on positions `start` … T − 1 of changed streams, with everything before them as recorded.
+
+        Args:
+            layer: Index of the block.
+            start: The first position, in [0, T).
+            states: The streams that enter the block at these positions.
+            windows: The window that each row is an alternative of.
+
+        Returns:
+            The streams that leave the block, of the same shape.
+
+        Raises:
+            InputError: If the block's recorded call does not give again what the block gave.
+        """
+        return suffix.run(self, self.suffix_way(layer, start), layer, start, states, windows)
+
+    def suffix_way(self, layer: int, start: int) -> str:
+        """Find the cheapest of `suffix.SUFFIX_WAYS` in which block `layer` goes on from `start`; it is proved here.
+
+        Args:
+            layer: Index of the block.
+            start: The first position.
+
+        Returns:
+            The way; it holds for every later start, and is proved again for an earlier one.
+
+        Raises:
+            InputError: If none gives what the block gave.
+        """
+        length = self.tokens.shape[1] - start
+        key = ("suffix", layer, length == 1, start == 0)
+        way, proved = self._kept.get(key, ("", 0))
+        if length > proved:
+            with torch.no_grad():
+                way = suffix.found(self, layer, start)
+            self._kept[key] = way, length
+        return str(way)
+
+    def cache_before(self, layer: int, position: int, dtype: torch.dtype) -> Carried:
+        """Find the cache of a block before one position of all windows; the latest one is kept.
+
+        Args:
+            layer: Index of the block.
+            position: The position.
+            dtype: The dtype of the arithmetic.
+
+        Returns:
+            The cache, a row for each window.
+        """
+        key = ("before", layer, dtype)
+        kept: Carried | None = self._kept.get(key)
+        if kept is None or kept.position != position:
+            with torch.no_grad():
+                self._kept[key] = kept = carried.before(self, layer, position, dtype)
+        return kept
 
     # On whole sequences
 

@@ -9,6 +9,7 @@ from tests.mutants.directions import DIRECTIONS
 from tests.mutants.dynamics import DYNAMICS
 from tests.mutants.graphs import GRAPHS
 from tests.mutants.jacobian import JACOBIAN
+from tests.mutants.patching import PATCHING
 from tests.mutants.plots import PLOTS
 from tests.mutants.results import RESULTS
 from tests.mutants.runs import RUNS
@@ -511,6 +512,7 @@ ROOMS = {
     **SPECTRA,
     **WEIGHTS,
     **TRAINING,
+    **PATCHING,
     **RUNS,
     **RESULTS,
 }

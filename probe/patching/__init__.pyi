@@ -1,0 +1,14 @@
+from .crossing import ActivationPatching as ActivationPatching
+from .crossing import activation_patching as activation_patching
+from .effects import EFFECTS as EFFECTS
+from .intervening import Intervention as Intervention
+from .intervening import intervene as intervene
+from .patched import Patched as Patched
+from .patched import patch as patch
+from .replacing import OUTCOMES as OUTCOMES
+from .replacing import all_positions as all_positions
+from .replacing import compare_outputs as compare_outputs
+from .replacing import following_tokens as following_tokens
+from .replacing import kl_divergence as kl_divergence
+from .replacing import one_position as one_position
+from .replacing import one_position_later as one_position_later
