@@ -126,17 +126,25 @@ class ActivationPatching:
 
         Args:
             variable: "normalised" or "effect".
-            head: The head to draw; None: the sum over heads, if there are heads.
+            head: The head to draw, of a site with heads.
             **options: Further arguments of `probe.plots.token_layer_map`.
 
         Returns:
             The figure.
+
+        Raises:
+            InputError: If the site has heads and none is named: effects of heads do not add up.
         """
-        from probe.plots import token_layer_map  # type: ignore[attr-defined, unused-ignore]
+        from probe.plots import token_layer_map
 
         values = self.data[variable].mean("pair")
         if "head" in values.dims:
-            values = values.sum("head") if head is None else values.sel(head=head)
+            heads = values.sizes["head"]
+            if head is None or not 0 <= head < heads:
+                raise InputError(
+                    f"head= must be one of 0 … {heads - 1}, got {head}: effects of heads do not add up, draw one"
+                )
+            values = values.isel(head=head)
         named = {"label": self.data[variable].attrs["long_name"], **options}
         return token_layer_map(values.values, tokens=self.tokens, layers=self.data["layer"].values.tolist(), **named)
 
