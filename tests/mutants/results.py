@@ -8,7 +8,7 @@ RESULTS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             "tests/report/test_pairing.py",
             [
                 ("np.where(both, a - b, np.nan)", "np.where(both, b - a, np.nan)"),
-                ("both = np.isfinite(a) & np.isfinite(b)", "both = np.isfinite(a) | np.isfinite(b)"),
+                ("= np.isfinite(a) & np.isfinite(b)", "= np.isfinite(a) | np.isfinite(b)"),
                 ('(("this", a), ("other", b))', '(("this", b), ("other", a))'),
                 ("alike &= (merged", "alike |= (merged"),
                 ("rows_of_other})", "rows})"),

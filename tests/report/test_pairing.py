@@ -65,6 +65,8 @@ def test_the_mean_and_axes_that_are_averaged(base: Result, tuned: Result):
     of = bootstrap(lambda rows: float(difference.values[:, rows].mean()), dataset()["document"].values, resamples=50)
     assert (found["ci_low"][0], found["ci_high"][0]) == (pytest.approx(of.low), pytest.approx(of.high))
     assert tuned.paired(base, "kl", over=["map", "layer"], resamples=2).shape[0] == 1
+    rows = tuned.paired(base, "kl", centre="mean", map="local", resamples=2)["difference"]
+    np.testing.assert_allclose(rows, (tuned.data["kl"] - base.data["kl"]).sel(map="local").mean("query"))
 
 
 def test_a_run_less_itself_is_nothing_and_turned_round_changes_sign(base: Result, tuned: Result):
@@ -88,6 +90,11 @@ def test_what_only_one_run_measured_is_left_out(base: Result, write: Callable[..
         base, "kl", resamples=2
     )
     assert fewer["n_tokens"].tolist() == [8] * 6
+    gaps = shifted(dataset())
+    gaps["kl"][:, :, :5] = np.nan
+    row = write(gaps, "gaps").paired(base, "kl", map="linear", layer=0, resamples=2).iloc[0]
+    assert row["n_tokens"] == 19
+    assert row["other"] == pytest.approx(float(base.data["kl"].sel(map="linear", layer=0)[5:].median()))
     part = write(shifted(dataset()).sel(layer=[0, 2]), "part", layers="0,2")
     assert sorted(set(part.paired(base, "kl", resamples=2)["layer"])) == [0, 2]
 
