@@ -5,9 +5,8 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs-installed
 LOWEST := .venv-lowest
 LOWEST_INSTALLED := $(LOWEST)/.installed
-AT_THE_ENDS := tests/model/test_model.py tests/model/test_sources.py tests/model/test_hub.py tests/model/test_files.py \
-    tests/model/test_wrappers.py tests/model/test_gguf.py tests/text tests/test_stream.py tests/replay tests/jacobian \
-    tests/weights tests/analysis
+AT_THE_ENDS := tests/model/test_model.py tests/model/test_sources.py tests/model/test_hub.py tests/text tests/stream \
+    tests/analysis/test_in_memory.py tests/jacobian/test_jacobian.py tests/weights
 export PYTHONUNBUFFERED := 1
 
 .PHONY: demo test ends lint soak study bench mutations docs help

@@ -34,7 +34,7 @@ _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu|mtia|xla)(:\d+)?")
 
 
 def _typed_as_text(metavar: str) -> PrimitiveConstructorSpec[Any]:
-    """How a command line writes a field that Python may also give an object."""
+    """The form on a command line of a field to which Python may also give an object."""
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
@@ -217,7 +217,7 @@ class TextConfig(ModelConfig):
 
 
 def settled_text(config: Any) -> None:
-    """Settle the data set and the split of a configuration that names a text.
+    """Set the data set and the split of a configuration that names a text, or refuse them.
 
     Args:
         config: The instance, with the fields `dataset`, `text`, `split` and `column`.

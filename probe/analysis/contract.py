@@ -199,7 +199,8 @@ class Analysis(ABC, Generic[C]):
         Returns:
             By default the analysis and the model.
         """
-        return command.title(self.name, config).capitalize()
+        name = command.title(self.name, config)
+        return name[:1].upper() + name[1:]
 
     def notes(self, config: C) -> Sequence[str]:
         """Write sentences for the report's head.

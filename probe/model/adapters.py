@@ -1,6 +1,6 @@
 """The only module that calls TransformerLens: its adapters as further layouts, its models as input.
 
-These are internals of TransformerLens; `pyproject.toml` pins the version that they were checked with. Importing it
+These are internals of TransformerLens; `pyproject.toml` states the versions that have them. Importing it
 takes seconds, so nothing here imports it before it is needed. (`sources` reads its alias table, a data file.)
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 from torch import Tensor, nn
@@ -117,8 +118,14 @@ def layout(module: nn.Module) -> Layout:
     Raises:
         InputError: If TransformerLens has no adapter for the class, or its blocks are not one list.
     """
-    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+    try:
+        from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+    except ImportError as error:
+        raise InputError(
+            f"layouts are taken from TransformerLens 4.3 to 4.x, and version {version('transformer-lens')} is "
+            f"installed ({error}): run pip install 'transformer-lens>=4.3,<5'"
+        ) from error
 
     name = type(module).__name__
     dtype = next(module.parameters()).dtype

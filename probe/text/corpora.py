@@ -168,7 +168,7 @@ def _of_the_hub(choice: Choice, repository: str, configuration: str | None) -> t
 
 
 def _fetched(name: str, repository: str, configuration: str | None, **options: Any) -> Any:
-    """What `datasets` makes of a data set of the hub, if it is open to the user and the disk has room for it."""
+    """A data set of the hub by `datasets`, if it is open to the user and the disk has room for it."""
     import datasets
 
     with readable(name, repository, what="data set"):

@@ -27,6 +27,7 @@ from probe.analysis.contract import configured
 from probe.model import LanguageModel, load_model
 from probe.model.in_memory import InMemory
 from probe.runs import Run
+from tests.plant.own import Own
 from tests.plant.refusing import refused
 from tests.plant.saved import saved, write_text
 from tests.plant.tiny import tiny_model, tiny_module, tiny_tokenizer, tiny_tokens
@@ -261,15 +262,6 @@ class TestWhatIsTaken:
         assert made.name == "LlamaForCausalLM"
 
     def test_of_a_model_of_one_s_own_there_are_no_controls(self, tmp_path: Path, make: Callable[..., Any]) -> None:
-        class Own:
-            """A language model as a user writes one: its module says nothing of itself."""
-
-            def __init__(self, inner: LanguageModel) -> None:
-                self.inner, self.module = inner, torch.nn.ModuleList([*inner.blocks])
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.inner, name)
-
         own = Own(tiny_model("llama", with_tokenizer=True))
         config = make("continuity", own, init_seeds=0, shuffled_seeds=0)
         assert Subject(config).model is own

@@ -15,6 +15,7 @@ from probe.model import HuggingFaceModel, LanguageModel, adapters, first_tensor,
 from probe.model.architectures import ARCHITECTURES as ROWS
 from probe.model.architectures import SitePath
 from probe.stream import watch
+from tests.plant.own import Own
 from tests.plant.refusing import refused
 from tests.plant.tiny import (
     ARCHITECTURES,
@@ -690,7 +691,8 @@ def test_options_that_contradict_the_model_are_refused(tmp_path: Path) -> None:
     refused(lambda: load_model(module, dtype="bfloat16"), "used as it is")
     refused(lambda: load_model(module, random_init=0, shuffled_weights=0), "one of them")
     refused(lambda: load_model(nn.Linear(2, 2)), "Linear", "LanguageModel")
-    refused(lambda: load_model(tiny_model("llama"), random_init=0), "model.module")
+    refused(lambda: load_model(Own(tiny_model("llama")), random_init=0), "model.module")
+    refused(lambda: load_model(Own(tiny_model("llama")), tokenizer=tiny_tokenizer()), "tokenizer=", "Own has its own")
     module.save_pretrained(tmp_path)
     refused(lambda: load_model(tmp_path, dtype="float7"), "float32", "float7")
     refused(lambda: load_model(tmp_path, device="nowhere"), "nowhere", "cpu")

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from probe.model import hub, load_model, loading, sources
+from probe.model.gguf.tensors import gguf_model
 from tests.plant.gguf_file import MERGED, write_gguf
 from tests.plant.hub_cache import add_model
 from tests.plant.refusing import refused
@@ -406,3 +407,12 @@ def test_a_corrupt_gguf_file_is_refused(tmp_path: Path) -> None:
     content[8:200] = b"\xff" * 192
     (tmp_path / "corrupt.gguf").write_bytes(content)
     refused(lambda: load_model(tmp_path / "corrupt.gguf"), "corrupt.gguf")
+
+
+def test_versions_of_transformers_that_read_gguf_otherwise_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.integrations.gguf", None)
+    refused(
+        lambda: gguf_model(tmp_path / "tiny.gguf"), "5.20 or newer", "pip install 'transformers>=5.20'", "tiny.gguf"
+    )

@@ -18,6 +18,8 @@ from probe.model.gguf.facts import ARCHITECTURES, configuration, taken
 from probe.model.gguf.rotation import FACTORS
 from probe.model.making import MAKING
 
+_SINCE = "5.20"
+"""The first version of transformers whose functions for GGUF are those that are used here."""
 _EXPERTS = re.compile(r".*\.layers\.(\d+)\..*\bexperts\.(gate_up|down)_proj")
 _ZERO = re.compile(r"blk\.\d+\.(attn_(?:q|k|v|qkv|output)\.bias)")
 """Biases that llama.cpp's models take as zero where a file has none."""
@@ -132,6 +134,7 @@ def gguf_model(path: Path) -> GGUFModel:
     Raises:
         InputError: If it is not.
     """
+    _require_reader(path)
     from transformers import AutoModelForCausalLM
     from transformers.integrations.gguf import is_gguf_arch_supported
 
@@ -146,6 +149,19 @@ def gguf_model(path: Path) -> GGUFModel:
     model = GGUFModel(file, config, {name: recipes[name] for name in shapes if name in recipes}, shapes)
     model.require_whole()
     return model
+
+
+def _require_reader(path: Path) -> None:
+    """Refuse versions of transformers that read GGUF by other functions than those that are used here."""
+    import transformers
+
+    try:
+        from transformers.integrations.gguf import convert_gguf_tokenizer  # noqa: F401
+    except ImportError:
+        raise InputError(
+            f"a GGUF file is read by transformers {_SINCE} or newer, and {transformers.__version__} is installed: run "
+            f"pip install 'transformers>={_SINCE}', or name a directory or an id of the hub instead of {path.name}"
+        ) from None
 
 
 # transformers' older way: names by gguf's own tables, and a function for an architecture
