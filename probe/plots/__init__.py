@@ -1,8 +1,17 @@
-"""The toolkit of all panels: pages and legends, styles, curves in their bands, intervals over documents.
+"""Pictures of the library's own objects and of any table of numbers, and the toolkit of all panels.
 
-A panel is a function of a Dataset that draws on the Axes it is given, or on those of a new figure with a legend;
-`panel_rows` puts several on one page. The panels themselves are in their analyses. Nothing here touches matplotlib's
-global state: figures are `matplotlib.figure.Figure` objects, and the page's style is a context (`page_style`).
+- spectra: `eigenvalues`, `singular_values`, `pseudospectrum`
+- matrices: `heat_map`, `jacobian`, `token_layer_map`
+- depth: `by_depth`, `continuity`, `cosine_maps`
+- graphs: `graph`, `null_comparison`
+
+Each gives a `Picture`, which a notebook shows once and `save` writes as PNG, SVG or PDF, and takes the options of
+`Page`: width, height, font and its size. With `ax=` it draws on Axes of yours.
+
+The toolkit: `new_figure` and `panel_rows` make pages, `finish` and `legend_below` label them. A panel is a function
+that draws on the Axes it is given, or on those of a new figure with a legend; those of an analysis are in the analysis.
+Nothing here touches matplotlib's global state: figures are `matplotlib.figure.Figure` objects, drawn in the page's
+style whoever draws on them.
 
 Everywhere a line is a median over tokens, the narrow band around it its 95 % interval over resampled documents, and a
 pale band, where there is one, the middle half of the tokens.
