@@ -21,7 +21,7 @@ FLOORS = [
     ("runs", "stream", "training", "weights"),
     ("replay", "report"),
     ("analysis", "jacobian", "patching"),
-    ("analyses", "attribution"),
+    ("analyses", "attribution", "directions"),
     ("study",),
     ("cli",),
     ("__main__",),

@@ -44,6 +44,7 @@ from probe.jacobian.margins import routing_margin
 from probe.jacobian.operators import operator
 from probe.jacobian.options import MEMORY, JacobianOptions, method_of
 from probe.jacobian.products import MeanJacobian, cumulative_jacobian, mean_jacobian
+from probe.jacobian.pushing import push_forward
 from probe.jacobian.sites import cross_jacobian, site_jacobian
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "mlp_neuron_gain",
     "norm_gains",
     "operator",
+    "push_forward",
     "recorded_jacobian",
     "routing_margin",
     "site_jacobian",

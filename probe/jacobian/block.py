@@ -371,7 +371,7 @@ def _frozen(recorded: replay.Context, layer: int, options: JacobianOptions) -> T
     part = part_of_block(recorded.model, layer, copy, options.part)
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
-    bytes_a_position = max(_primal_bytes(recorded, itemsize), min(d, 32) * options.bytes_a_row(recorded, copy))
+    bytes_a_position = max(primal_bytes(recorded, itemsize), min(d, 32) * options.bytes_a_row(recorded, copy))
     # Rows over carried states run in an order of their own, so that what a module gives is read one position at a time.
     apart = options.part != "block" and attention is None and recorded.way(layer) != "keys"
     for windows, chosen, piece in pieces_of(recorded, 1 if apart else options.memory // bytes_a_position):
@@ -403,7 +403,7 @@ def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) ->
     size = options.chunk or (max(1, options.memory // (2 * bytes_a_matrix)) if jacobian.is_cuda else 1)
     # Over its own cache a block runs position by position, and a cut run has one call.
     alone = attention is None and recorded.way(layer) == "carried"
-    at_once = 1 if alone else options.memory // (2 * _primal_bytes(recorded, itemsize))
+    at_once = 1 if alone else options.memory // (2 * primal_bytes(recorded, itemsize))
     for windows, chosen, piece in pieces_of(recorded, at_once):
         primal = primal_point(piece, layer, standard.cuts, attention, live=options.routing == "live")
         target = jacobian[windows, chosen]
@@ -420,8 +420,16 @@ def _composed(recorded: replay.Context, layer: int, options: JacobianOptions) ->
     return jacobian
 
 
-def _primal_bytes(recorded: replay.Context, itemsize: int) -> int:
-    """Bytes of the primal point at one position: scores over the keys, maps of the attention, the block's tensors."""
+def primal_bytes(recorded: replay.Context, itemsize: int) -> int:
+    """Estimate the bytes of the primal point at one position: scores over keys, maps of attention, the block's tensors.
+
+    Args:
+        recorded: The context.
+        itemsize: Bytes of a number.
+
+    Returns:
+        Bytes.
+    """
     heads = heads_of(recorded.model)
     keys, d = recorded.tokens.shape[1] + recorded.positions.shape[1], recorded.model.d_model
     return itemsize * (6 * heads * keys + d * d // heads + 20 * d)

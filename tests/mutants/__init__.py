@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.mutants.communities import COMMUNITIES
+from tests.mutants.directions import DIRECTIONS
 from tests.mutants.dynamics import DYNAMICS
 from tests.mutants.graphs import GRAPHS
 from tests.mutants.jacobian import JACOBIAN
@@ -499,7 +500,18 @@ TOKENWISE_CLAIMS = _mutants(
     ),
 )
 
-ROOMS = {**COMMUNITIES, **DYNAMICS, **JACOBIAN, **GRAPHS, **PLOTS, **SPECTRA, **WEIGHTS, **TRAINING, **RUNS}
+ROOMS = {
+    **COMMUNITIES,
+    **DIRECTIONS,
+    **DYNAMICS,
+    **JACOBIAN,
+    **GRAPHS,
+    **PLOTS,
+    **SPECTRA,
+    **WEIGHTS,
+    **TRAINING,
+    **RUNS,
+}
 
 MUTANTS = [
     *GEOMETRY,

@@ -1,0 +1,270 @@
+"""Directions carried from depth to depth at chosen positions: what one block or several do to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from probe import geometry, replay
+from probe.directions.vectors import Directions, Given, directions_of
+from probe.errors import InputError
+from probe.jacobian import JacobianOptions, push_forward
+from probe.jacobian.block import Positions, positions_of
+from probe.jacobian.options import ContextName
+from probe.model import LanguageModel, require_windows
+from probe.stream import TokenWindows
+
+Texts = TokenWindows | Int[Tensor, "window position"] | Int[np.ndarray, "window position"]
+"""Windows of tokens, as `probe.load_windows` gives them, or their tokens."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """The scored tokens: chosen positions of windows.
+
+    Attributes:
+        tokens: The windows, (W, T).
+        positions: The chosen positions, (W, P).
+        documents: The document of each window, (W,).
+    """
+
+    tokens: Int[Tensor, "window position"]
+    positions: Int[Tensor, "window chosen"]
+    documents: Int[np.ndarray, " window"]
+
+    @classmethod
+    def of(cls, model: LanguageModel, windows: Texts, positions: Positions) -> Query:
+        """Take windows and positions as they came.
+
+        Args:
+            model: The model.
+            windows: The windows. Tokens without documents count as a document each.
+            positions: (P,) or (W, P).
+
+        Returns:
+            The queries.
+        """
+        tokens = require_windows(model, torch.as_tensor(getattr(windows, "tokens", windows)))
+        documents = np.asarray(getattr(windows, "document", np.arange(len(tokens))))
+        return cls(tokens, positions_of(model, tokens, positions), documents)
+
+    @property
+    def coordinates(self) -> dict[str, tuple[str, Shaped[np.ndarray, " query"]]]:
+        """Window, position and document of each query, window by window."""
+        count = self.positions.shape[1]
+        return {
+            "window": ("query", np.repeat(np.arange(len(self.tokens)), count)),
+            "position": ("query", self.positions.flatten().cpu().numpy()),
+            "document": ("query", np.repeat(self.documents, count)),
+        }
+
+    def recorded(
+        self, model: LanguageModel, layers: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[slice, replay.Context]]:
+        """Record the windows in batches.
+
+        Args:
+            model: The model.
+            layers: The blocks that run again.
+            batch_size: Windows in a pass.
+
+        Yields:
+            The windows of a batch, and its context.
+
+        Raises:
+            InputError: If a batch holds no window.
+        """
+        if batch_size < 1:
+            raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}: leave it out for 8")
+        for start in range(0, len(self.tokens), batch_size):
+            windows = slice(start, start + batch_size)
+            yield windows, replay.record(model, self.tokens[windows], self.positions[windows], layers=layers)
+
+
+def carried(
+    recorded: replay.Context,
+    first: int,
+    last: int,
+    vectors: Float[Tensor, "n d"],
+    options: JacobianOptions,
+) -> Iterator[tuple[int, Float[Tensor, "n window chosen d"]]]:
+    """Move vectors through blocks `first` … `last − 1`, each by its Jacobian at the recorded states.
+
+    Args:
+        recorded: The context.
+        first: The depth at which they begin.
+        last: The depth at which they end.
+        vectors: The same vectors for all positions.
+        options: Options of `block_jacobian`.
+
+    Yields:
+        The depth, from `first` on, and the vectors J_{l−1} ⋯ J_first v there.
+    """
+    device = recorded.model.device
+    at = vectors.to(device, options.dtype)[:, None, None].expand(-1, *recorded.positions.shape, -1)
+    yield first, at
+    for layer in range(first, last):
+        at = push_forward(recorded, layer, at, options)
+        yield layer + 1, at
+
+
+def require_depths(model: LanguageModel, first: int | None, last: int | None, given: Directions) -> tuple[int, int]:
+    """Decide where directions begin and end.
+
+    Args:
+        model: The model.
+        first: The depth at which they begin; None: the one that the directions state.
+        last: The depth at which they end; None: L.
+        given: The directions.
+
+    Returns:
+        Both depths.
+
+    Raises:
+        InputError: If the first is not known, they are not 0 ≤ first < last ≤ L, or the blocks between are given more
+            than the stream.
+    """
+    start = given.depth if first is None else first
+    if start is None:
+        raise InputError(
+            "directions must say at which depth of the stream they lie, and these do not: pass the block that they "
+            "enter, 0 for the first"
+        )
+    end = model.n_layers if last is None else last
+    if not 0 <= start < end <= model.n_layers:
+        raise InputError(
+            f"directions go from one depth to a later one, 0 ≤ first < last ≤ {model.n_layers}, got {start} and {end}: "
+            "choose two depths in this order"
+        )
+    replay.require_chain(model, start, end)
+    return start, end
+
+
+def require_context(context: ContextName) -> None:
+    """Refuse one-token inputs, of which there is none that a second block would get.
+
+    Args:
+        context: As in `probe.block_jacobian`.
+
+    Raises:
+        InputError: If it is "alone".
+    """
+    if context == "alone":
+        raise InputError(
+            'directions are carried in a real context, got context="alone": multiply probe.block_jacobian(…, '
+            'context="alone") by them instead'
+        )
+
+
+def gain_and_turn(
+    model: LanguageModel,
+    windows: Texts,
+    directions: Given,
+    layer: int | None,
+    positions: Positions,
+    *,
+    to_layer: int | None = None,
+    context: ContextName = "sequence",
+    batch_size: int = 8,
+    dtype: torch.dtype = torch.float32,
+) -> xr.Dataset:
+    r"""Measure how much a block, or all blocks up to a depth, stretch and turn directions, at each chosen position.
+
+    With C = J_{b−1}(t) ⋯ J_a(t), the exact Jacobian from the stream that enters block a to the stream that enters
+    block b (for b = a + 1 the block's own J), at every b from a + 1 on:
+
+    .. math:: \mathrm{gain} = \lVert C v \rVert / \lVert v \rVert, \qquad \mathrm{turn} = \angle(C v, v)
+
+    and the same of what is added, C − I.
+
+    Args:
+        model: The model.
+        windows: The windows, or their tokens, int64 (W, T).
+        directions: (d,) or (n, d), or `Directions`; of any length.
+        layer: a, the block whose input is varied; None: the depth that the directions state.
+        positions: (P,) for all windows, or (W, P); negative ones count from the window's end.
+        to_layer: The deepest b; by default a + 1, one block. `model.n_layers` means behind the last block.
+        context: "sequence", the real context, or "detached", as in `probe.block_jacobian`.
+        batch_size: Windows in a forward pass.
+        dtype: The dtype of the arithmetic, `torch.float32` or `torch.float64`.
+
+    Returns:
+        Over (direction, depth, query), float64: `gain` and `update_gain` (1), `turn` and `update_turn` (degrees; NaN
+        where the product is zero). A query is a window and a position; `document` is a coordinate of it.
+
+    Raises:
+        InputError: If the directions do not fit, or an option, depth or position does not exist.
+
+    Cost: a direction takes about a backward pass of each position through each block, 2 · params FLOPs whatever T,
+    where a whole Jacobian takes 10 d³ or more; many directions take the matrix (`probe.jacobian.push_forward`).
+    """
+    given = directions_of(directions, model.d_model)
+    require_context(context)
+    start = given.depth if layer is None else layer
+    first, last = require_depths(model, start, (start or 0) + 1 if to_layer is None else to_layer, given)
+    options, query = JacobianOptions(context=context, dtype=dtype), Query.of(model, windows, positions)
+    shape = (len(given), last - first, *query.positions.shape)
+    found = {name: np.empty(shape) for name in _MEASURES}
+    origin = given.vectors[:, None, None]
+    for batch, recorded in query.recorded(model, range(first, last), batch_size):
+        for depth, vectors in carried(recorded, first, last, given.vectors, options):
+            if depth == first:
+                continue
+            moved = vectors.double().cpu()
+            for kind, image in (("", moved), ("update_", moved - origin)):
+                gain = vector_norm(image, dim=-1) / vector_norm(origin, dim=-1)
+                found[f"{kind}gain"][:, depth - first - 1, batch] = gain
+                turn = geometry.angle(image, origin.expand_as(image))
+                found[f"{kind}turn"][:, depth - first - 1, batch] = turn
+    dims = ("direction", "depth", "query")
+    return xr.Dataset(
+        {name: (dims, found[name].reshape(*shape[:2], -1), attributes) for name, attributes in _MEASURES.items()},
+        coordinates(given, range(first + 1, last + 1)) | query.coordinates,
+        described(model, windows, given) | {"from_depth": first, "context": context},
+    )
+
+
+_MEASURES = {
+    "gain": {"units": "1", "long_name": "‖C v‖ / ‖v‖"},
+    "turn": {"units": "degree", "long_name": "angle between C v and v"},
+    "update_gain": {"units": "1", "long_name": "‖(C − I) v‖ / ‖v‖"},
+    "update_turn": {"units": "degree", "long_name": "angle between (C − I) v and v"},
+}
+
+
+def coordinates(given: Directions, depths: range) -> dict[str, Any]:
+    """Make the coordinates of directions and depths.
+
+    Args:
+        given: The directions.
+        depths: The depths.
+
+    Returns:
+        Coordinates for a Dataset.
+    """
+    meaning = {"long_name": "stream that enters block l; L is behind the last"}
+    return {"direction": list(given.names), "depth": ("depth", np.asarray(depths), meaning)}
+
+
+def described(model: LanguageModel, windows: Texts, given: Directions) -> dict[str, Any]:
+    """Say of what a Dataset was measured.
+
+    Args:
+        model: The model.
+        windows: The windows.
+        given: The directions.
+
+    Returns:
+        Attributes.
+    """
+    attributes = {"model": model.name, "description": model.description, "d_model": model.d_model}
+    attributes["text"] = str(getattr(windows, "name", "given tokens"))
+    return attributes if given.site is None else attributes | {"site": given.site}
