@@ -14,16 +14,12 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from probe import geometry, replay
-from probe.directions.vectors import Directions, Given, directions_of
+from probe.directions.vectors import Directions, GivenDirections, directions_of
 from probe.errors import InputError
 from probe.jacobian import JacobianOptions, push_forward
-from probe.jacobian.block import Positions, positions_of
 from probe.jacobian.options import ContextName
-from probe.model import LanguageModel, require_windows
-from probe.stream import TokenWindows
-
-Texts = TokenWindows | Int[Tensor, "window position"] | Int[np.ndarray, "window position"]
-"""Windows of tokens, as `probe.load_windows` gives them, or their tokens."""
+from probe.model import LanguageModel
+from probe.text import Given, TokenRows, Which, as_rows
 
 
 @dataclass(frozen=True)
@@ -31,45 +27,45 @@ class Query:
     """The scored tokens: chosen positions of windows.
 
     Attributes:
-        tokens: The windows, (W, T).
+        rows: The windows or prompts, each a row of tokens.
         positions: The chosen positions, (W, P).
-        documents: The document of each window, (W,).
+        documents: The document of each row, (W,).
     """
 
-    tokens: Int[Tensor, "window position"]
+    rows: TokenRows
     positions: Int[Tensor, "window chosen"]
     documents: Int[np.ndarray, " window"]
 
     @classmethod
-    def of(cls, model: LanguageModel, windows: Texts, positions: Positions) -> Query:
+    def of(cls, model: LanguageModel, tokens: Given, positions: Which) -> Query:
         """Take windows and positions as they came.
 
         Args:
             model: The model.
-            windows: The windows. Tokens without documents count as a document each.
-            positions: (P,) or (W, P).
+            tokens: As in `probe.block_jacobian`. Rows without documents are a document each.
+            positions: As in `probe.block_jacobian`.
 
         Returns:
             The queries.
         """
-        tokens = require_windows(model, torch.as_tensor(getattr(windows, "tokens", windows)))
-        documents = np.asarray(getattr(windows, "document", np.arange(len(tokens))))
-        return cls(tokens, positions_of(model, tokens, positions), documents)
+        rows = as_rows(model, tokens)
+        documents = getattr(rows, "document", torch.arange(len(rows.ids)))
+        return cls(rows, rows.positions(positions), documents.cpu().numpy())
 
     @property
     def coordinates(self) -> dict[str, tuple[str, Shaped[np.ndarray, " query"]]]:
         """Window, position and document of each query, window by window."""
         count = self.positions.shape[1]
         return {
-            "window": ("query", np.repeat(np.arange(len(self.tokens)), count)),
-            "position": ("query", self.positions.flatten().cpu().numpy()),
+            "window": ("query", np.repeat(np.arange(len(self.rows.ids)), count)),
+            "position": ("query", self.positions.flatten().numpy()),
             "document": ("query", np.repeat(self.documents, count)),
         }
 
     def recorded(
         self, model: LanguageModel, layers: Sequence[int], batch_size: int
-    ) -> Iterator[tuple[slice, replay.Context]]:
-        """Record the windows in batches.
+    ) -> Iterator[tuple[Int[np.ndarray, " _"], replay.Context]]:
+        """Record the windows in batches of one length.
 
         Args:
             model: The model.
@@ -77,16 +73,16 @@ class Query:
             batch_size: Windows in a pass.
 
         Yields:
-            The windows of a batch, and its context.
+            The indices of a batch's windows, and its context.
 
         Raises:
             InputError: If a batch holds no window.
         """
         if batch_size < 1:
             raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}: leave it out for 8")
-        for start in range(0, len(self.tokens), batch_size):
-            windows = slice(start, start + batch_size)
-            yield windows, replay.record(model, self.tokens[windows], self.positions[windows], layers=layers)
+        for indices, tokens in self.rows.groups():
+            for batch, part in zip(indices.split(batch_size), tokens.split(batch_size), strict=True):
+                yield batch.numpy(), replay.record(model, part, self.positions[batch], layers=layers)
 
 
 def carried(
@@ -166,10 +162,10 @@ def require_context(context: ContextName) -> None:
 
 def gain_and_turn(
     model: LanguageModel,
-    windows: Texts,
-    directions: Given,
+    tokens: Given,
+    directions: GivenDirections,
     layer: int | None,
-    positions: Positions,
+    positions: Which,
     *,
     to_layer: int | None = None,
     context: ContextName = "sequence",
@@ -187,10 +183,10 @@ def gain_and_turn(
 
     Args:
         model: The model.
-        windows: The windows, or their tokens, int64 (W, T).
+        tokens: As in `probe.block_jacobian`: windows, prompts, strings or ids; their lengths may differ.
         directions: (d,) or (n, d), or `Directions`; of any length.
         layer: a, the block whose input is varied; None: the depth that the directions state.
-        positions: (P,) for all windows, or (W, P); negative ones count from the window's end.
+        positions: As in `probe.block_jacobian`.
         to_layer: The deepest b; by default a + 1, one block. `model.n_layers` means behind the last block.
         context: "sequence", the real context, or "detached", as in `probe.block_jacobian`.
         batch_size: Windows in a forward pass.
@@ -210,7 +206,7 @@ def gain_and_turn(
     require_context(context)
     start = given.depth if layer is None else layer
     first, last = require_depths(model, start, (start or 0) + 1 if to_layer is None else to_layer, given)
-    options, query = JacobianOptions(context=context, dtype=dtype), Query.of(model, windows, positions)
+    options, query = JacobianOptions(context=context, dtype=dtype), Query.of(model, tokens, positions)
     shape = (len(given), last - first, *query.positions.shape)
     found = {name: np.empty(shape) for name in _MEASURES}
     origin = given.vectors[:, None, None]
@@ -228,7 +224,7 @@ def gain_and_turn(
     return xr.Dataset(
         {name: (dims, found[name].reshape(*shape[:2], -1), attributes) for name, attributes in _MEASURES.items()},
         coordinates(given, range(first + 1, last + 1)) | query.coordinates,
-        described(model, windows, given) | {"from_depth": first, "context": context},
+        described(model, query, given) | {"from_depth": first, "context": context},
     )
 
 
@@ -254,17 +250,17 @@ def coordinates(given: Directions, depths: range) -> dict[str, Any]:
     return {"direction": list(given.names), "depth": ("depth", np.asarray(depths), meaning)}
 
 
-def described(model: LanguageModel, windows: Texts, given: Directions) -> dict[str, Any]:
+def described(model: LanguageModel, query: Query, given: Directions) -> dict[str, Any]:
     """Say of what a Dataset was measured.
 
     Args:
         model: The model.
-        windows: The windows.
+        query: The scored tokens.
         given: The directions.
 
     Returns:
         Attributes.
     """
     attributes = {"model": model.name, "description": model.description, "d_model": model.d_model}
-    attributes["text"] = str(getattr(windows, "name", "given tokens"))
+    attributes["text"] = str(getattr(query.rows, "name", "given tokens"))
     return attributes if given.site is None else attributes | {"site": given.site}

@@ -44,11 +44,11 @@ class Directions:
         return len(self.names)
 
 
-Given: TypeAlias = Directions | Arrays
+GivenDirections: TypeAlias = Directions | Arrays
 """What every function takes as directions."""
 
 
-def directions_of(given: Given, width: int) -> Directions:
+def directions_of(given: GivenDirections, width: int) -> Directions:
     """Take what came as directions.
 
     Args:
@@ -89,8 +89,8 @@ def difference_of_means(one: Arrays, other: Arrays) -> Float[Tensor, " d"]:
     tensor([1., 2.], dtype=torch.float64)
 
     Args:
-        one: Arrays of the tokens that have something, (..., d).
-        other: Arrays of those that have not, (..., d).
+        one: States of the tokens that have something, (..., d).
+        other: States of those that have not, (..., d).
 
     Returns:
         The direction from the second mean to the first, float64 on the CPU, (d,).
