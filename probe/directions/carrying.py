@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from probe import geometry, replay
-from probe.directions.vectors import Directions, Given, directions_of
+from probe.directions.vectors import Directions, GivenDirections, directions_of
 from probe.errors import InputError
 from probe.jacobian import JacobianOptions, push_forward
 from probe.jacobian.options import ContextName
 from probe.model import LanguageModel
-from probe.text import Given as Texts
-from probe.text import TokenRows, Which, as_rows
+from probe.text import Given, TokenRows, Which, as_rows
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,9 @@ class Query:
     """The scored tokens: chosen positions of windows.
 
     Attributes:
-        rows: The windows.
+        rows: The windows or prompts, each a row of tokens.
         positions: The chosen positions, (W, P).
-        documents: The document of each window, (W,).
+        documents: The document of each row, (W,).
     """
 
     rows: TokenRows
@@ -38,34 +37,35 @@ class Query:
     documents: Int[np.ndarray, " window"]
 
     @classmethod
-    def of(cls, model: LanguageModel, windows: Texts, positions: Which) -> Query:
+    def of(cls, model: LanguageModel, tokens: Given, positions: Which) -> Query:
         """Take windows and positions as they came.
 
         Args:
             model: The model.
-            windows: What `probe.capture` takes. Tokens without documents count as a document each.
-            positions: What `probe.block_jacobian` takes.
+            tokens: As in `probe.block_jacobian`. Rows without documents are a document each.
+            positions: As in `probe.block_jacobian`.
 
         Returns:
             The queries.
         """
-        rows = as_rows(model, windows)
-        return cls(rows, rows.positions(positions), rows.document.numpy())
+        rows = as_rows(model, tokens)
+        documents = getattr(rows, "document", torch.arange(len(rows.ids)))
+        return cls(rows, rows.positions(positions), documents.cpu().numpy())
 
     @property
     def coordinates(self) -> dict[str, tuple[str, Shaped[np.ndarray, " query"]]]:
         """Window, position and document of each query, window by window."""
         count = self.positions.shape[1]
         return {
-            "window": ("query", np.repeat(np.arange(len(self.positions)), count)),
-            "position": ("query", self.positions.flatten().cpu().numpy()),
+            "window": ("query", np.repeat(np.arange(len(self.rows.ids)), count)),
+            "position": ("query", self.positions.flatten().numpy()),
             "document": ("query", np.repeat(self.documents, count)),
         }
 
     def recorded(
         self, model: LanguageModel, layers: Sequence[int], batch_size: int
-    ) -> Iterator[tuple[Int[Tensor, " part"], replay.Context]]:
-        """Record the windows in batches.
+    ) -> Iterator[tuple[Int[np.ndarray, " _"], replay.Context]]:
+        """Record the windows in batches of one length.
 
         Args:
             model: The model.
@@ -73,7 +73,7 @@ class Query:
             batch_size: Windows in a pass.
 
         Yields:
-            Indices of the windows of a batch, all of one length, and its context.
+            The indices of a batch's windows, and its context.
 
         Raises:
             InputError: If a batch holds no window.
@@ -81,10 +81,8 @@ class Query:
         if batch_size < 1:
             raise InputError(f"a batch must hold at least one window, got batch_size={batch_size}: leave it out for 8")
         for indices, tokens in self.rows.groups():
-            for start in range(0, len(indices), batch_size):
-                part = slice(start, start + batch_size)
-                where = self.positions[indices[part]]
-                yield indices[part], replay.record(model, tokens[part], where, layers=layers)
+            for batch, part in zip(indices.split(batch_size), tokens.split(batch_size), strict=True):
+                yield batch.numpy(), replay.record(model, part, self.positions[batch], layers=layers)
 
 
 def carried(
@@ -164,8 +162,8 @@ def require_context(context: ContextName) -> None:
 
 def gain_and_turn(
     model: LanguageModel,
-    windows: Texts,
-    directions: Given,
+    tokens: Given,
+    directions: GivenDirections,
     layer: int | None,
     positions: Which,
     *,
@@ -185,10 +183,10 @@ def gain_and_turn(
 
     Args:
         model: The model.
-        windows: What `probe.capture` takes: windows, prompts, a string, tokens.
+        tokens: As in `probe.block_jacobian`: windows, prompts, strings or ids; their lengths may differ.
         directions: (d,) or (n, d), or `Directions`; of any length.
         layer: a, the block whose input is varied; None: the depth that the directions state.
-        positions: What `probe.block_jacobian` takes: indices, "last", a `probe.Substring`.
+        positions: As in `probe.block_jacobian`.
         to_layer: The deepest b; by default a + 1, one block. `model.n_layers` means behind the last block.
         context: "sequence", the real context, or "detached", as in `probe.block_jacobian`.
         batch_size: Windows in a forward pass.
@@ -208,7 +206,7 @@ def gain_and_turn(
     require_context(context)
     start = given.depth if layer is None else layer
     first, last = require_depths(model, start, (start or 0) + 1 if to_layer is None else to_layer, given)
-    options, query = JacobianOptions(context=context, dtype=dtype), Query.of(model, windows, positions)
+    options, query = JacobianOptions(context=context, dtype=dtype), Query.of(model, tokens, positions)
     shape = (len(given), last - first, *query.positions.shape)
     found = {name: np.empty(shape) for name in _MEASURES}
     origin = given.vectors[:, None, None]
@@ -219,14 +217,14 @@ def gain_and_turn(
             moved = vectors.double().cpu()
             for kind, image in (("", moved), ("update_", moved - origin)):
                 gain = vector_norm(image, dim=-1) / vector_norm(origin, dim=-1)
-                found[f"{kind}gain"][:, depth - first - 1, batch.numpy()] = gain
+                found[f"{kind}gain"][:, depth - first - 1, batch] = gain
                 turn = geometry.angle(image, origin.expand_as(image))
-                found[f"{kind}turn"][:, depth - first - 1, batch.numpy()] = turn
+                found[f"{kind}turn"][:, depth - first - 1, batch] = turn
     dims = ("direction", "depth", "query")
     return xr.Dataset(
         {name: (dims, found[name].reshape(*shape[:2], -1), attributes) for name, attributes in _MEASURES.items()},
         coordinates(given, range(first + 1, last + 1)) | query.coordinates,
-        described(model, windows, given) | {"from_depth": first, "context": context},
+        described(model, query, given) | {"from_depth": first, "context": context},
     )
 
 
@@ -252,17 +250,17 @@ def coordinates(given: Directions, depths: range) -> dict[str, Any]:
     return {"direction": list(given.names), "depth": ("depth", np.asarray(depths), meaning)}
 
 
-def described(model: LanguageModel, windows: Texts, given: Directions) -> dict[str, Any]:
+def described(model: LanguageModel, query: Query, given: Directions) -> dict[str, Any]:
     """Say of what a Dataset was measured.
 
     Args:
         model: The model.
-        windows: The windows.
+        query: The scored tokens.
         given: The directions.
 
     Returns:
         Attributes.
     """
     attributes = {"model": model.name, "description": model.description, "d_model": model.d_model}
-    attributes["text"] = str(getattr(windows, "name", "given tokens"))
+    attributes["text"] = str(getattr(query.rows, "name", "given tokens"))
     return attributes if given.site is None else attributes | {"site": given.site}

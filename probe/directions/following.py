@@ -25,15 +25,13 @@ from probe.directions.carrying import (
     require_context,
     require_depths,
 )
-from probe.directions.vectors import Arrays, Given, directions_of
+from probe.directions.vectors import Arrays, GivenDirections, directions_of
 from probe.errors import InputError
 from probe.inference import Ranking, bootstrap
 from probe.jacobian import JacobianOptions
 from probe.jacobian.options import ContextName
 from probe.model import LanguageModel
-from probe.text import Given as Texts
-from probe.text import Which
-from probe.text.selection import counted
+from probe.text import Given, Which
 
 MEASURES = {
     "gain": "‖C v‖ / ‖v‖",
@@ -107,8 +105,8 @@ class DirectionPath:
 
 def path(
     model: LanguageModel,
-    windows: Texts,
-    directions: Given,
+    tokens: Given,
+    directions: GivenDirections,
     from_layer: int | None = None,
     to_layer: int | None = None,
     *,
@@ -134,13 +132,14 @@ def path(
 
     Args:
         model: The model.
-        windows: Of `probe.load_windows`; or tokens, int64 (W, T), each window then a document of its own.
+        tokens: As in `probe.block_jacobian`: windows of `probe.load_windows`, which know their documents; or prompts,
+            strings or ids, each then a document of its own. Lengths may differ.
         directions: (d,) or (n, d), or `Directions`; of any length.
         from_layer: a, the depth at which they lie; None: the depth that the directions state.
         to_layer: The depth of the end; None: L, behind the last block.
-        positions: (P,) for all windows, or (W, P); negative ones count from the window's end.
-        states: Arrays at depth a whose covariance the random directions have, (..., d); by default those of all counted
-            tokens of the windows (of tokens without `counted`: all but each window's first).
+        positions: As in `probe.block_jacobian`.
+        states: States at depth a whose covariance the random directions have, (..., d); by default those of all counted
+            tokens: no special ones, and none at the start of a window.
         draws: Random directions of each kind, at least 2.
         seed: Seed of the draws.
         context: "sequence", the real context, or "detached", as in `probe.block_jacobian`.
@@ -161,7 +160,7 @@ def path(
     first, last = require_depths(model, from_layer, to_layer, given)
     if draws < 2:
         raise InputError(f"a null needs at least two draws, got draws={draws}: leave it out for {DRAWS}")
-    options, query = JacobianOptions(context=context, dtype=dtype), Query.of(model, windows, positions)
+    options, query = JacobianOptions(context=context, dtype=dtype), Query.of(model, tokens, positions)
     reference = _states_of(model, query, first, batch_size) if states is None else torch.as_tensor(states)
     random = _drawn(reference, model.d_model, draws, seed)
     every = torch.cat([given.vectors, random])
@@ -171,11 +170,11 @@ def path(
         for depth, vectors in carried(recorded, first, last, every, options):
             before = recorded.state(depth - 1) if depth > first else None
             for name, found_there in _measured(vectors, every, recorded.state(depth), before):
-                found[name][:, depth - first, batch.numpy()] = found_there.numpy()
+                found[name][:, depth - first, batch] = found_there.numpy()
     n, count = len(given), query.positions.numel()
     data = xr.Dataset(
         coords=coordinates(given, range(first, last + 1)) | query.coordinates | {"null": list(NULLS)},
-        attrs=described(model, windows, given) | {"context": context, "seed": seed},
+        attrs=described(model, query, given) | {"context": context, "seed": seed},
     )
     for name, meaning in MEASURES.items():
         attributes = {"units": "1", "long_name": meaning}
@@ -204,13 +203,13 @@ def _measured(
     yield "cosine_update", geometry.cosine(moved, (state - before.double().cpu()).expand_as(moved))
 
 
-def _states_of(model: LanguageModel, query: Query, depth: int, batch_size: int) -> Tensor:
+def _states_of(model: LanguageModel, query: Query, depth: int, batch_size: int) -> Float[Tensor, "token d"]:
     """The states of the counted tokens at a depth, from passes that end there."""
-    found: dict[int, Tensor] = {}
-    for indices, recorded in query.recorded(model, [depth], batch_size):
-        for row, states in zip(indices.tolist(), recorded.states[depth].cpu(), strict=True):
-            found[row] = states[counted(query.rows.ids[row], query.rows.special_ids, 1)]
-    return torch.cat([found[row] for row in sorted(found)])
+    rows, positions = query.rows.chosen("counted")
+    found = []
+    for batch, one in query.recorded(model, [depth], batch_size):
+        found += [one.states[depth][place, positions[rows == row]].cpu() for place, row in enumerate(batch.tolist())]
+    return torch.cat(found)
 
 
 def _drawn(states: Tensor, width: int, draws: int, seed: int) -> Float[Tensor, "many d"]:

@@ -15,7 +15,7 @@ from scipy.linalg.lapack import dtrsen
 from torch import Tensor
 
 from probe import geometry, spectra
-from probe.directions.vectors import Arrays, Given, directions_of
+from probe.directions.vectors import Arrays, GivenDirections, directions_of
 from probe.errors import InputError
 from probe.spectra.decomposition import Spectrum
 
@@ -41,7 +41,7 @@ class _Leading:
 
 def overlap(
     matrices: Arrays | Spectrum,
-    directions: Given,
+    directions: GivenDirections,
     *,
     ranks: Sequence[int] = RANKS,
     dims: Sequence[str] | None = None,

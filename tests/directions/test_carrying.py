@@ -132,6 +132,16 @@ def test_documents_come_from_the_windows():
     assert found.attrs["text"] == "some text"
 
 
+def test_prompts_may_differ_in_length():
+    model, tokens, vector = tiny_model("llama"), tokens_of(), drawn(WIDTH)
+    prompts = [tokens[0, :5].tolist(), tokens[1, :8].tolist(), tokens[1, :5].tolist()]
+    found = gain_and_turn(model, prompts, vector, 0, "last", to_layer=2)
+    assert found["position"].values.tolist() == [4, 7, 4]
+    for window, prompt in enumerate(prompts):
+        alone = gain_and_turn(model, prompt, vector, 0, [-1], to_layer=2)
+        assert np.allclose(found["turn"].sel(query=window), alone["turn"].isel(query=0), rtol=1e-4)
+
+
 def test_what_does_not_fit_is_refused():
     model, tokens = tiny_model("llama"), tokens_of()
     vector = drawn(WIDTH)
