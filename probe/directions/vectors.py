@@ -14,7 +14,7 @@ from torch import Tensor
 from probe import replay
 from probe.errors import InputError
 from probe.geometry import cosine
-from probe.model import HuggingFaceModel, LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel, token_of
 from probe.model.architectures.norms import NormLaw, law_of
 
 Arrays: TypeAlias = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
@@ -138,7 +138,7 @@ def unembedding_rows(
         InputError: If a text is not one token, an id does not exist, or the model's logits are not a matrix times a
             normed stream.
     """
-    ids = [_id_of(model, token) for token in (tokens if isinstance(tokens, Sequence) else tokens.tolist())]
+    ids = [token_of(model, token) for token in (tokens if isinstance(tokens, Sequence) else tokens.tolist())]
     weight, norm = _head_of(model)
     if not ids or not all(0 <= token < len(weight) for token in ids):
         raise InputError(f"tokens must be at least one id in 0 … {len(weight) - 1}, got {ids}: choose others")
@@ -148,15 +148,6 @@ def unembedding_rows(
         rows = rows - rows.mean(-1, keepdim=True) if norm.centred else rows
     names = [str(token) if model.tokenizer is None else str(model.tokenizer.decode([token])) for token in ids]
     return Directions(rows, tuple(names), model.n_layers, "ln_final.hook_in" if folded else "ln_final.hook_out")
-
-
-def _id_of(model: LanguageModel, token: int | str) -> int:
-    if not isinstance(token, str):
-        return int(token)
-    ids = model.encode(token)
-    if len(ids) != 1:
-        raise InputError(f"a text must be one token of {model.name}, and {token!r} is {len(ids)}: pass ids instead")
-    return ids[0]
 
 
 def _head_of(model: LanguageModel) -> tuple[Tensor, NormLaw | None]:
