@@ -192,8 +192,8 @@ class TestResume:
 
     @pytest.mark.guards(
         "a run of a model in memory goes on with the same weights",
-        when="a run is resumed",
-        says="a run directory belongs to one configuration, but in … model.weights was …, is …",
+        when="a run begins",
+        says="a run directory belongs to one configuration, but in … …",
     )
     def test_other_weights_are_refused(self, done: Path) -> None:
         refused(lambda: weighed(tiny_module("llama", seed=1), done), "model.weights was", "pass fresh=True")
