@@ -140,7 +140,7 @@ def test_files_hold_strings_prompts_and_chats(model: LanguageModel, tmp_path: Pa
     refused(lambda: load_prompts(model, tmp_path / "none.jsonl"), "readable")
 
 
-@pytest.mark.guards("prompts are of the model", when="prompts are loaded", says="at least one prompt, got none")
+@pytest.mark.guards("prompts are of the model", when="tokens enter", says="at least one prompt, got none")
 def test_what_is_no_prompt_is_refused(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
     refused(lambda: load_prompts(model, []), "at least one prompt")

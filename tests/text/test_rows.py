@@ -273,7 +273,7 @@ def test_the_disk_is_looked_at_before_anything_is_fetched(hub: Hub, monkeypatch:
 @pytest.mark.guards(
     "the hub gives the data set: it is there and open to you",
     when="a text is read",
-    says="the data set … must be open to you, and the hub gates it: ask for access at …, then give a token",
+    says="the … … must be open to you, and the hub gates it…: ask for access at …, then give a token",
 )
 def test_what_the_hub_refuses_is_said_as_of_models(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
