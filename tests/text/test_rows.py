@@ -107,8 +107,8 @@ def test_the_column_is_the_only_one_of_text_or_text_or_named(
 class TestWrongTables:
     @pytest.mark.guards(
         "the column of the documents is there, and holds text",
-        when="a table is read",
-        says="a document must be text, but column … of … holds a … in row …: pass another column=",
+        when="a text is read",
+        says="a document must be text, and column … of … holds a … in row …: pass another column=",
     )
     @pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
     def test_columns(self, tmp_path: Path, name: str) -> None:
