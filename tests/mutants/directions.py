@@ -45,7 +45,10 @@ DIRECTIONS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("place, positions[rows == row]", "place"),
                 (".double().cpu().mT.cov()", ".double().cpu().mT.corrcoef()"),
                 ("covariance_matched(covariance, lengths", "covariance_matched(covariance @ covariance, lengths"),
-                ("torch.cat([isotropic, geometry.covariance", "torch.cat([isotropic.flip(0), geometry.covariance"),
+                (
+                    "geometry.random_directions(lengths, width, generator)[0]",
+                    "geometry.covariance_matched(covariance, lengths, generator)[0]",
+                ),
                 ("own[:, None] - null.mean(axis=2)", "own[:, None] + null.mean(axis=2)"),
                 ("null.mean(axis=2)[:, :, None]", "null[:, :, 0][:, :, None]"),
                 ("(null_dims, null.mean(axis=2),", "(null_dims, np.median(null, axis=2),"),
