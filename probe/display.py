@@ -103,7 +103,8 @@ def brief(value: object) -> str:
         left, right = "()" if isinstance(value, tuple) else "[]"
         return f"{left}{', '.join(shown if len(shown) <= 6 else [*shown[:2], '…', shown[-1]])}{right}"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{brief(name)}: {brief(one)}' for name, one in value.items())}}}"
+        items = [f"{brief(name)}: {brief(value[name])}" for name in value]
+        return f"{{{', '.join(items if len(items) <= 6 else [*items[:5], f'… {len(items)} in all'])}}}"
     return repr(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 import types
@@ -74,3 +75,16 @@ def test_type_checkers_see_what_loads_on_use(module: types.ModuleType) -> None:
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     built_in = {name for name in dir(module) if not name.startswith("_")} - set(analyses._others())
     assert built_in <= known | defined | {"InputError"}
+
+
+@every_room
+def test_public_objects_that_hold_arrays_show_themselves(room: str) -> None:
+    """A generated repr would print every number."""
+    module = getattr(probe, room)
+    for kind in (getattr(module, name) for name in module.__all__):
+        if dataclasses.is_dataclass(kind) and any(
+            re.search(r"Tensor|ndarray|xr\.|DataFrame", str(one.type)) for one in dataclasses.fields(kind) if one.repr
+        ):
+            written = inspect.unwrap(kind.__repr__).__code__.co_filename
+            assert written != "<string>", f"{kind.__name__} prints its arrays"
+            assert hasattr(kind, "_repr_html_"), f"{kind.__name__} shows nothing in a notebook"

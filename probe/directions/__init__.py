@@ -29,3 +29,7 @@ __all__ = [
     "path",
     "unembedding_rows",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from probe import replay
+from probe import display, replay
 from probe.errors import InputError
 from probe.geometry import cosine
 from probe.model import HuggingFaceModel, LanguageModel, token_of
@@ -23,8 +23,8 @@ PARALLEL = 1 - 1e-4
 """Least cosine between what a final norm gives and what its law says, for the law to be taken."""
 
 
-@dataclass(frozen=True, eq=False)
-class Directions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Directions(display.Shown):
     """Vectors of the residual stream, with names.
 
     Attributes:

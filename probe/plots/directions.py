@@ -11,7 +11,7 @@ from typing import Any, Literal, Unpack
 
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from probe.errors import InputError
 from probe.plots.canvas import WIDTH, Page, Picture
@@ -117,6 +117,7 @@ def continuity_by_depth(data: xr.Dataset, projection: str, ax: Axes | None = Non
             options: dict[str, Any] = {"color": style.color, "marker": style.marker, "ls": "", "mfc": face, "mew": 0.8}
             ax.plot(layer[clear], values[clear], label=label, **options)
     ax.set_ylim(-0.02, 1.02)
+    ax.yaxis.set_major_locator(MultipleLocator(0.25))
     return finish(ax, "|cos|, l and l + 1", legend=own)
 
 

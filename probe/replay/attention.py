@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from probe import display
 from probe.errors import InputError
 from probe.model import Reached
 
@@ -35,8 +36,8 @@ DETACHED = "probe-detached"
 """Names under which the two attention functions are registered with transformers."""
 
 
-@dataclass(frozen=True)
-class AttentionPrimal:
+@dataclass(frozen=True, repr=False)
+class AttentionPrimal(display.Shown):
     """Attention of n chosen positions at the primal point; heads are ordered (key head g, its query heads r).
 
     Attributes:
