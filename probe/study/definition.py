@@ -188,9 +188,9 @@ def _settings(table: Mapping[str, Any], kind: type[Any], where: str) -> dict[str
 
 
 def _setting(value: Any, kind: Any, where: str) -> Any:
-    """A value as a configuration takes it, which looks at its type; a table is a dataclass there."""
+    """A value as a configuration takes it; a table is a dataclass there."""
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        return value
+        return _value(value, kind, where)
     return _made(kind, _settings(_value(value, dict[str, Any], where), kind, where), where)
 
 

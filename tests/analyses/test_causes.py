@@ -273,7 +273,7 @@ class TestCommand:
         [
             ({"cells": "stream-swish"}, "cells= must match some cell, got 'stream-swish'"),
             ({"dtype": "bfloat16"}, "dtype= must be float32 or float64"),
-            ({"arms": ("full", "mute")}, "arms= must be some of full.*got 'mute'"),
+            ({"arms": ("full", "mute")}, "arms= must be among full.*got 'mute'"),
             ({"steps": 3}, "steps= must be at least 20, got 3"),
             ({"arm_heads": 3}, "arm_width= must be a multiple of twice arm_heads="),
             ({"seeds": 0}, "seeds= must be at least 1"),

@@ -308,7 +308,7 @@ class TestCommand:
             ({"permutations": 0}, "permutations= must be at least 1"),
             ({"init_seeds": -1}, "init_seeds= must be at least 0"),
             ({"model": "no/such/model"}, "there is no model"),
-            ({"device": "abacus"}, "the device must be one"),
+            ({"device": "abacus"}, "device= must be cpu"),
         ],
     )
     def test_wrong_input_is_refused_before_any_work(

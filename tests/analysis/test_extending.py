@@ -45,7 +45,7 @@ def test_it_is_found_and_has_a_help_of_its_own(installed: Path, tmp_path: Path) 
     shown = call(installed, tmp_path, "norms", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "-m probe norms [-h] [OPTIONS]" in shown.stdout
-    assert "--layers STR" in shown.stdout
+    assert "--layers all|INT,INT" in shown.stdout
     assert "--window-length" in shown.stdout
 
 

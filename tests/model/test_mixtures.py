@@ -222,8 +222,10 @@ def test_only_blocks_with_experts_have_the_sites() -> None:
     assert kinds[1, 2, 3].index("hook_resid_mid") < kinds[1, 2, 3].index("mlp.hook_router_logits")
     assert kinds[1, 2, 3].index("mlp.hook_shared") < kinds[1, 2, 3].index("hook_mlp_out")
     with pytest.raises(InputError, match=r"blocks 1 … 3 have mlp\.hook_router_logits"):
-        capture(model, zoo.questions()[0], sites=["mlp.hook_router_logits"])
-    assert not any(".mlp." in site for site in load_model(zoo.tiny("llama")).sites)
+        capture(model, zoo.questions()[0], sites=["mlp.hook_router_logits"], layers=[0, 1])
+    found = capture(model, zoo.questions()[0], sites=["mlp.hook_router_logits"])
+    assert found.layers("mlp.hook_router_logits") == [1, 2, 3]
+    assert not set(MIXTURE_SITES) & {site.split(".", 2)[2] for site in load_model(zoo.tiny("llama")).sites[:-2]}
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])

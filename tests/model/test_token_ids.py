@@ -36,13 +36,16 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a negative id": (torch.tensor([[1, 2], [-1, 3]]), "got -1"),
     "floats": (torch.ones(2, 4), "must be integers, got float32"),
     "bool": (torch.ones(2, 4, dtype=torch.bool), "must be integers, got bool"),
+    "three axes": (tiny_tokens()[None], "two axes"),
+    "no windows": (tiny_tokens()[:0], "at least one"),
+    "no positions": (tiny_tokens()[:, :0], "at least one"),
+}
+WINDOWS_ONLY: dict[str, tuple[Any, str]] = {
     "one window without its axis": (tiny_tokens()[0], r"pass tokens\[None\]"),
-    "three axes": (tiny_tokens()[None], "give them two axes"),
-    "no windows": (tiny_tokens()[:0], r"at least one window of at least one position, got tokens of shape \(0, 16\)"),
-    "no positions": (tiny_tokens()[:, :0], r"got tokens of shape \(3, 0\)"),
     "a list": ([[1, 2], [3, 4]], r"got list: pass torch\.as_tensor"),
     "an array": (tiny_tokens().numpy(), r"got ndarray: pass torch\.as_tensor"),
 }
+"""What the passes of a model refuse, and all else takes."""
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,23 @@ def test_what_is_not_windows_of_ids_is_refused_wherever_it_enters(
     with pytest.raises(InputError, match=words) as caught:
         ENTRIES[entry](llama, tokens)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.parametrize("given", WINDOWS_ONLY)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_passes_take_windows_and_all_else_what_can_be_made_windows(
+    llama: HuggingFaceModel, entry: str, given: str
+) -> None:
+    tokens, words = WINDOWS_ONLY[given]
+    if entry in ("forward", "final_states", "embed"):
+        with pytest.raises(InputError, match=words):
+            ENTRIES[entry](llama, tokens)
+    elif entry == "record":
+        rows = torch.atleast_2d(torch.as_tensor(tokens))
+        assert torch.equal(replay.record(llama, tokens, [0]).tokens, rows)
+    else:
+        ENTRIES[entry](llama, tokens)
 
 
 @settings(max_examples=40, deadline=None)

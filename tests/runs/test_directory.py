@@ -275,7 +275,7 @@ class TestRecord:
             "from pathlib import Path\n"
             "from probe.analyses.tokenwise import Config, Thresholds, run\n"
             "\n"
-            "run(Config(text=Path('a.txt'), thresholds=Thresholds(threshold_mlp_helps=0.1)))"
+            "run(Config(text=Path('a.txt'), split='test', thresholds=Thresholds(threshold_mlp_helps=0.1)))"
         )
 
     def test_what_was_typed_is_recorded_instead(self, tmp_path: Path) -> None:
