@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from probe import graphs as graphs
     from probe import inference as inference
     from probe import jacobian as jacobian
+    from probe import lens as lens
     from probe import maps as maps
     from probe import model as model
     from probe import patching as patching
@@ -102,6 +103,7 @@ _ROOMS = (
     "graphs",
     "inference",
     "jacobian",
+    "lens",
     "maps",
     "model",
     "patching",

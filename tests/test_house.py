@@ -22,7 +22,7 @@ FLOORS = [
     ("replay", "report", "weights"),
     ("analysis", "jacobian", "patching"),
     ("analyses", "attribution", "directions"),
-    ("study",),
+    ("lens", "study"),
     ("cli",),
     ("__main__",),
 ]

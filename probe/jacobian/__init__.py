@@ -40,6 +40,7 @@ from probe.jacobian.block import (
     recorded_jacobian,
 )
 from probe.jacobian.detached import detached_tail
+from probe.jacobian.later import later_jacobians
 from probe.jacobian.margins import routing_margin
 from probe.jacobian.operators import operator
 from probe.jacobian.options import MEMORY, JacobianOptions, method_of
@@ -56,6 +57,7 @@ __all__ = [
     "cumulative_jacobian",
     "detached_tail",
     "iter_block_jacobians",
+    "later_jacobians",
     "mean_jacobian",
     "method_of",
     "mlp_neuron_gain",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from probe.jacobian.between import derivative_by_column, derivative_by_head
 from probe.jacobian.detached import detached_ratio
 from probe.jacobian.experts import ExpertsPrimal, ExpertWeights, experts_primal
 from probe.jacobian.norms import NormDerivative, norm_derivative
-from probe.jacobian.parts import run_of
+from probe.jacobian.parts import Run, run_of
 from probe.model import first_tensor
 from probe.model.architectures import Experts, Form, Projection
 from probe.replay import Context
@@ -205,15 +205,8 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
         The primal point of its W · P positions.
     """
     detached = attention == replay.DETACHED
-    dtype = next(cuts.block.parameters()).dtype
-    with ExitStack() as stack, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        cuts.install(stack)
-        run_of(context, layer, cuts.block, attention)(context.state(layer).to(dtype))
-    count = context.positions.numel()
-    norms = {
-        path: norm_derivative(cuts.block.get_submodule(path), point.reshape(count, -1), detached=detached)
-        for path, point in cuts.points.items()
-    }
+    mlp = mlp_point(cuts, context.state(layer), run_of(context, layer, cuts.block, attention), detached, live=live)
+    count, norms = context.positions.numel(), mlp.norms
     reading = {name: leaf for name, leaf in cuts.leaves.items() if name in ATTENDING}
     cores = derivative_by_head(cuts.ends["o"], reading, count, cuts.heads)
     across = {
@@ -222,6 +215,32 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
         if path is not None and name in cores
     }
     rotary = derivative_by_column(cuts.ends["o"], cuts.leaves["k_rot"], count) if "k_rot" in cuts.leaves else None
+    return replace(mlp, cores=cores, across=across, rotary=rotary)
+
+
+def mlp_point(
+    cuts: Cuts, states: Float[Tensor, "window chosen d_model"], run: Run, detached: bool = False, *, live: bool = True
+) -> Primal:
+    """Run the block once, cut, and differentiate what lies between the cuts of its MLP or experts alone.
+
+    Args:
+        cuts: The cuts of its working copy.
+        states: The streams that enter the block.
+        run: The copy's run on them.
+        detached: Whether the norms' variances and the gates are held fixed.
+        live: Whether the weights of chosen experts are differentiated.
+
+    Returns:
+        The primal point without anything of attention.
+    """
+    dtype, count = next(cuts.block.parameters()).dtype, states[..., 0].numel()
+    with ExitStack() as stack, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        cuts.install(stack)
+        run(states.to(dtype))
+    norms = {
+        path: norm_derivative(cuts.block.get_submodule(path), point.reshape(count, -1), detached=detached)
+        for path, point in cuts.points.items()
+    }
     experts = None
     if cuts.form.experts is not None:
         called, leaves, ends = cuts.called, cuts.leaves, cuts.ends
@@ -230,7 +249,7 @@ def primal_point(context: Context, layer: int, cuts: Cuts, attention: str | None
             ExpertWeights.of(module), leaves["entering"], called, leaves, ends["mixture"], live=live
         )
     own, shared = (_slopes(cuts, count, prefix, detached=detached) for prefix in ("", "shared."))
-    return Primal(norms, cores, across, rotary, own, shared, experts)
+    return Primal(norms, {}, {}, None, own, shared, experts)
 
 
 def _spread(cores: dict[str, Tensor], name: str, norm: NormDerivative) -> tuple[Tensor, Tensor]:

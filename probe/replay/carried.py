@@ -87,7 +87,7 @@ class _Walk:
         return self.context.profile.cache(self.context.model, self.layer, rows)
 
 
-def before(context: Recorded, layer: int, position: int, dtype: torch.dtype) -> Carried:
+def before(context: Recorded, layer: int, position: int, dtype: torch.dtype, block: nn.Module | None = None) -> Carried:
     """Find the cache of a block before one position of all windows.
 
     Args:
@@ -95,11 +95,12 @@ def before(context: Recorded, layer: int, position: int, dtype: torch.dtype) -> 
         layer: Index of the block.
         position: The position.
         dtype: The dtype of the arithmetic.
+        block: A working copy of the block; None: the block.
 
     Returns:
         The cache, a row for each window.
     """
-    walk = _Walk(context, layer, dtype, context.model.blocks[layer])
+    walk = _Walk(context, layer, dtype, context.model.blocks[layer] if block is None else block)
     every = list(range(len(context.tokens)))
     return Carried(position, every, every, walk.run(every, 0, position, walk.empty(len(every))))
 

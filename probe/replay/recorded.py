@@ -334,6 +334,7 @@ class Recorded(display.Shown):
         start: int,
         states: Float[Tensor, "row suffix d_model"],
         windows: Int[Tensor, " row"],
+        block: nn.Module | None = None,
     ) -> Float[Tensor, "row suffix d_model"]:
         """Run block `layer` on positions `start` … T − 1 of changed streams, with everything before them as recorded.
 
@@ -342,6 +343,7 @@ class Recorded(display.Shown):
             start: The first position, in [0, T).
             states: The streams that enter the block at these positions.
             windows: The window that each row is an alternative of.
+            block: A working copy to run instead, with the block's own attention, in the dtype of `states`.
 
         Returns:
             The streams that leave the block, of the same shape.
@@ -349,7 +351,7 @@ class Recorded(display.Shown):
         Raises:
             InputError: If the block's recorded call does not give again what the block gave.
         """
-        return suffix.run(self, self.suffix_way(layer, start), layer, start, states, windows)
+        return suffix.run(self, self.suffix_way(layer, start), layer, start, states, windows, block)
 
     def suffix_way(self, layer: int, start: int) -> str:
         """Find the cheapest of `suffix.SUFFIX_WAYS` in which block `layer` goes on from `start`; it is proved here.
@@ -373,13 +375,14 @@ class Recorded(display.Shown):
             self._kept[key] = way, length
         return str(way)
 
-    def cache_before(self, layer: int, position: int, dtype: torch.dtype) -> Carried:
+    def cache_before(self, layer: int, position: int, dtype: torch.dtype, block: nn.Module | None = None) -> Carried:
         """Find the cache of a block before one position of all windows; the latest one is kept.
 
         Args:
             layer: Index of the block.
             position: The position.
             dtype: The dtype of the arithmetic.
+            block: A working copy of it; None: the block.
 
         Returns:
             The cache, a row for each window.
@@ -388,7 +391,7 @@ class Recorded(display.Shown):
         kept: Carried | None = self._kept.get(key)
         if kept is None or kept.position != position:
             with torch.no_grad():
-                self._kept[key] = kept = carried.before(self, layer, position, dtype)
+                self._kept[key] = kept = carried.before(self, layer, position, dtype, block)
         return kept
 
     # On whole sequences

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.replay import carried
 from probe.replay.axes import causal_stretch
@@ -31,7 +31,15 @@ own cache as it stood before them, and on whole sequences."""
 Rows = Float[Tensor, "row position d_model"]
 
 
-def run(context: Recorded, way: str, layer: int, start: int, states: Rows, windows: Int[Tensor, " row"]) -> Rows:
+def run(
+    context: Recorded,
+    way: str,
+    layer: int,
+    start: int,
+    states: Rows,
+    windows: Int[Tensor, " row"],
+    block: nn.Module | None = None,
+) -> Rows:
     """Run a block on the positions from `start` on in one of `SUFFIX_WAYS`.
 
     Args:
@@ -41,24 +49,32 @@ def run(context: Recorded, way: str, layer: int, start: int, states: Rows, windo
         start: The first position.
         states: The streams that enter the block at these positions.
         windows: The window that each row comes from.
+        block: A working copy to run instead, in the dtype of `states`.
 
     Returns:
         The streams that leave it.
     """
     if way == "sequences":
         before = context.stream(layer)[windows, :start].to(states.dtype)
-        return context.block_on_sequences(layer, torch.cat([before, states], dim=1), windows)[:, start:]
+        return context.block_on_sequences(layer, torch.cat([before, states], dim=1), windows, block)[:, start:]
     if way == "keys":
-        past = context.past_keys(layer, states.dtype, None).before(start, windows)
-        return _continued(context, layer, start, states, windows, past, start)
-    held = context.cache_before(layer, start, states.dtype)
-    return _continued(context, layer, start, states, windows, rows_of([held], 1, windows), held.keys)
+        past = context.past_keys(layer, states.dtype, block).before(start, windows)
+        return _continued(context, layer, start, states, windows, past, start, block)
+    held = context.cache_before(layer, start, states.dtype, block)
+    return _continued(context, layer, start, states, windows, rows_of([held], 1, windows), held.keys, block)
 
 
 def _continued(
-    context: Recorded, layer: int, start: int, states: Rows, windows: Int[Tensor, " row"], cache: Any, held: int
+    context: Recorded,
+    layer: int,
+    start: int,
+    states: Rows,
+    windows: Int[Tensor, " row"],
+    cache: Any,
+    held: int,
+    block: nn.Module | None,
 ) -> Rows:
-    length, block = context.tokens.shape[1], context.model.blocks[layer]
+    length, block = context.tokens.shape[1], context.model.blocks[layer] if block is None else block
     arguments = carried.stretched(context, layer, windows, start, length, held, states.dtype)
     name = "attention_mask"
     if held and arguments.get(name) is None and accepts(block, name):
