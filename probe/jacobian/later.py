@@ -18,7 +18,7 @@ as no earlier position depends on a later one. Block by block, from the top:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from probe.errors import InputError
 from probe.jacobian import analytic
 from probe.jacobian.block import attention_of
 from probe.jacobian.options import JacobianOptions, is_standard
-from probe.jacobian.parts import part_of_block
+from probe.jacobian.parts import PartOfBlock, Run, part_of_block
 from probe.jacobian.primal import mlp_point
 from probe.jacobian.proof import require_proved
 from probe.jacobian.rows import units
@@ -134,21 +134,27 @@ class _Pulling:
         """Pull rows through a block, in place."""
         standard = self._standard(layer) if 3 * gradients.shape[1] > gradients.shape[2] else None
         copy = replay.working_copy(self.recorded.model.blocks[layer], self.options.dtype)
-        windows = self.recorded.tokens.new_zeros(1)
-
-        def run(states: Tensor) -> Tensor:
-            where = windows.expand(len(states))
-            return self.recorded.replay_suffix(layer, self.start, states, where, copy)
-
         if standard is None:
-            self._backward(layer, gradients, run)
+            self._backward(layer, gradients, PartOfBlock(copy))
             return
-        part = part_of_block(self.recorded.model, layer, copy, "attention")
         own = gradients.clone() if standard.parallel else gradients
-        self._times_mlp(layer, standard, run, gradients, own)
-        self._backward(layer, own, lambda states: part.leaving(states, run))
+        self._times_mlp(layer, standard, gradients, own)
+        self._backward(layer, own, part_of_block(self.recorded.model, layer, copy, "attention"))
         if standard.parallel:
             gradients.add_(own)
+
+    def _runs(self, layer: int, block: nn.Module) -> Iterator[Run]:
+        """The runs of a working copy on the positions that count: over what was recorded, and on the whole sequence."""
+        recorded, window = self.recorded, self.recorded.tokens.new_zeros(1)
+        if recorded.suffix_way(layer, self.start) != "sequences":
+            yield lambda states: recorded.replay_suffix(layer, self.start, states, window.expand(len(states)), block)
+        before = recorded.stream(layer)[:, : self.start].to(self.options.dtype)
+
+        def on_sequences(states: Tensor) -> Tensor:
+            sequences = torch.cat([before.expand(len(states), -1, -1), states], dim=1)
+            return recorded.block_on_sequences(layer, sequences, window.expand(len(states)), block)[:, self.start :]
+
+        yield on_sequences
 
     def _standard(self, layer: int) -> analytic.StandardBlock | None:
         """The block whose MLP is composed, or None."""
@@ -167,18 +173,12 @@ class _Pulling:
         self,
         layer: int,
         standard: analytic.StandardBlock,
-        run: Callable[[Tensor], Tensor],
         gradients: Rows,
         before: Rows,
     ) -> None:
         """Multiply rows by I + M at each position (of a parallel block by M, into `gradients`)."""
-        states = self.recorded.stream(layer)[:, self.start :]
-
-        def whole(entering: Tensor) -> Tensor:
-            windows = self.recorded.tokens.new_zeros(1)
-            return self.recorded.replay_suffix(layer, self.start, entering, windows, standard.cuts.block)
-
-        primal = mlp_point(standard.cuts, states, whole)
+        run = next(self._runs(layer, standard.cuts.block))
+        primal = mlp_point(standard.cuts, self.recorded.stream(layer)[:, self.start :], run)
         for first in range(0, len(gradients), _MATRICES):
             where = slice(first, first + _MATRICES)
             update = analytic.update_jacobian(standard, primal, where, "mlp")
@@ -188,14 +188,26 @@ class _Pulling:
                 update.diagonal(dim1=-2, dim2=-1).add_(1.0)
                 gradients[where] = torch.bmm(gradients[where], update)
 
-    def _backward(self, layer: int, gradients: Rows, run: Callable[[Tensor], Tensor]) -> None:
-        """Pull rows through a differentiable run of a block, some at a time, in place."""
+    def _backward(self, layer: int, gradients: Rows, part: PartOfBlock) -> None:
+        """Pull rows through a part of a block, some at a time, in place."""
+        *cheaper, last = self._runs(layer, part.block)
+        for run in cheaper:
+            try:
+                self._pulled(layer, gradients, part, run)
+                return
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # a cache that is written in place; nothing has been pulled yet
+                logger.info("block %d of %s goes back on whole sequences: %s", layer, self.recorded.model.name, error)
+        self._pulled(layer, gradients, part, last)
+
+    def _pulled(self, layer: int, gradients: Rows, part: PartOfBlock, run: Run) -> None:
         count = gradients.shape[1]
         at_once = min(self.options.chunk or _AT_ONCE, count)
         states = self.recorded.stream(layer)[:, self.start :].to(self.options.dtype)
         point = states.detach().expand(at_once, -1, -1).clone().requires_grad_()
         with torch.enable_grad():
-            after = run(point)
+            after = part.leaving(point, run)
         cotangents = torch.zeros_like(after)
         for first in range(0, count, at_once):
             rows = slice(first, min(first + at_once, count))
