@@ -7,7 +7,8 @@ out as ``unembed(norm(J_l h))``; the logit lens is J_l = I.
 - `fit` and `merge` make one, exactly, with the spread over documents; `document_jacobian` gives a single document's
 - `JacobianLens.readout` and `readout` read prompts, by several lenses beside each other; `own_lens` is the exact
   Jacobian of a context at its own position
-- `JacobianLens.save` and `load` exchange it with TransformerLens and the reference
+- `JacobianLens.save` and `load` exchange it with TransformerLens and the reference; `load` also finds the lenses that
+  are published, `published` lists them
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from probe.lens.estimators import Estimator, document_jacobian
 from probe.lens.fitting import fit, merge
 from probe.lens.jacobian_lens import JacobianLens
+from probe.lens.published import load, published
 from probe.lens.reading import Readout, own_lens, readout
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "Readout",
     "document_jacobian",
     "fit",
+    "load",
     "merge",
     "own_lens",
+    "published",
     "readout",
 ]
 
