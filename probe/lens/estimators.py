@@ -29,7 +29,7 @@ SKIP_FIRST = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
-    """What a lens averages, and how it is computed.
+    """Average that a lens takes: targets, layers and positions.
 
     Attributes:
         targets: "later", "same", or a horizon: the number of positions behind the source that count too.
@@ -107,7 +107,7 @@ class Estimator:
         return self.skip_first + 2
 
     def facts(self) -> dict[str, Any]:
-        """The choices as plain values, for files."""
+        """Return the choices as plain values, for files."""
         return {
             "targets": self.targets,
             "layers": list(self.layers),

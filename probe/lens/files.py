@@ -217,7 +217,7 @@ def _of_torch(path: Path) -> JacobianLens:
 
 
 def _provenance(content: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of its origin, in our words."""
+    """Origin that a file states, in our words."""
     if isinstance(ours := metadata.get(_OURS), Mapping):
         return dict(ours)
     estimator = metadata.get("estimator", _REFERENCE)

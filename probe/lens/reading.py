@@ -31,7 +31,7 @@ _BATCH = 32
 
 @runtime_checkable
 class Transport(Protocol):
-    """What carries the stream behind a block to that behind the last one."""
+    """Any lens: it carries the stream behind a block to that behind the last one."""
 
     def transport(self, states: Float[Tensor, "*batch d"], layer: int) -> Float[Tensor, "*batch d"]:
         """Carry states behind block `layer` to the last block."""
@@ -45,7 +45,7 @@ Lens = Transport | Named
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Readout(display.Shown):
-    """What lenses read at positions of prompts, beside the model's own output there.
+    """Readings of several lenses at positions of prompts, beside the model's own output there.
 
     A row is a position of a prompt. The last layer is the model's output itself, by every lens.
 
