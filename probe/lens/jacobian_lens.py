@@ -308,7 +308,7 @@ class JacobianLens(display.Shown):
 
 
 def _alike(one: str, other: str) -> bool:
-    """Whether two names may be of one model: the last part, without case."""
+    """Compare two names of models by their last part, without case."""
     plain = [name.rstrip("/").rpartition("/")[2].lower() for name in (one, other)]
     return plain[0] == plain[1]
 
