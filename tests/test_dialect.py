@@ -16,8 +16,8 @@ ROOT = Path(probe.__file__).parent
 VERBS = frozenset(
     """
     Add Adjust Align Allow Answer Append Apply Approximate Ask Assemble Average Begin Bin Bound Build Call Cancel
-    Capture Carry Center Check Choose Clear Close Collect Combine Compare Complete Compose Compute Condition Convert Copy
-    Correlate Count Cover Create Cut Decide Decode Decompose Define Dequantise Derive Describe Detach Differentiate
+    Capture Carry Center Check Choose Clear Close Collect Combine Compare Complete Compose Compute Condition Convert
+    Copy Correlate Count Cover Create Cut Decide Decode Decompose Define Dequantise Derive Describe Detach Differentiate
     Divide Do Download Draw Embed Encode Ensure Enter Estimate Evaluate Extract Factor Fill Filter Find Finish Fit
     Flatten Fold Follow Format Free Gather Generate Get Give Group Hash Hide Hold Hook Initialise Insert Intervene
     Invert Iterate Join Judge Keep Know Label Lay Leave Let Limit Link List Load Locate Lock Look Make Map Mark Mask
