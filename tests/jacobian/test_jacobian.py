@@ -25,6 +25,7 @@ from tests.plant.tiny import (
     tiny_module,
     tiny_tokens,
 )
+from tests.plant.versions import since
 
 WINDOWS, LENGTH = 2, 11
 POSITIONS = [0, 5, LENGTH - 1]
@@ -431,6 +432,7 @@ def test_blocks_without_a_form_are_frozen():
         block_jacobian(model, tokens, 1, POSITIONS, method="analytic")
 
 
+@since("5.24", "GPT-J calls its attention itself, and its blocks are differentiated on whole sequences")
 def test_attention_that_is_handed_no_keywords_is_exchanged_too():
     import transformers
 
