@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probe import replay
 from probe.errors import InputError
-from probe.jacobian import analytic, rows
+from probe.jacobian import analytic, rows, sections
 from probe.jacobian.detached import detach, freeze_routing
 from probe.jacobian.options import (
     MEMORY,
@@ -368,6 +368,9 @@ def _frozen(recorded: replay.Context, layer: int, options: JacobianOptions) -> T
     if attention is None and not recorded.at_positions(layer):
         raise _not_alone(recorded, layer)
     copy = working_copy_of(recorded, layer, options, attention)
+    # The attention of a block that joins keys itself can be exchanged as well, which the sections prove.
+    joins = attention is None and recorded.way(layer) == "carried"
+    cut = working_copy_of(recorded, layer, options, replay.LINEARISED) if joins else copy
     part = part_of_block(recorded.model, layer, copy, options.part)
     d, itemsize = recorded.model.d_model, torch.finfo(options.dtype).bits // 8
     jacobian = recorded.states[layer].new_empty((*recorded.positions.shape, d, d), dtype=options.dtype)
@@ -376,8 +379,8 @@ def _frozen(recorded: replay.Context, layer: int, options: JacobianOptions) -> T
     apart = options.part != "block" and attention is None and recorded.way(layer) != "keys"
     for windows, chosen, piece in pieces_of(recorded, 1 if apart else options.memory // bytes_a_position):
         chunk = options.rows_at_once(recorded, copy, piece.positions.numel(), layer)
-        run = run_of(piece, layer, copy, attention)
-        jacobian[windows, chosen] = rows.frozen(piece, layer, part, run, options.dtype, chunk)
+        runs = [(each, run_of(piece, layer, each, attention)) for each in (copy, cut)]
+        jacobian[windows, chosen] = sections.frozen(piece, layer, part, runs, options.dtype, chunk)
     return jacobian
 
 

@@ -1,16 +1,17 @@
-"""Jacobians row by row by automatic differentiation: of the whole sequence, or in the frozen context."""
+"""Jacobians row by row by automatic differentiation."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from probe.jacobian.parts import PartOfBlock, Run
+from probe.jacobian.parts import PartOfBlock
 from probe.replay import Context
 
 logger = logging.getLogger("probe.jacobian")
@@ -44,9 +45,6 @@ def jacobian_of_rows(
 def pulled(output: Tensor, point: Tensor, cotangents: Float[Tensor, "many ..."]) -> Float[Tensor, "many ..."]:
     """Compute vector-Jacobian products of ∂output/∂point with many cotangents.
 
-    `torch.vmap` batches the rules of nearly all backward passes, where `is_grads_batched` loops over most of them. What
-    has no rule at all (an `autograd.Function` of the old style) is computed one cotangent at a time.
-
     Args:
         output: The output, with its graph.
         point: The point.
@@ -55,17 +53,37 @@ def pulled(output: Tensor, point: Tensor, cotangents: Float[Tensor, "many ..."])
     Returns:
         The products, each of the point's shape.
     """
+    return pulled_by_each(output, [point], cotangents)[0]
 
-    def pull(cotangent: Tensor) -> Tensor:
-        return torch.autograd.grad(output, point, cotangent, retain_graph=True)[0]
+
+def pulled_by_each(
+    output: Tensor, points: Sequence[Tensor], cotangents: Float[Tensor, "many ..."]
+) -> tuple[Float[Tensor, "many ..."], ...]:
+    """Compute what `pulled` does, of several points at once.
+
+    `torch.vmap` batches the rules of nearly all backward passes, where `is_grads_batched` loops over most of them. What
+    has no rule at all (an `autograd.Function` of the old style) is computed one cotangent at a time.
+
+    Args:
+        output: The output, with its graph.
+        points: The points.
+        cotangents: Tensors of the output's shape.
+
+    Returns:
+        The products by each point.
+    """
+
+    def pull(cotangent: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output, points, cotangent, retain_graph=True)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         try:
-            return torch.vmap(pull)(cotangents)
+            found: tuple[Tensor, ...] = torch.vmap(pull)(cotangents)
+            return found
         except Exception as error:  # noqa: BLE001 - of whatever kind: one at a time needs no rule
             logger.info("backward passes run one at a time: %s", error)
-    return torch.stack([pull(cotangent) for cotangent in cotangents])
+    return tuple(map(torch.stack, zip(*map(pull, cotangents), strict=True)))
 
 
 class ForwardProducts:
@@ -101,31 +119,10 @@ def units(first: int, last: int, size: int, like: Tensor) -> Float[Tensor, "row 
     return rows
 
 
-def frozen(
-    context: Context, layer: int, part: PartOfBlock, run: Run, dtype: torch.dtype, chunk: int
-) -> Float[Tensor, "window chosen d d"]:
-    """Compute ∂ part(x)/∂x at the chosen positions, all before them constant; 2 · d · params FLOPs a position.
-
-    Args:
-        context: The recorded context.
-        layer: Index of the block.
-        part: The block's part, over a working copy.
-        run: The run of that copy at the chosen positions.
-        dtype: The dtype of the arithmetic.
-        chunk: Rows at once.
-
-    Returns:
-        The matrices.
-    """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        point, output = part.run(context.state(layer).to(dtype), run)
-    return jacobian_of_rows(output, point, chunk)
-
-
 def reference(
     context: Context, layer: int, part: PartOfBlock, dtype: torch.dtype, chunk: int
 ) -> Float[Tensor, "window chosen d d"]:
-    """Compute what `frozen` does, but on whole sequences; 2 · d · params · T FLOPs a position.
+    """Compute ∂ part(x)/∂x at the chosen positions in their whole sequences; 2 · d · params · T FLOPs a position.
 
     Args:
         context: The recorded context.

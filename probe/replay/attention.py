@@ -228,15 +228,22 @@ class Replayed:
     primals: list[AttentionPrimal] = field(default_factory=list)
 
 
-_AROUND: ContextVar[Recorder | Replayed | None] = ContextVar("attention around the chosen positions", default=None)
+@dataclass(frozen=True)
+class Continued:
+    """A run of a block over its own cache, which joins recorded keys and values to the live ones itself."""
+
+
+_AROUND: ContextVar[Recorder | Replayed | Continued | None] = ContextVar(
+    "attention around the chosen positions", default=None
+)
 
 
 @contextmanager
-def around(what: Recorder | Replayed) -> Iterator[None]:
+def around(what: Recorder | Replayed | Continued) -> Iterator[None]:
     """Let the attention functions of this module, while the context lasts, record keys and values or join them.
 
     Args:
-        what: Where to put them, or what to join.
+        what: Where to put them, what to join, or that the block joins them.
 
     Yields:
         None: The attention functions know of it.
@@ -311,6 +318,12 @@ def _dispatched(
         what.pairs.append((key.detach(), value.detach()))
         what.module = module
         return value.new_zeros(len(query), query.shape[2], query.shape[1], value.shape[-1]), None
+    if isinstance(what, Continued):
+        count = query.shape[2]
+        what = Replayed([(key[:, :, :-count].detach(), value[:, :, :-count].detach())])
+        if attention_mask is None:
+            attention_mask = query.new_zeros((1, 1, count, key.shape[2]))
+        key, value = key[:, :, -count:], value[:, :, -count:]
     if what is not None:
         return _attend(module, query, key, value, attention_mask, what, detached=detached, **kwargs)
     if not detached:

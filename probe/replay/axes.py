@@ -89,7 +89,8 @@ def compare(few: Tensor, many: Tensor, sizes: tuple[int, int], others: tuple[int
     if window is not None:
         first = few.narrow(window, 0, each)
         own = any(not torch.equal(first, few.narrow(window, row * each, each)) for row in range(1, sizes[0]))
-    spread = bool(positions) and positions[-1] > 0 and few.shape[positions[-1] - 1] == 1
+    counted = few.dtype in (torch.int32, torch.int64)  # numbers of positions are no bias on scores
+    spread = bool(positions) and positions[-1] > 0 and few.shape[positions[-1] - 1] == 1 and not counted
     return Axes(window, each, tuple(positions), own, few.ndim, spread)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.replay import axes as of_axes
+from probe.replay.attention import Continued, around
 from probe.replay.axes import Axes
 from probe.replay.calls import caching, cast
 from probe.replay.past import Carried, chosen_by, is_container, rows_of, tensors_in
@@ -230,7 +231,7 @@ def _step(
 
     block = context.model.blocks[layer] if block is None else block
     entering = states.flatten(0, 1)[:, None]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved), around(Continued()):
         if site is None:
             return call.run(block, entering, cache, **arguments).reshape(states.shape)
         with watch(context.model, [site]) as seen:
