@@ -52,11 +52,13 @@ class Groups:
         size: Outputs of a group.
         owners: For each leaf the group that reads an input; −1: several do; −2: none was seen to.
         products: How many vector-Jacobian products take as long as the derivative.
+        tried: The owners by groups of each size that was tried.
     """
 
     size: int
     owners: tuple[Int[Tensor, " in"], ...]
     products: int
+    tried: dict[int, tuple[Int[Tensor, " in"], ...]]
 
 
 @dataclass
@@ -259,7 +261,8 @@ def _of_sections(
     draw = torch.Generator().manual_seed(layer)
     vector = torch.randn(output.shape, dtype=torch.float64, generator=draw).to(output)
     (expected,) = torch.autograd.grad(output, point, vector, retain_graph=True)
-    allowed = (1e-4 if output.dtype is torch.float32 else 1e-6) * expected.norm(dim=-1)
+    relative, absolute = (1e-4, 1e-6) if torch.finfo(output.dtype).bits == 32 else (1e-6, 1e-7)
+    allowed = relative * (expected - vector).norm(dim=-1) + absolute * vector.norm(dim=-1)
     try:
         for learning in (False, True):
             tapes = _taped(context, layer, copy, run, point, learning=learning)
@@ -290,7 +293,7 @@ def _kind(tape: _Tape) -> Hashable:
 
 def _taped(context: Context, layer: int, copy: nn.Module, run: Run, point: Tensor, *, learning: bool) -> list[_Tape]:
     """Run a block cut; what is not known of its kind, or is to be learned anew, is found."""
-    kinds = kinds_of(context.model)
+    kinds, new = kinds_of(context.model), set[Hashable]()
     while True:
         cutter = _Cutter(copy, context.calls[layer].hidden_name, point, set(kinds.joined))
         with ExitStack() as stack, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -299,10 +302,13 @@ def _taped(context: Context, layer: int, copy: nn.Module, run: Run, point: Tenso
         for tape in cutter.tapes:
             kind = _kind(tape)
             known = kinds.groups.get(kind)
-            if known is None or learning:
+            if known is None:
+                new.add(kind)
+            if known is None or learning or kind in new:
                 kinds.orders.pop(kind, None)
                 kinds.groups[kind] = known = [
-                    _groups(tape, end, None if known is None else known[number]) for number, end in enumerate(tape.ends)
+                    _groups(tape, end, None if known is None else known[number], 1e-8 if learning else 2e-5)
+                    for number, end in enumerate(tape.ends)
                 ]
             kinds.joined |= {
                 name
@@ -316,7 +322,7 @@ def _taped(context: Context, layer: int, copy: nn.Module, run: Run, point: Tenso
 def _fill(jacobian: Tensor, tape: _Tape, kinds: Kinds, chunk: int) -> None:
     """Compose the matrices of the positions of one run."""
     kind = _kind(tape)
-    edges = _edges(tape, kinds.groups[kind], chunk)
+    edges = _edges(tape, kinds.groups[kind], chunk * tape.where.numel() // tape.count)
     if kind not in kinds.orders:
         kinds.orders[kind] = elimination_order(edges)
     for window, column in tape.where.nonzero().tolist():
@@ -324,8 +330,9 @@ def _fill(jacobian: Tensor, tape: _Tape, kinds: Kinds, chunk: int) -> None:
         jacobian[window, column] = derivative(edges, kinds.orders[kind], row)
 
 
-def _groups(tape: _Tape, end: Tensor, known: Groups | None) -> Groups:
-    """Find the groups of a section that take the fewest products."""
+def _groups(tape: _Tape, end: Tensor, known: Groups | None, tolerance: float) -> Groups:
+    """Find the groups of a section that take the fewest products; ratios hold up to a relative tolerance."""
+    tolerance = max(tolerance, 64 * torch.finfo(end.dtype).eps)
     width = end.numel() // tape.count
     draw = torch.Generator().manual_seed(0)
     vector = torch.randn((tape.count, width), dtype=torch.float64, generator=draw).to(end)
@@ -336,45 +343,52 @@ def _groups(tape: _Tape, end: Tensor, known: Groups | None) -> Groups:
         return tuple(None if each is None else each.reshape(tape.count, -1) for each in pulled)
 
     plain = gradients(torch.ones(width))
-    best, least = None, float("inf")
+    best, least, tried = 0, float("inf"), {} if known is None else dict(known.tried)
     for size in (size for size in range(1, width + 1) if width % size == 0):
         if size >= least:
             break
         count = width // size
         turned = torch.randperm(count, generator=draw)
         codes = [gradients((each + 1.0).repeat_interleave(size)) for each in (torch.arange(count), turned)]
-        owners = [
-            _owners(tape.leaves[number].numel() // tape.count, turned, *pulled)
+        owners = tuple(
+            _owners(tape.leaves[number].numel() // tape.count, turned, tolerance, *pulled)
             for number, pulled in enumerate(zip(plain, *codes, strict=True))
-        ]
-        if known is not None and known.size == size:
-            owners = [
-                torch.where(new == -2, old, torch.where((old >= 0) & (new != old), -1, new))
-                for new, old in zip(owners, known.owners, strict=True)
-            ]
+        )
+        if size in tried:
+            owners = tuple(map(_agreed, owners, tried[size]))
+        tried[size] = owners
         products = size + _PUSHED * sum(int((owner == -1).sum()) for owner in owners)
         if products < least:
-            best, least = Groups(size, tuple(owners), products), products
-    assert best is not None
-    return best
+            best, least = size, products
+    return Groups(best, tried[best], int(least), tried)
 
 
-def _owners(width: int, turned: Tensor, plain: Tensor | None, first: Tensor | None, second: Tensor | None) -> Tensor:
-    """The group that alone reads each input of a leaf."""
+def _agreed(one: Tensor, other: Tensor) -> Tensor:
+    """What was seen of the owners at two points."""
+    both = torch.where(one == other, one, -1)
+    return torch.where(one == -2, other, torch.where(other == -2, one, both))
+
+
+def _owners(
+    width: int, turned: Tensor, tolerance: float, plain: Tensor | None, first: Tensor | None, second: Tensor | None
+) -> Tensor:
+    """The group that alone reads each input of a leaf, at all positions."""
     if plain is None or first is None or second is None:
         return torch.full((width,), -2)
-    if len(turned) == 1:
+    count = len(turned)
+    if count == 1:
         return torch.zeros(width, dtype=torch.int64)
-    at = plain.abs().argmax(0, keepdim=True)
-    base, ratios = plain.gather(0, at)[0].cpu(), [each.gather(0, at)[0].cpu() for each in (first, second)]
-    one, two = (ratio / base - 1 for ratio in ratios)
-    owner = one.nan_to_num(-1, -1, -1).round().clamp(-1, len(turned)).long()
-    inside = (owner >= 0) & (owner < len(turned))
-    expected = turned[owner.clamp(0, len(turned) - 1)]
-    alone = inside & ((one - owner).abs() < 0.02) & ((two - expected).abs() < 1e-3 * (1 + expected))
-    found = torch.where(base == 0, -2, torch.where(alone, owner, -1))
-    places = torch.arange(width) % len(turned)
-    if bool(((found == places) | (found == -2)).all()) and width % len(turned) == 0:
+    one, two = ((each / plain - 1).cpu() for each in (first, second))  # (n, in)
+    owner = one.nan_to_num(-1, -1, -1).round().clamp(-1, count).long()
+    expected = turned[owner.clamp(0, count - 1)]
+    near = ((one - owner).abs() < tolerance * (1 + owner)) & ((two - expected).abs() < tolerance * (1 + expected))
+    owner = torch.where((owner >= 0) & (owner < count) & near, owner, -1)
+    owner = torch.where((plain == 0).cpu(), -2, owner)
+    found = owner[0]
+    for each in owner[1:]:
+        found = _agreed(found, each)
+    places = torch.arange(width) % count
+    if width % count == 0 and bool(((found == places) | (found == -2)).all()):
         return places  # number by number; of some the slope happened to be zero
     return found
 

@@ -12,7 +12,18 @@ from probe.model import load_model
 from tests.architectures import zoo
 
 LENGTH, POSITIONS = 9, torch.tensor([[0, 3, 8], [3, 4, 7]])
-CARRYING = ("qwen3_next", "qwen3_5_text", "olmo_hybrid", "bamba", "falcon_h1", "lfm2", "mamba", "mamba2", "rwkv")
+CARRYING = {
+    "qwen3_next": [0],
+    "qwen3_5_text": [0],
+    "olmo_hybrid": [0, 1],
+    "bamba": [0, 1],
+    "falcon_h1": [1],
+    "lfm2": [0, 1],
+    "mamba": [1],
+    "mamba2": [1],
+    "rwkv": [1],
+}
+"""Types, and one block of each kind that they have."""
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +35,13 @@ def any_width(monkeypatch):
 def float64_throughout(monkeypatch):
     """Models in float64 keep float32 inside norms and scans; here what they call float32 is float64."""
     monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch, "float", torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 def model_of(name, **changes):
     """A tiny random model whose blocks change the stream by far more than rounding."""
-    module = zoo.tiny(name, **changes)
+    module = zoo.tiny(name, layers=2, **changes)
     with torch.no_grad():
         for path, parameter in module.named_parameters():
             if parameter.ndim > 1 and not path.endswith("A_log"):
@@ -50,18 +62,24 @@ def composed(model):
     return bool(kinds.orders) and not kinds.refused
 
 
-@pytest.mark.parametrize("name", CARRYING)
-def test_blocks_that_carry_a_state_are_composed(name):
-    model, tokens = model_of(name), tokens_of()
-    for layer in range(model.n_layers):
+@pytest.mark.parametrize(("name", "layers"), CARRYING.items())
+def test_blocks_that_carry_a_state_are_composed(name, layers, float64_throughout):
+    changes = {"mlp_only_layers": [0, 1]} if name == "qwen3_next" else {}
+    model, tokens = load_model(model_of(name, **changes).module.double()), tokens_of()
+    for layer in layers:
         context = replay.record(model, tokens, POSITIONS, layers=[layer])
-        options = {"dtype": torch.float64, "of": "update"}
-        found = recorded_jacobian(context, layer, JacobianOptions(method="frozen", **options))
-        expected = recorded_jacobian(context, layer, JacobianOptions(method="jacrev", **options))
+        options = [JacobianOptions(method=each, dtype=torch.float64, of="update") for each in ("frozen", "jacrev")]
+        found, expected = (recorded_jacobian(context, layer, each) for each in options)
         assert float(expected.norm(dim=(-2, -1)).min()) > 1e-2
-        assert error(found, expected) < 1e-6
-        single = recorded_jacobian(context, layer, JacobianOptions(method="frozen", of="update"))
-        assert error(single.double(), expected) < 1e-4
+        assert error(found, expected) < 1e-9
+    assert composed(model)
+
+
+@pytest.mark.parametrize("name", ["olmo_hybrid", "falcon_h1"])
+def test_they_are_in_single_precision_too(name):
+    model, tokens = model_of(name), tokens_of()
+    found, expected = (block_jacobian(model, tokens, 0, POSITIONS, method=each) for each in ("frozen", "jacrev"))
+    assert error(found, expected) < 1e-4
     assert composed(model)
 
 
@@ -76,9 +94,9 @@ def test_a_changed_module_is_no_longer_composed():
     assert sections.kinds_of(model).refused
 
 
-def test_neurons_that_are_silent_in_one_text_act_in_the_next():
+def test_neurons_that_are_silent_in_one_text_act_in_the_next(float64_throughout):
     """With ReLU about half of the slopes are zero where the groups are found."""
-    model, found = model_of("olmo_hybrid", hidden_act="relu"), []
+    model, found = load_model(model_of("olmo_hybrid", hidden_act="relu").module.double()), []
     for seed in range(2):
         tokens = tokens_of(seed)[:1]
         found.append(block_jacobian(model, tokens, 0, [5], method="frozen", dtype=torch.float64))
