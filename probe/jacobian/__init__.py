@@ -17,10 +17,14 @@ architecture                                                method    times
 blocks of attention and an MLP or experts, with a row       analytic  160 – 220
 Mamba                                                       frozen    900
 Mamba 2                                                     frozen    80
-Qwen 3.5, Bamba, LFM 2, Falcon-H1 (carried states)          frozen    50 – 100
+Qwen 3.5, OLMo hybrid, LFM 2 (carried states)               frozen    190 – 320
+Bamba, Falcon-H1 (carried states)                           frozen    45 – 70
 other blocks that run at single positions                   frozen    –
 all other code, such as a TransformerBridge                 jacrev    1
 ==========================================================  ========  =========
+
+Frozen Jacobians of whole blocks are composed too, of what lies between the matrices, where one product a call agrees
+(`probe.jacobian.sections`).
 
 A composed Jacobian is proved once a block, against a backward pass through the block's own code; a block that fails the
 proof takes the next method. Rows are in `probe.model.architectures`.

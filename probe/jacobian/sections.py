@@ -7,8 +7,7 @@ with unit vectors of all groups at once; inputs that several groups share take a
 `probe.jacobian.elimination` composes the sections and the matrices.
 
 No formula of an architecture is needed: which outputs make groups, and of which inputs, is found by running, once for
-each kind of block. With the cotangents r, g · r and π(g) · r, where g counts the groups and π permutes them, the
-gradients of an input that one group alone reads have the ratios g and π(g).
+each kind of block (`probe.jacobian.groups`).
 
 One random product with the composed matrices is compared with one through the block uncut, at each call; where they
 differ, and where the code does not run so, the rows are computed one by one.
@@ -17,7 +16,7 @@ differ, and where the code does not run so, the rows are computed one by one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -27,38 +26,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from probe.jacobian import rows
 from probe.jacobian.elimination import Columns, Dense, Edges, Grouped, Part, derivative, elimination_order
+from probe.jacobian.groups import PUSHED, Groups, found_groups
 from probe.jacobian.parts import PartOfBlock, Run
-from probe.model import LanguageModel, first_tensor
-from probe.model.architectures import matrix_of
+from probe.jacobian.tape import Cutter, Tape
+from probe.model import LanguageModel
 from probe.replay import Context
 
 logger = logging.getLogger("probe.jacobian")
 
 LEAST_WIDTH = 128
 """Width of the stream from which on sections save time: below it rows are cheap."""
-_PUSHED = 3
-"""Vector-Jacobian products that take as long as a product from the other side, roughly."""
-
-
-@dataclass(frozen=True)
-class Groups:
-    """How the outputs of a section depend on the leaves.
-
-    Attributes:
-        size: Outputs of a group.
-        owners: For each leaf the group that reads an input; −1: several do; −2: none was seen to.
-        products: How many vector-Jacobian products take as long as the derivative.
-        tried: The owners by groups of each size that was tried.
-    """
-
-    size: int
-    owners: tuple[Int[Tensor, " in"], ...]
-    products: int
-    tried: dict[int, tuple[Int[Tensor, " in"], ...]]
 
 
 @dataclass
@@ -91,135 +71,6 @@ def kinds_of(model: LanguageModel) -> Kinds:
     kept: dict[str, Any] = vars(model)
     kinds: Kinds = kept.setdefault("_sections", Kinds())
     return kinds
-
-
-class _Tape(TorchFunctionMode):
-    """One run of a block, cut.
-
-    Attributes:
-        count: Number of positions N; 0 before the block runs.
-        where: The place of each chosen position among the N, counted from 1; 0: it is not among them.
-        leaves: What begins a section: first the stream that enters.
-        ends: What ends one, last the stream that leaves.
-        between: For each leaf but the first the end that it is made of, and by which matrix.
-        names: For each leaf but the first the module.
-    """
-
-    def __init__(self, hidden: Tensor, states: Tensor) -> None:
-        super().__init__()
-        self.count = hidden.numel() // hidden.shape[-1]
-        numbers = torch.arange(1.0, self.count + 1).to(hidden).reshape(*hidden.shape[:-1], 1)
-        (found,) = torch.autograd.grad((hidden * numbers).sum(), states, retain_graph=True)
-        self.where = found[..., 0].long()
-        self.leaves, self.ends = [hidden.detach().requires_grad_()], list[Tensor]()
-        self.between = list[tuple[int, Tensor | None]]()
-        self.names = list[str]()
-
-    def end(self, tensor: Tensor) -> int:
-        """Return the number of an end."""
-        for number, known in enumerate(self.ends):
-            if known is tensor:
-                return number
-        self.ends.append(tensor)
-        return len(self.ends) - 1
-
-    def cut(self, end: Tensor, matrix: Tensor | None, output: Tensor, name: str) -> Tensor:
-        """Begin a section with an output."""
-        self.between.append((self.end(end), matrix))
-        self.names.append(name)
-        self.leaves.append(output.detach().requires_grad_())
-        return self.leaves[-1].clone()  # code may write in place, which a leaf does not allow
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Cut behind what has one number a position."""
-        if func in (nn.functional.layer_norm, nn.functional.rms_norm):
-            return self._normed(func, *args, **(kwargs or {}))
-        output = func(*args, **(kwargs or {}))
-        if not (isinstance(output, Tensor) and output.requires_grad and output.numel() == self.count):
-            return output
-        if output._is_view() or all(output.numel() >= part.numel() for part in args if isinstance(part, Tensor)):
-            return output
-        return self.cut(output, None, output, getattr(func, "__name__", ""))
-
-    def _normed(
-        self,
-        func: Any,
-        input: Tensor,
-        normalized_shape: Sequence[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float | None = None,
-    ) -> Tensor:
-        """Norms of torch, step by step."""
-        axes = tuple(range(-len(normalized_shape), 0))
-        eps = (1e-5 if func is nn.functional.layer_norm else torch.finfo(input.dtype).eps) if eps is None else eps
-        with self:
-            centred = input - input.mean(axes, keepdim=True) if func is nn.functional.layer_norm else input
-            normed = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
-        normed = normed if weight is None else normed * weight
-        return normed if bias is None else normed + bias
-
-
-@dataclass
-class _Cutter:
-    """Hooks on a working copy that cut its runs.
-
-    Attributes:
-        block: The working copy.
-        hidden_name: Name of the argument that is the stream.
-        states: What the run begins with.
-        joined: Paths of linear modules that belong to the section before them.
-        tapes: The runs.
-    """
-
-    block: nn.Module
-    hidden_name: str
-    states: Tensor
-    joined: set[str]
-    tapes: list[_Tape] = field(default_factory=list)
-    _open: bool = False
-
-    def install(self, stack: ExitStack) -> None:
-        """Put the hooks on; the stack takes them off again."""
-        stack.callback(self.close)
-        stack.callback(self.block.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-        stack.callback(self.block.register_forward_hook(self._leave).remove)
-        for path, module in self.block.named_modules():
-            if type(module).__name__ in ("Linear", "Conv1D"):
-                stack.callback(module.register_forward_hook(self._behind(path, module)).remove)
-
-    def close(self) -> None:
-        """End the run, also one that was broken off."""
-        if self._open:
-            self._open = False
-            self.tapes[-1].__exit__(None, None, None)
-
-    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        tape = _Tape(args[0] if args else kwargs[self.hidden_name], self.states)
-        self.tapes.append(tape)
-        tape.__enter__()
-        self._open = True
-        leaf = tape.leaves[0].clone()
-        return ((leaf, *args[1:]), kwargs) if args else (args, {**kwargs, self.hidden_name: leaf})
-
-    def _leave(self, _: nn.Module, __: Any, output: Any) -> None:
-        self.close()
-        self.tapes[-1].ends.append(first_tensor(output))
-
-    def _behind(self, path: str, module: nn.Module) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor | None]:
-        matrix = matrix_of(module).detach()
-
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-            given, tape = args[0] if args else None, self.tapes[-1]
-            if not (isinstance(given, Tensor) and isinstance(output, Tensor) and given.requires_grad):
-                return None
-            if (output.numel(), given.numel()) != (tape.count * matrix.shape[0], tape.count * matrix.shape[1]):
-                return None
-            return (
-                tape.cut(output, None, output, path) if path in self.joined else tape.cut(given, matrix, output, path)
-            )
-
-        return hook
 
 
 def frozen(
@@ -285,17 +136,17 @@ def _of_sections(
     return None
 
 
-def _kind(tape: _Tape) -> Hashable:
+def _kind(tape: Tape) -> Hashable:
     """What runs of the same code on other states have in common."""
     widths = (tensor.numel() // tape.count for tensor in chain(tape.leaves, tape.ends))
     return tuple(tape.names), tuple(end for end, _ in tape.between), tuple(widths)
 
 
-def _taped(context: Context, layer: int, copy: nn.Module, run: Run, point: Tensor, *, learning: bool) -> list[_Tape]:
+def _taped(context: Context, layer: int, copy: nn.Module, run: Run, point: Tensor, *, learning: bool) -> list[Tape]:
     """Run a block cut; what is not known of its kind, or is to be learned anew, is found."""
     kinds, new = kinds_of(context.model), set[Hashable]()
     while True:
-        cutter = _Cutter(copy, context.calls[layer].hidden_name, point, set(kinds.joined))
+        cutter = Cutter(copy, context.calls[layer].hidden_name, point, set(kinds.joined))
         with ExitStack() as stack, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             cutter.install(stack)
             run(point)
@@ -307,7 +158,7 @@ def _taped(context: Context, layer: int, copy: nn.Module, run: Run, point: Tenso
             if known is None or learning or kind in new:
                 kinds.orders.pop(kind, None)
                 kinds.groups[kind] = known = [
-                    _groups(tape, end, None if known is None else known[number], 1e-8 if learning else 2e-5)
+                    found_groups(tape, end, None if known is None else known[number], 1e-8 if learning else 2e-5)
                     for number, end in enumerate(tape.ends)
                 ]
             kinds.joined |= {
@@ -319,7 +170,7 @@ def _taped(context: Context, layer: int, copy: nn.Module, run: Run, point: Tenso
             return cutter.tapes
 
 
-def _fill(jacobian: Tensor, tape: _Tape, kinds: Kinds, chunk: int) -> None:
+def _fill(jacobian: Tensor, tape: Tape, kinds: Kinds, chunk: int) -> None:
     """Compose the matrices of the positions of one run."""
     kind = _kind(tape)
     edges = _edges(tape, kinds.groups[kind], chunk * tape.where.numel() // tape.count)
@@ -330,70 +181,7 @@ def _fill(jacobian: Tensor, tape: _Tape, kinds: Kinds, chunk: int) -> None:
         jacobian[window, column] = derivative(edges, kinds.orders[kind], row)
 
 
-def _groups(tape: _Tape, end: Tensor, known: Groups | None, tolerance: float) -> Groups:
-    """Find the groups of a section that take the fewest products; ratios hold up to a relative tolerance."""
-    tolerance = max(tolerance, 64 * torch.finfo(end.dtype).eps)
-    width = end.numel() // tape.count
-    draw = torch.Generator().manual_seed(0)
-    vector = torch.randn((tape.count, width), dtype=torch.float64, generator=draw).to(end)
-
-    def gradients(factors: Tensor) -> tuple[Tensor | None, ...]:
-        cotangent = (vector * factors.to(end)).reshape(end.shape)
-        pulled = torch.autograd.grad(end, tape.leaves, cotangent, retain_graph=True, allow_unused=True)
-        return tuple(None if each is None else each.reshape(tape.count, -1) for each in pulled)
-
-    plain = gradients(torch.ones(width))
-    best, least, tried = 0, float("inf"), {} if known is None else dict(known.tried)
-    for size in (size for size in range(1, width + 1) if width % size == 0):
-        if size >= least:
-            break
-        count = width // size
-        turned = torch.randperm(count, generator=draw)
-        codes = [gradients((each + 1.0).repeat_interleave(size)) for each in (torch.arange(count), turned)]
-        owners = tuple(
-            _owners(tape.leaves[number].numel() // tape.count, turned, tolerance, *pulled)
-            for number, pulled in enumerate(zip(plain, *codes, strict=True))
-        )
-        if size in tried:
-            owners = tuple(map(_agreed, owners, tried[size]))
-        tried[size] = owners
-        products = size + _PUSHED * sum(int((owner == -1).sum()) for owner in owners)
-        if products < least:
-            best, least = size, products
-    return Groups(best, tried[best], int(least), tried)
-
-
-def _agreed(one: Tensor, other: Tensor) -> Tensor:
-    """What was seen of the owners at two points."""
-    both = torch.where(one == other, one, -1)
-    return torch.where(one == -2, other, torch.where(other == -2, one, both))
-
-
-def _owners(
-    width: int, turned: Tensor, tolerance: float, plain: Tensor | None, first: Tensor | None, second: Tensor | None
-) -> Tensor:
-    """The group that alone reads each input of a leaf, at all positions."""
-    if plain is None or first is None or second is None:
-        return torch.full((width,), -2)
-    count = len(turned)
-    if count == 1:
-        return torch.zeros(width, dtype=torch.int64)
-    one, two = ((each / plain - 1).cpu() for each in (first, second))  # (n, in)
-    owner = one.nan_to_num(-1, -1, -1).round().clamp(-1, count).long()
-    expected = turned[owner.clamp(0, count - 1)]
-    near = ((one - owner).abs() < tolerance * (1 + owner)) & ((two - expected).abs() < tolerance * (1 + expected))
-    owner = torch.where((owner >= 0) & (owner < count) & near, owner, -1)
-    owner = torch.where((plain == 0).cpu(), -2, owner)
-    found = owner[0]
-    for each in owner[1:]:
-        found = _agreed(found, each)
-    places = torch.arange(width) % count
-    if width % count == 0 and bool(((found == places) | (found == -2)).all()):
-        return places  # number by number; of some the slope happened to be zero
-    return found
-
-
-def _edges(tape: _Tape, known: Sequence[Groups], chunk: int) -> Edges:
+def _edges(tape: Tape, known: Sequence[Groups], chunk: int) -> Edges:
     """The graph: its vertices are ends, then what matrices made of them; 0 is what enters, −1 what leaves."""
     last = len(tape.ends) - 1
     ends = [*range(1, last + 1), -1]
@@ -412,7 +200,7 @@ def _edges(tape: _Tape, known: Sequence[Groups], chunk: int) -> Edges:
     return edges
 
 
-def _section(tape: _Tape, end: Tensor, groups: Groups, chunk: int) -> dict[int, list[Part]]:
+def _section(tape: Tape, end: Tensor, groups: Groups, chunk: int) -> dict[int, list[Part]]:
     """The derivative of an end by the leaves that it depends on."""
     width, size = end.numel() // tape.count, groups.size
     found: dict[int, list[Part]] = {}
@@ -420,7 +208,7 @@ def _section(tape: _Tape, end: Tensor, groups: Groups, chunk: int) -> dict[int, 
     for number, owner in enumerate(groups.owners):
         leaf = tape.leaves[number]
         inputs = _Inputs.of(owner.to(end.device), width // size)
-        if inputs is not None and 2 * _PUSHED * inputs.places.shape[1] > size:
+        if inputs is not None and 2 * PUSHED * inputs.places.shape[1] > size:
             pulled[number] = inputs
         elif inputs is not None:  # far fewer inputs than outputs: from the other side
             units = leaf.new_zeros((inputs.places.shape[1], len(owner)))
@@ -446,7 +234,7 @@ def _section(tape: _Tape, end: Tensor, groups: Groups, chunk: int) -> dict[int, 
 
 
 def _pushed(
-    tape: _Tape, end: Tensor, leaf: Tensor, units: Float[Tensor, "many in"], chunk: int
+    tape: Tape, end: Tensor, leaf: Tensor, units: Float[Tensor, "many in"], chunk: int
 ) -> Float[Tensor, "many n out"]:
     """Multiply the derivative of an end by a leaf by vectors, the same at each position."""
     tangents = units[:, None].expand(-1, tape.count, -1).reshape(-1, *leaf.shape)
