@@ -163,7 +163,7 @@ class _Edge:
     made: Tensor | None = None
 
     def whole(self, row: int) -> Tensor | None:
-        """The edge as a matrix, if it is one already."""
+        """Return the edge as a matrix, if it is one already."""
         if not self.parts:
             return self.made
         (part, *others) = self.parts
@@ -209,7 +209,7 @@ def _multiply(total: _Edge, later: _Edge, earlier: _Edge, row: int) -> None:
 
 
 def derivative(edges: Edges, order: Sequence[int], row: int) -> Float[Tensor, "out in"]:
-    """Eliminate all vertices but the first, 0, and the last, −1, for one position.
+    """Compute the derivative by elimination of all vertices but the first, 0, and the last, −1, for one position.
 
     Args:
         edges: The edges.
@@ -232,7 +232,7 @@ def derivative(edges: Edges, order: Sequence[int], row: int) -> Float[Tensor, "o
 
 @dataclass(frozen=True)
 class _Form:
-    """What the cost of a product depends on: the parts of an edge, its size, and whether a matrix was added to it."""
+    """Facts on which a product's cost depends: the parts of an edge, its size, and whether a matrix was added to it."""
 
     parts: Sequence[Part]
     size: tuple[int, int]

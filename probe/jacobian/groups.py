@@ -20,7 +20,7 @@ PUSHED = 3
 
 @dataclass(frozen=True)
 class Groups:
-    """How the outputs of a section depend on the leaves.
+    """Dependence of the outputs of a section on the leaves.
 
     Attributes:
         size: Outputs of a group.
@@ -79,7 +79,7 @@ def found_groups(tape: Tape, end: Tensor, known: Groups | None, tolerance: float
 
 
 def _agreed(one: Tensor, other: Tensor) -> Tensor:
-    """What was seen of the owners at two points."""
+    """The owners, as far as two points agree on them."""
     both = torch.where(one == other, one, -1)
     return torch.where(one == -2, other, torch.where(other == -2, one, both))
 

@@ -43,7 +43,7 @@ LEAST_WIDTH = 128
 
 @dataclass
 class Kinds:
-    """What is known of the kinds of blocks of a model.
+    """Findings on the kinds of blocks of a model.
 
     Attributes:
         groups: By kind, for each section.
@@ -137,7 +137,7 @@ def _of_sections(
 
 
 def _kind(tape: Tape) -> Hashable:
-    """What runs of the same code on other states have in common."""
+    """A key that runs of the same code on other states have in common."""
     widths = (tensor.numel() // tape.count for tensor in chain(tape.leaves, tape.ends))
     return tuple(tape.names), tuple(end for end, _ in tape.between), tuple(widths)
 
@@ -263,7 +263,7 @@ class _Inputs:
         return cls(order[places], count < sizes[:, None], len(owner))
 
     def part(self, values: Float[Tensor, "n group out in"]) -> Part:
-        """The derivative by these inputs."""
+        """Make the derivative by these inputs."""
         if len(self.places) == 1:
             return Dense(values[:, 0])
         return Grouped((values * self.filled[:, None]).contiguous(), self.places, self.width)

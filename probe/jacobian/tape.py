@@ -111,7 +111,7 @@ class Cutter:
                 stack.callback(module.register_forward_hook(self._behind(path, module)).remove)
 
     def close(self) -> None:
-        """End the run, also one that was broken off."""
+        """Stop the run, also one that was broken off."""
         self._running.close()
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
