@@ -52,7 +52,7 @@ Change = Callable[[Tensor, Tensor], Tensor]
 """From states (..., d) and vectors (..., n, d) to the changes of the states, (..., direction, d); float64."""
 
 
-def steered(states: Tensor, vectors: Tensor, strength: float = 0.05) -> Float[Tensor, "... n d"]:
+def steered(states: Tensor, vectors: Tensor, strength: float | int = 0.05) -> Float[Tensor, "... n d"]:
     """Compute what steering adds, ``strength · ‖h‖ · v / ‖v‖``, for each vector by itself.
 
     Args:
@@ -86,7 +86,7 @@ def ablated(states: Tensor, vectors: Tensor) -> Float[Tensor, "... 1 d"]:
     return found
 
 
-def swapped(states: Tensor, vectors: Tensor, strength: float = 1.0) -> Float[Tensor, "... 1 d"]:
+def swapped(states: Tensor, vectors: Tensor, strength: float | int = 1.0) -> Float[Tensor, "... 1 d"]:
     """Compute what the exchange of two coordinates adds, ``V (σ(c) − c)`` with ``c = V⁺ h`` and σ the exchange.
 
     Of two unit vectors it is a reflection, ``h − 2 w (w·h)`` with w along their difference.
@@ -112,7 +112,7 @@ def steer(
     *,
     layers: int | Sequence[int] | None = None,
     positions: Which = "last",
-    strength: float = 0.05,
+    strength: float | int = 0.05,
     along: Along = "lens",
     read: Tokens | None = None,
     together: bool = False,
@@ -197,7 +197,7 @@ def swap(
     *,
     layers: int | Sequence[int] | None = None,
     positions: Which = "last",
-    strength: float = 1.0,
+    strength: float | int = 1.0,
     unit: bool = False,
     along: Along = "lens",
     read: Tokens | None = None,

@@ -241,7 +241,7 @@ def fit_affine(
     *,
     layers: int | Sequence[int] | None = None,
     skip_first: int = SKIP_FIRST,
-    ridge: float | None = None,
+    ridge: float | int | None = None,
     validation: Given | None = None,
     batch_size: int = 8,
     quiet: bool = False,

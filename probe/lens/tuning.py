@@ -45,7 +45,7 @@ def fit_tuned(
     steps: int = 250,
     tokens: int = 256,
     documents: int = 8,
-    rate: float = 0.03,
+    rate: float | int = 0.03,
     checks: int = 10,
     seed: int = 0,
     quiet: bool = False,
@@ -179,7 +179,7 @@ def _train(
     fitted: Sequence[Tensor],
     held: Sequence[Tensor],
     estimator: Estimator,
-    numbers: dict[str, float],
+    numbers: dict[str, float | int],
     seed: int,
     quiet: bool,
 ) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -115,10 +116,10 @@ def test_a_lens_is_read_beside_others_and_the_last_layer_is_the_identity() -> No
 
 
 def test_training_lowers_the_loss_on_documents_held_out(bundled: LanguageModel, text: Tensor) -> None:
-    chosen: dict[str, Any] = {"layers": [0, 3], "steps": 30, "checks": 3, "tokens": 128, "quiet": True}
+    chosen: dict[str, Any] = {"layers": [0, 3], "steps": 20, "checks": 2, "tokens": 128, "quiet": True}
     tuned = lens.fit_tuned(bundled, text, **chosen)
     curve = tuned.to_dataset()["kl"]
-    assert curve.coords["check"].values.tolist() == [0, 10, 20, 30]
+    assert curve.coords["check"].values.tolist() == [0, 10, 20]
     assert bool((curve.min("check") < 0.95 * curve[0]).all())
     held = text[-2:]  # a fifth of twelve documents
     start = lens.fit_affine(bundled, text[:-2], layers=[0, 3], quiet=True)
@@ -127,11 +128,11 @@ def test_training_lowers_the_loss_on_documents_held_out(bundled: LanguageModel, 
     for row, expected in enumerate((curve[0], curve.min("check"))):
         torch.testing.assert_close(kl[row], torch.tensor(expected.values), rtol=1e-4, atol=0.0)
     assert bool((kl[1] < kl[2]).all())
-    assert tuned.losses["training"].shape == (30, 2)
+    assert tuned.losses["training"].shape == (20, 2)
     again = lens.fit_tuned(bundled, text, **chosen)
     assert torch.equal(again.matrices, tuned.matrices)
     assert torch.equal(again.biases, tuned.biases)
-    other = lens.fit_tuned(bundled, text, **chosen, seed=1)
+    other = lens.fit_tuned(bundled, text, start=start, **{**chosen, "steps": 2}, seed=1)
     assert not torch.equal(other.matrices, tuned.matrices)
 
 
@@ -144,6 +145,7 @@ def test_training_that_does_harm_leaves_the_start(bundled: LanguageModel, text: 
     assert torch.equal(tuned.biases, start.biases)
 
 
+@torch.no_grad()
 def test_the_loss_is_that_of_the_map_that_is_kept() -> None:
     model = tiny_model("gpt2")
     states, final = (side.float() for side in counted(model, TOKENS, 1))
@@ -155,8 +157,8 @@ def test_the_loss_is_that_of_the_map_that_is_kept() -> None:
     matrices, biases = trained.maps()
     read = model.unembed(states @ matrices[0].T + biases[0]).log_softmax(-1)
     expected = torch.nn.functional.kl_div(read, output, log_target=True, reduction="batchmean")
-    assert float(expected.detach()) > 0.1
-    torch.testing.assert_close(trained.loss(0, states, output), expected, rtol=1e-4, atol=1e-6)
+    assert float(expected) > 0.01
+    torch.testing.assert_close(trained.loss(0, states, output).detach(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_parameters_of_the_model_get_no_gradients(bundled: LanguageModel, text: Tensor) -> None:
@@ -187,7 +189,8 @@ def test_a_file_holds_all_of_a_lens(tmp_path: Path, bundled: LanguageModel, text
         dataclasses.replace(tuned, provenance={**tuned.provenance, "weights": "0"}).require(bundled)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no such check
     model = tiny_model("llama")
     with pytest.raises(InputError, match="none to hold out"):
         lens.fit_affine(model, TOKENS[:1], skip_first=FIRST, validation=TOKENS[:1, :4], quiet=True)
