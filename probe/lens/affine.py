@@ -177,7 +177,8 @@ class AffineLens(display.Shown):
         """Tabulate norms and offsets: one row for each layer, with the first and the best loss of a trained lens."""
         data = self.to_dataset()
         if "kl" in data:
-            data = data.drop_vars("kl").assign(kl_start=data["kl"][0].drop_vars("check"), kl=data["kl"].min("check"))
+            curve = data["kl"].drop_vars("check")
+            data = data.drop_dims("check").assign(kl_start=curve[0], kl=curve.min("check"))
         return data.to_dataframe().reset_index()
 
     def _facts(self) -> dict[str, object]:

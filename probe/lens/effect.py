@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from probe import display, plots
+from probe import display
 from probe.inference import Interval, Ranking, bootstrap, spearman
+from probe.plots import Page, Picture
+from probe.plots.pages import drawing
 from probe.plots.style import BLUE, GREY
 
 if TYPE_CHECKING:
@@ -116,22 +118,24 @@ class LensEffect(display.Shown):
         """Tabulate: one row for each layer, prompt, position (and direction) and token."""
         return self.data.to_dataframe().reset_index()
 
-    def plot(self, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    def plot(self, *, title: str | None = None, ax: Axes | None = None, **page: Unpack[Page]) -> Picture:
         """Draw the measured changes against the predicted ones, with the line on which they are equal.
 
         Args:
             title: Title of the panel; by default the action and ρ.
             ax: Where to draw; by default on a new figure.
+            **page: Width, height, font and its size of the new figure, see `probe.plots.Page`.
 
         Returns:
-            The panel.
+            The picture.
         """
-        drawn, _ = plots.axes_or_new(ax)
         first, second = (side.ravel() for side in self._sides)
         ends = np.array([np.nanmin([first, second]), np.nanmax([first, second])])
-        drawn.plot(ends, ends, color=GREY, ls=":", lw=1)
-        drawn.plot(first, second, ls="", marker="o", ms=2.5, color=BLUE, alpha=0.5)
-        drawn.set(xlabel="change of the logit, predicted", ylabel="measured")
         rho = self._rho(np.ones(len(self._prompts)))
-        drawn.set_title(f"{self.action}: ρ = {rho:.2f}" if title is None else title, loc="left")
-        return drawn
+        with drawing(ax, page, width=3.6, height=3.2) as picture:
+            panel = picture.ax
+            panel.plot(ends, ends, color=GREY, ls=":", lw=1)
+            panel.plot(first, second, ls="", marker="o", ms=2.5, color=BLUE, alpha=0.5)
+            panel.set(xlabel="change of the logit, predicted", ylabel="measured")
+            panel.set_title(f"{self.action}: ρ = {rho:.2f}" if title is None else title, loc="left")
+        return picture

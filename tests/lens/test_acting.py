@@ -259,7 +259,7 @@ def test_correlations_are_those_over_the_entries() -> None:
     assert effect.by_document().values.tolist() == pytest.approx(inside)
     assert effect.spearman(resamples=50, inside=True).estimate == pytest.approx(float(np.mean(inside)))
     drawn = effect.plot()
-    assert drawn.lines[1].get_xdata().tolist() == pytest.approx(np.moveaxis(predicted, 1, 0).ravel().tolist())
+    assert drawn.ax.lines[1].get_xdata().tolist() == pytest.approx(np.moveaxis(predicted, 1, 0).ravel().tolist())
     assert "spearman=" in repr(effect)
 
 

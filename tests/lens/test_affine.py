@@ -177,7 +177,8 @@ def test_a_file_holds_all_of_a_lens(tmp_path: Path, bundled: LanguageModel, text
     assert read.losses.keys() == tuned.losses.keys()
     assert all(torch.equal(read.losses[name], tuned.losses[name]) for name in read.losses)
     assert read.provenance == tuned.provenance
-    assert set(read.table()) >= {"layer", "norm", "kl", "kl_start"}
+    assert set(read.table()) == {"layer", "norm", "alpha", "offset", "kl", "kl_start"}
+    assert len(read.table()) == 1
     with pytest.raises(InputError, match=r"\.safetensors file"):
         tuned.save(tmp_path / "tuned.pt")
     with pytest.raises(InputError, match="must be readable"):
