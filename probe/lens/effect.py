@@ -43,7 +43,7 @@ class LensEffect(display.Shown):
 
     def _facts(self) -> dict[str, object]:
         facts: dict[str, object] = {"action": self.action, "model": self.name, "lens": self.lens, "along": self.along}
-        facts |= {str(name): size for name, size in self.data.sizes.items()}
+        facts |= {f"{name}s": size for name, size in self.data.sizes.items()}
         rho = float(np.asarray(self._rho(np.ones(len(self._prompts)))))
         return facts | {"spearman": rho}
 
