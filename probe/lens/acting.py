@@ -205,7 +205,7 @@ def swap(
     folded: bool = False,
     seed: int = 0,
 ) -> LensEffect:
-    """Exchange the coordinates of two tokens in the stream behind a block.
+    """Swap the coordinates of two tokens in the stream behind a block.
 
     With V the two directions and c = V⁺ h, the state becomes h + V (σ(c) − c). Directions of unequal length that are
     nearly parallel amplify: this is warned of from a cosine of .99 on. Of unit vectors the exchange is a reflection,
@@ -330,7 +330,7 @@ class _Ask:
         )
 
     def matrices(self, layer: int, tokens: Tensor, where: Tensor) -> Float[Tensor, "prompt position d d"]:
-        """The linear part of the lens, for some prompts; axes of one where it is the same for all."""
+        """Return the linear part of the lens, for some prompts; axes of one where it is the same for all."""
         identity = torch.eye(self.model.d_model)
         if layer == self.model.n_layers - 1 or self.lens == "logit":
             return identity[None, None].double()
@@ -341,7 +341,7 @@ class _Ask:
         return (lens.transport(identity, layer) - offset).double().mT[None, None]
 
     def vectors(self, layer: int, matrices: Tensor) -> Float[Tensor, "prompt position token d"]:
-        """The directions at a layer."""
+        """Return the directions at a layer."""
         if self.head is None:
             found: Tensor = self.along[None, None]
         elif self.along == "logit":

@@ -81,7 +81,7 @@ def in_notebook(readout: Readout) -> str | None:
 
 
 def _data(readout: Readout) -> dict[str, Any]:
-    """What the page shows, as plain values, by lens, layer and row."""
+    """The content of the page as plain values, by lens, layer and row."""
     prompts: dict[int, list[int]] = {}
     for row, window in enumerate(readout.window.tolist()):
         prompts.setdefault(window, []).append(row)

@@ -128,7 +128,7 @@ class _Trained:
         self.unit = float((final - final.mean(0)).square().mean().sqrt())
 
     def maps(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps as they are, (A, b)."""
+        """Compute the maps as they are now, (A, b)."""
         matrices, biases = [], []
         with torch.no_grad():
             for row, (matrix, bias) in enumerate(zip(*self.start, strict=True)):
@@ -138,7 +138,7 @@ class _Trained:
         return matrices, biases
 
     def loss(self, row: int, states: Float[Tensor, "n d"], output: Float[Tensor, "n n_vocab"]) -> Tensor:
-        """KL divergence of a layer's output from the model's, the mean over positions, with its graph."""
+        """Compute the KL divergence of a layer's output from the model's, the mean over positions, with its graph."""
         matrix, bias = self.start[0][row], self.start[1][row]
         standard = (states - self.mean[row]) / self.scale[row]
         moved = self.unit * (standard @ self.changes[row].mT + self.offsets[row])
