@@ -130,7 +130,8 @@ def steer(
         layers: The layers, each by itself: the stream behind these blocks; None: all that the lens has.
         positions: The same number in each prompt: indices, (P,) or (W, P), "last", or a `probe.Substring`.
         strength: Norm of what is added over that of the state; negative steers away.
-        along: Where the directions come from, see `Along`.
+        along: Where the directions come from: "lens", the rows of W_U J_l; "logit", those of W_U; "random", isotropic
+            ones as long as the lens's; or directions of one's own, one for each token.
         read: Tokens whose logits are compared; None: of each direction that of its own token.
         together: Change all positions at once: then what is measured at a position includes what the changes before it
             do, which the prediction does not.
@@ -367,9 +368,9 @@ def _effect(ask: _Ask, action: str, change: Change, read: Tokens | None, *, each
     shape = (len(ask.layers), *ask.where.shape, directions)
     predicted, measured = (torch.empty(*shape, len(chosen)) for _ in range(2))
     size = torch.empty(shape)
-    last = ask.model.n_layers
+    last, at_once = ask.model.n_layers, 1 if ask.lens == "own" else 8  # own matrices are d² a position
     for indices, group in ask.rows.groups():
-        for these, tokens in zip(indices.split(8), group.split(8), strict=True):
+        for these, tokens in zip(indices.split(at_once), group.split(at_once), strict=True):
             where = ask.where[these]
             first = min(ask.layers) + 1
             context = replay.record(ask.model, tokens, where, layers=range(min(first, last - 1), last))

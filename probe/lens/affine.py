@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -121,7 +122,9 @@ class AffineLens(display.Shown):
         row = self.layers.index(layer)
         return self.matrices[row], self.biases[row]
 
-    def transport(self, states: Float[Tensor, "*batch d"], layer: int) -> Float[Tensor, "*batch d"]:
+    def transport(
+        self, states: Float[Tensor, "*batch d"] | Float[np.ndarray, "*batch d"], layer: int
+    ) -> Float[Tensor, "*batch d"]:
         """Carry states behind block `layer` to the last block, ``A_l h + b_l``.
 
         Args:
@@ -134,6 +137,7 @@ class AffineLens(display.Shown):
         Raises:
             InputError: If the lens has no such layer, or the states have another width.
         """
+        states = torch.as_tensor(states)
         if states.shape[-1] != self.d_model:
             raise InputError(
                 f"states must have the lens's width, {self.d_model}, got {tuple(states.shape)}: pass (..., d)"

@@ -110,6 +110,7 @@ def test_a_lens_is_read_beside_others_and_the_last_layer_is_the_identity() -> No
     identity = AffineLens.identity(model, [0, 1, 2])
     states = torch.randn(2, 5, 32)
     assert torch.equal(identity.transport(states, 3), states)
+    assert torch.equal(identity.transport(states.numpy(), 1), states)
     read = lens.readout(model, TOKENS[:2], {"affine": identity, "logit": "logit"}, k=2)
     torch.testing.assert_close(read.kl[0], read.kl[1])
     assert torch.equal(read.top[0], read.top[1])
