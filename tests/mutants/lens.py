@@ -14,7 +14,7 @@ LENS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("one.weight_.T for one", "one.weight_ for one"),
             ],
         ),
-        (f"{AFFINE} -k held_out", [("validation=sums[1][row]", "validation=sums[0][row]")]),
+        (f"{AFFINE} -k ridge_is_chosen", [("validation=sums[1][row]", "validation=sums[0][row]")]),
     ],
     "probe/lens/tuning.py": [
         (
