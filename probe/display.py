@@ -57,6 +57,23 @@ def visible(character: str) -> str:
     return f"\\u{ord(character):04x}" if invisible else character
 
 
+def word(text: str) -> str:
+    """Show a word from outside, such as a token: spaces at its ends as ␣, what would not be seen as it is written.
+
+    >>> word(" Paris")
+    '␣Paris'
+
+    Args:
+        text: The word.
+
+    Returns:
+        The word as it can be read.
+    """
+    inner = text.strip(" ")
+    before = len(text) - len(text.lstrip(" "))
+    return "␣" * before + "".join(map(visible, inner)) + "␣" * (len(text) - len(inner) - before)
+
+
 class Shown:
     """An object that shows itself: its facts on one line, and as a table in a notebook.
 

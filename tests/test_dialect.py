@@ -26,7 +26,7 @@ VERBS = frozenset(
     Refuse Release Remove Rename Render Reorder Repeat Replace Replay Report Require Resample Reset Resolve Restrict
     Return Rewire Rotate Round Run Sample Save Say Scale Score Search Seed Select Send Separate Set Shorten Show
     Shuffle Simulate Skip Solve Sort Split Spread Square Stack Standardise Start State Step Stop Store Stream
-    Subtract Sum Summarise Switch Symmetrise Tabulate Take Tell Test Time Tokenise Track Train Translate Transpose
+    Subtract Sum Summarise Swap Switch Symmetrise Tabulate Take Tell Test Time Tokenise Track Train Translate Transpose
     Treat Try Turn Undo Unembed Use Verify View Wait Walk Warn Watch Weigh Work Wrap Write Yield
     """.split()  # noqa: SIM905
 )

@@ -9,27 +9,40 @@ out as ``unembed(norm(J_l h))``; the logit lens is J_l = I.
   Jacobian of a context at its own position
 - `JacobianLens.save` and `load` exchange it with TransformerLens and the reference; `load` also finds the lenses that
   are published, `published` lists them
+- `fit_affine` and `fit_tuned` make other lenses to set beside it: ridge regression, and maps trained on the outputs
+- `steer`, `ablate` and `swap` act along its directions: what it predicts of the logits, beside what a run measures
 """
 
 from __future__ import annotations
 
+from probe.lens.acting import ablate, steer, swap
+from probe.lens.affine import AffineLens, fit_affine
+from probe.lens.effect import LensEffect
 from probe.lens.estimators import Estimator, document_jacobian
 from probe.lens.fitting import fit, merge
 from probe.lens.jacobian_lens import JacobianLens
 from probe.lens.published import load, published
 from probe.lens.reading import Readout, own_lens, readout
+from probe.lens.tuning import fit_tuned
 
 __all__ = [
+    "AffineLens",
     "Estimator",
     "JacobianLens",
+    "LensEffect",
     "Readout",
+    "ablate",
     "document_jacobian",
     "fit",
+    "fit_affine",
+    "fit_tuned",
     "load",
     "merge",
     "own_lens",
     "published",
     "readout",
+    "steer",
+    "swap",
 ]
 
 

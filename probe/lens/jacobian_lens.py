@@ -183,25 +183,8 @@ class JacobianLens(display.Shown):
         Raises:
             InputError: If they differ, or the lens was fitted on weights that were folded or centred.
         """
-        repair = "load the lens of this model, or dataclasses.replace(lens, provenance={}) to use it all the same"
         deepest = self.layers[-1] + 1 if self.to_layer is None else self.to_layer
-        if self.d_model != model.d_model or deepest >= model.n_layers:
-            raise InputError(
-                f"a lens must be of the model, and this one has width {self.d_model} and reaches block "
-                f"{deepest} where {model.name} has {model.d_model} and {model.n_layers} blocks: load the lens "
-                "of this model"
-            )
-        weights = self.provenance.get("weights")
-        if weights is not None and weights != model.weight_hash:
-            raise InputError(
-                f"a lens must be of the model, and this one was fitted on other weights, those of "
-                f"{self.provenance.get('model', 'an unnamed model')}, than {model.name}: {repair}"
-            )
-        name = self.provenance.get("model")
-        if weights is None and isinstance(name, str) and not _alike(name, model.name):
-            raise InputError(
-                f"a lens must be of the model, and this one was fitted on {name}, not on {model.name}: {repair}"
-            )
+        require_own(model, self.d_model, deepest, self.provenance)
 
     def vectors(
         self,
@@ -305,6 +288,37 @@ class JacobianLens(display.Shown):
         from probe.lens.files import read
 
         return read(Path(path))
+
+
+def require_own(model: LanguageModel, width: int, deepest: int, provenance: Mapping[str, Any]) -> None:
+    """Refuse a model that a lens was not fitted on.
+
+    Args:
+        model: The model.
+        width: The lens's width.
+        deepest: Its target layer.
+        provenance: Where it comes from: compared is the hash of the weights or, without one, the name.
+
+    Raises:
+        InputError: If they differ.
+    """
+    repair = "load the lens of this model, or dataclasses.replace(lens, provenance={}) to use it all the same"
+    if width != model.d_model or deepest >= model.n_layers:
+        raise InputError(
+            f"a lens must be of the model, and this one has width {width} and reaches block "
+            f"{deepest} where {model.name} has {model.d_model} and {model.n_layers} blocks: load the lens "
+            "of this model"
+        )
+    weights, name = provenance.get("weights"), provenance.get("model")
+    if weights is not None and weights != model.weight_hash:
+        raise InputError(
+            f"a lens must be of the model, and this one was fitted on other weights, those of "
+            f"{name or 'an unnamed model'}, than {model.name}: {repair}"
+        )
+    if weights is None and isinstance(name, str) and not _alike(name, model.name):
+        raise InputError(
+            f"a lens must be of the model, and this one was fitted on {name}, not on {model.name}: {repair}"
+        )
 
 
 def _alike(one: str, other: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from probe.text import Given, TokenRows, Which, as_rows
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from probe.plots import Picture
 
 Named = Literal["logit", "own"]
 """Lenses that need no fit: the identity, and the context's own Jacobian at the position."""
@@ -142,6 +145,79 @@ class Readout(display.Shown):
         """Tabulate: one row for each lens, layer and position, with the first token, its probability, KL and rank."""
         data = self.to_dataset().isel(rank=0, drop=True)
         return data.to_dataframe().reset_index().drop(columns="row")
+
+    def save_page(self, path: Path | str) -> Path:
+        """Write an interactive page, token by layer, that needs no network: the lenses side by side.
+
+        Args:
+            path: The file, .html.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: If the ending is another, or the file cannot be written.
+        """
+        from probe.lens.page import save
+
+        return save(self, path)
+
+    def _repr_html_(self) -> str:
+        from probe.lens.page import in_notebook
+
+        page = in_notebook(self)
+        return f"{super()._repr_html_()}<p>A large page: readout.save_page(path)</p>" if page is None else page
+
+    def plot(
+        self,
+        lens: str | None = None,
+        *,
+        prompt: int = 0,
+        of: Literal["probability", "kl", "rank"] = "probability",
+        **options: Any,
+    ) -> Picture:
+        """Draw what a lens reads of one prompt, token by layer, for a paper: its first tokens, on a scale of colours.
+
+        Args:
+            lens: Name of the lens; None: the first.
+            prompt: Index of the prompt.
+            of: What the colours show: the probability of the lens's first token; the KL divergence from the output; or
+                how many tokens come before the output's.
+            **options: Further arguments of `probe.plots.token_layer_map`, such as `width`.
+
+        Returns:
+            The picture.
+
+        Raises:
+            InputError: If there is no such lens, prompt or quantity.
+        """
+        from probe.plots import token_layer_map
+
+        here = (self.window == prompt).nonzero()[:, 0]
+        if not len(here):
+            raise InputError(
+                f"prompt= must be one that was read, {display.brief(self.window.unique().tolist())}, got {prompt}: "
+                "choose one"
+            )
+        index = self._index(lens)
+        values = {"probability": self.probability[..., 0], "kl": self.kl, "rank": self.rank}
+        labels = {
+            "probability": "probability of the token",
+            "kl": "KL from the output (nat)",
+            "rank": "tokens before the output's",
+        }
+        if of not in values:
+            raise InputError(f"of= must be one of {', '.join(values)}, got {of!r}: choose one")
+        first = self.top[index][:, here, 0].tolist()
+        usual: dict[str, Any] = {
+            "tokens": [self.token[row] for row in here.tolist()],
+            "layers": list(self.layers),
+            "text": [[self.words[one] for one in layer] for layer in first],
+            "label": labels[of],
+            "title": self.lenses[index],
+            "symmetric": False,
+        }
+        return token_layer_map(values[of][index][:, here], **(usual | options))
 
 
 @undisturbed()

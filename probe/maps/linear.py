@@ -207,13 +207,16 @@ class LinearMap(Map):
             raise InputError(f"ridge must be at least 0, or None to choose it, got {self.ridge}: pass another")
 
     def fit_statistics(
-        self: AnyLinear, statistics: SufficientStatistics, *, validation: Validation | None = None
+        self: AnyLinear,
+        statistics: SufficientStatistics,
+        *,
+        validation: Validation | SufficientStatistics | None = None,
     ) -> AnyLinear:
         """Fit from sums that were gathered in one pass over any number of tokens.
 
         Args:
             statistics: Sums gathered by `SufficientStatistics.update`.
-            validation: Pairs (x, y) to choose the ridge by, as for `fit`.
+            validation: Pairs (x, y) to choose the ridge by, as for `fit`, or the statistics of such pairs.
 
         Returns:
             The map itself.
@@ -226,7 +229,13 @@ class LinearMap(Map):
                 f"a linear map needs at least 2 tokens, the statistics hold {statistics.count}: add tokens by update"
             )
         d, e = statistics.xy.shape
-        if validation is not None:
+        if isinstance(validation, SufficientStatistics):
+            if validation.xy.shape != (d, e) or not validation.count:
+                raise InputError(
+                    f"statistics to choose the ridge by must hold tokens and be {(d, e)} wide as the fitted ones, got "
+                    f"{validation.count} tokens and {tuple(validation.xy.shape)}: gather them alike"
+                )
+        elif validation is not None:
             check_pair(*validation, widths=(d, e))
         self.d_in_, self.d_out_ = d, e
         self.mean_x_, self.mean_y_ = statistics.mean_x.clone(), statistics.mean_y.clone()
@@ -263,15 +272,24 @@ class LinearMap(Map):
         """Coefficients for one penalty."""
         return normal.coefficients(penalty)
 
-    def _choose(self, normal: _NormalEquations, validation: Validation | None) -> float:
+    def _choose(self, normal: _NormalEquations, validation: Validation | SufficientStatistics | None) -> float:
         """The best of `RIDGES`."""
         if validation is None:
             criterion = [normal.cross_validation(ridge * normal.mean_eigenvalue) for ridge in RIDGES]
+        elif isinstance(validation, SufficientStatistics):
+            weights = (self._solve(normal, ridge * normal.mean_eigenvalue) for ridge in RIDGES)
+            criterion = [self._squared_error(weight, validation) for weight in weights]
         else:
             x, y = validation[0].to(self.mean_x_) - self.mean_x_, validation[1].to(self.mean_y_) - self.mean_y_
             weights = (self._solve(normal, ridge * normal.mean_eigenvalue) for ridge in RIDGES)
             criterion = [float((y - x @ weight).square().sum()) for weight in weights]
         return RIDGES[criterion.index(min(criterion))]
+
+    def _squared_error(self, weight: Tensor, held: SufficientStatistics) -> float:
+        """Σ ‖y − ȳ − (x − x̄) W‖² over other tokens, with the fitted means."""
+        around = held.yy.sum() - 2 * (weight * held.xy).sum() + (weight * (held.xx @ weight)).sum()
+        off = held.mean_y - self.mean_y_ - (held.mean_x - self.mean_x_) @ weight
+        return float(around + held.count * off.square().sum())
 
 
 @dataclass(eq=False)

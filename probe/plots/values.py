@@ -11,7 +11,7 @@ from jaxtyping import Num
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
-from probe.display import visible
+from probe.display import word
 from probe.errors import InputError
 
 Numbers: TypeAlias = Num[Tensor, "..."] | Num[np.ndarray, "..."] | Sequence[Any]
@@ -80,9 +80,7 @@ def drawable(text: str) -> str:
     Returns:
         The word; a sign that the current font lacks becomes ▯. Draw it with `parse_math=False`.
     """
-    inner = text.strip(" ")
-    before = len(text) - len(text.lstrip(" "))
-    shown = "␣" * before + "".join(map(visible, inner)) + "␣" * (len(text) - len(inner) - before)
+    shown = word(text)
     if shown.isascii():
         return shown
     fonts = [

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -73,6 +73,21 @@ def page(template: str, content: Mapping[str, Any], *, interactive: bool) -> str
         from plotly.offline import get_plotlyjs
 
         scripts.insert(0, get_plotlyjs())
+    return rendered(environment().get_template(template), content, style=_resource("page.css"), scripts=scripts)
+
+
+def rendered(template: jinja2.Template, content: Mapping[str, Any], *, style: str, scripts: Sequence[str]) -> str:
+    """Render a template with its style and scripts, and a policy that lets no other script run.
+
+    Args:
+        template: The template, which places `policy`, `style` and `scripts`.
+        content: Values for the template; escaped unless marked as safe.
+        style: The style sheet.
+        scripts: The scripts.
+
+    Returns:
+        HTML.
+    """
     # a browser reads line ends as \n before it computes the hash
     scripts = [script.replace("\r\n", "\n").replace("\r", "\n") for script in scripts]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
@@ -84,22 +99,21 @@ def page(template: str, content: Mapping[str, Any], *, interactive: bool) -> str
         "base-uri 'none'",
         "form-action 'none'",
     ])
-    return (
-        environment()
-        .get_template(template)
-        .render(
-            content,
-            policy=policy,
-            style=Markup(_resource("page.css")),
-            scripts=[Markup(script) for script in scripts],
-        )
-    )
+    marked = [Markup(script) for script in scripts]
+    return template.render(content, policy=policy, style=Markup(style), scripts=marked)
 
 
-def environment() -> jinja2.Environment:
-    """Load the templates of this room, which escape all that is not marked as safe."""
+def environment(room: str = "probe.report") -> jinja2.Environment:
+    """Load the templates of a room, which escape all that is not marked as safe.
+
+    Args:
+        room: The package that has them, in its folder `templates`.
+
+    Returns:
+        The templates.
+    """
     templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("probe.report", "templates"),
+        loader=jinja2.PackageLoader(room, "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -9,6 +9,7 @@ from tests.mutants.directions import DIRECTIONS
 from tests.mutants.dynamics import DYNAMICS
 from tests.mutants.graphs import GRAPHS
 from tests.mutants.jacobian import JACOBIAN
+from tests.mutants.lens import LENS
 from tests.mutants.patching import PATCHING
 from tests.mutants.plots import PLOTS
 from tests.mutants.results import RESULTS
@@ -512,6 +513,7 @@ ROOMS = {
     **SPECTRA,
     **WEIGHTS,
     **TRAINING,
+    **LENS,
     **PATCHING,
     **RUNS,
     **RESULTS,

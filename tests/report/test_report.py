@@ -4,10 +4,8 @@ import html
 import itertools
 import json
 import math
-import shutil
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import figure as mpl
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from probe import plots
 from probe.analyses.tokenwise.config import Config
@@ -29,14 +27,11 @@ from probe.errors import InputError
 from probe.plots.charts import hover_text
 from probe.report import Figure, Result, write_comparison
 from probe.report.page import interval_text, script_json
+from tests.browsing import Opened, launched
 from tests.plant.tokenwise import dataset
 
 EVIL = '</script><script>window.pwned = 1</script><img src=x onerror="window.pwned = 2">'
 TOKENS = [EVIL, "<b>bold</b>", "&amp;", "\n", " 東京", "\u202egnp", "%{x}", "\u2028"]
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-)
 
 
 def claim(name: str = "updates.alignment", verdict: str = "supported", **changes: object) -> Claim:
@@ -71,34 +66,10 @@ CLAIMS = [
 ]
 
 
-@dataclass
-class Opened:
-    """A page in the browser with all that it complained about or asked for."""
-
-    page: Page
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-
-    def open(self, path: Path) -> Page:
-        self.page.goto(path.as_uri())
-        self.page.wait_for_selector("html[data-drawn=yes]", state="attached", timeout=60_000)
-        return self.page
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.fail("no chromium to open the report in: apt-get update && apt-get install -y chromium", pytrace=False)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+    with launched() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
