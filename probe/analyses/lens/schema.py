@@ -20,7 +20,12 @@ LENSES = (
     "tuned",
     "own",  # the context's own Jacobian at the position
 )
-PREDICTORS = ("own", "first", "second")
+PREDICTORS = (
+    "own",  # the context's own Jacobian at the position
+    "first",  # the first fit
+    "second",  # the second fit
+    "same",  # documents of the first fit, the sum over later positions left out
+)
 """Jacobians by which the change of the final state is predicted."""
 DIRECTIONS = (
     "lens",  # a row of W_U J
@@ -31,6 +36,11 @@ PARTS = ("J", "M")
 
 SCHEMA = Schema({
     "jacobian": Variable("variant fitted source output input", "1", "J of a document", kept=False),
+    "same_jacobian": Variable(
+        "variant fitted source output input", "1", "J of a document at the source's own position", kept=False
+    ),
+    "translator": Variable("lens source output input", "1", "A of an affine lens h ↦ A h + b", kept=False),
+    "offset": Variable("lens source output", "1", "b of an affine lens h ↦ A h + b", kept=False),
     "norm": Variable("variant fitted source", "1", "‖J‖_F of a document"),
     "alpha": Variable("variant fitted source", "1", "α = tr(J)/d of a document"),
     "gram": Variable("part source fitted fitted_other", "1", "inner products ⟨A, B⟩_F of two documents' matrices"),

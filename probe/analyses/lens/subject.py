@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probe import text
 from probe.analyses.lens.config import Config
-from probe.analyses.lens.schema import GROUPS
+from probe.analyses.lens.schema import GROUPS, PREDICTORS
 from probe.analysis import Run, Subject
 from probe.analysis.subject import OWN
 from probe.errors import InputError
@@ -122,6 +122,11 @@ class LensSubject(Subject[Config]):
         config = self.config
         return Estimator.of(self.model, targets=config.targets, layers=self.sources, skip_first=config.skip_first)
 
+    @property
+    def predictors(self) -> list[str]:
+        """Jacobians by which a change is predicted; where the lens itself leaves later positions out, it is "same"."""
+        return [name for name in PREDICTORS if name != "same" or self.config.targets != "same"]
+
     @cached_property
     def steered(self) -> list[int]:
         """Tokens along whose directions the stream is steered: drawn from those of the fitted documents."""
@@ -147,35 +152,38 @@ class LensSubject(Subject[Config]):
 
         Args:
             run: The run.
-            group: The fit; of a control "first".
+            group: The fit, or "same": of the documents of the first, J at the source's own position; of a control
+                "first".
             variant: Of the model.
 
         Returns:
             The lens.
         """
-        places = self.places(group) if variant == OWN else self.controlled
+        name = "same_jacobian" if group == "same" else "jacobian"
+        places = self.places("first" if group == "same" else group) if variant == OWN else self.controlled
 
         def make() -> JacobianLens:
             mean = torch.zeros(())
             for place in places:
-                mean = mean + matrices(run, variant, place).double() / len(places)
+                mean = mean + matrices(run, variant, place, name).double() / len(places)
             return JacobianLens(tuple(self.sources), mean.float(), self.model.n_layers - 1, len(places))
 
         return self.keep(("lens", group, variant), make)
 
 
-def matrices(run: Run, variant: str, place: int) -> Float[Tensor, "source d d"]:
+def matrices(run: Run, variant: str, place: int, name: str = "jacobian") -> Float[Tensor, "source d d"]:
     """Read the matrices of a fitted document.
 
     Args:
         run: The run.
         variant: Of the model.
         place: Its place along `fitted`.
+        name: "jacobian", or "same_jacobian".
 
     Returns:
         J of each source layer.
     """
-    return run.piece("documents", ["jacobian"], variant=variant, fitted=place)["jacobian"]
+    return run.piece("documents", [name], variant=variant, fitted=place)[name]
 
 
 def part_of(windows: Windows, rows: Int[Tensor, " row"]) -> Windows:

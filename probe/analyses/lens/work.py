@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import replay
-from probe.analyses.lens.schema import DIRECTIONS, LENSES, PARTS, PREDICTORS
+from probe.analyses.lens.schema import DIRECTIONS, LENSES, PARTS
 from probe.analyses.lens.subject import MEMORY, LensSubject, matrices
 from probe.analysis import Piece, Run, Task
 from probe.analysis.subject import OWN
@@ -33,16 +33,18 @@ def document(subject: LensSubject, task: Task, run: Run) -> Piece:
         run: Not used.
 
     Returns:
-        `jacobian`, `norm`, `alpha`.
+        `jacobian`, `norm`, `alpha`; of the first fit also `same_jacobian`, at as many sources as positions are read.
     """
-    found = document_jacobian(
-        subject.variant(task["variant"]), subject.tokens(task["fitted"]), subject.estimator, memory=MEMORY
-    ).cpu()
+    model, tokens, estimator = subject.variant(task["variant"]), subject.tokens(task["fitted"]), subject.estimator
+    found = document_jacobian(model, tokens, estimator, memory=MEMORY).cpu()
     arrays = {
         "jacobian": found,
         "norm": found.double().norm(dim=(-2, -1)),
         "alpha": found.double().diagonal(dim1=-2, dim2=-1).mean(-1),
     }
+    if "same" in subject.predictors and task["variant"] == OWN and task["fitted"] in subject.places("first"):
+        here = replace(estimator, targets="same", sources=subject.config.positions_per_window)
+        arrays["same_jacobian"] = document_jacobian(model, tokens, here, memory=MEMORY).cpu()
     return Piece(arrays, {"source": subject.sources})
 
 
@@ -133,7 +135,7 @@ def edges(subject: LensSubject, task: Task, run: Run) -> dict[str, Tensor]:
     Returns:
         `noise_edge`, the mean over five draws.
     """
-    rest = without_identity(_stacked(subject, run, OWN, subject.places("first"), task["source"]))
+    rest = without_identity(_stacked(subject, run, OWN, subject.controlled, task["source"]))  # as singular_value
     rest = rest - rest.mean(0)
     generator = torch.Generator().manual_seed(subject.config.seed)
     tops = []
@@ -152,11 +154,11 @@ def translators(subject: LensSubject, task: Task, run: Run) -> Piece:
         run: Not used.
 
     Returns:
-        `translator` and `offset` of each.
+        `translator`, A, and `offset`, b, of each.
     """
     tokens = torch.stack([subject.tokens(place) for place in subject.places("first")])
     config = subject.config
-    lenses = [fit_affine(subject.model, tokens, layers=subject.sources, skip_first=config.skip_first)]
+    lenses = [fit_affine(subject.model, tokens, layers=subject.sources, skip_first=config.skip_first, quiet=True)]
     if config.tuned_steps:
         lenses.append(
             fit_tuned(
@@ -173,7 +175,7 @@ def translators(subject: LensSubject, task: Task, run: Run) -> Piece:
     return Piece(
         {
             "translator": torch.stack([lens.matrices for lens in lenses]),
-            "offset": torch.stack([lens.offsets for lens in lenses]),
+            "offset": torch.stack([lens.biases for lens in lenses]),
         },
         {"lens": names, "source": subject.sources},
     )
@@ -225,12 +227,9 @@ def _translated(subject: LensSubject, run: Run) -> dict[str, AffineLens]:
         return {}
 
     def make() -> dict[str, AffineLens]:
-        found = run.piece("translators", ["translator", "offset"])
-        names = ["affine", "tuned"][: len(found["translator"])]
-        return {
-            name: AffineLens(tuple(subject.sources), found["translator"][at], found["offset"][at])
-            for at, name in enumerate(names)
-        }
+        found, last = run.piece("translators", ["translator", "offset"]), subject.model.n_layers - 1
+        maps = zip(("affine", "tuned"), found["translator"], found["offset"], strict=False)  # tuned_steps=0: one
+        return {name: AffineLens(tuple(subject.sources), *parts, last) for name, *parts in maps}
 
     return subject.keep("translators", make)
 
@@ -244,13 +243,13 @@ def own(subject: LensSubject, task: Task, run: Run) -> Piece:
         run: The run with the matrices.
 
     Returns:
-        `cosine` of both, by the context's own Jacobian and by both fits.
+        `cosine` of both, by the context's own Jacobian and by means over documents.
     """
     window, model = task["window"], subject.model
     tokens, positions = subject.held.tokens[window : window + 1], subject.positions[window : window + 1]
     recorded = replay.record(model, tokens, positions)
     exact = own_lens(model, tokens, positions, layers=subject.sources, memory=MEMORY)[0]
-    lenses = {name: subject.lens(run, name) for name in PREDICTORS[1:]}
+    lenses = [subject.lens(run, name) for name in subject.predictors[1:]]
     final, found = recorded.state(model.n_layers), []
     for at, layer in enumerate(subject.sources):
         before, state = recorded.state(layer), recorded.state(layer + 1)
@@ -259,11 +258,11 @@ def own(subject: LensSubject, task: Task, run: Run) -> Piece:
         with torch.no_grad():
             changed = recorded.run_on(layer + 1, (state + step)[:, None])[:, 0] - final
         guesses = [torch.einsum("pij,pj->pi", exact[:, at], step[0])]
-        guesses += [lenses[name].transport(step[0], layer) for name in PREDICTORS[1:]]
+        guesses += [lens.transport(step[0], layer) for lens in lenses]
         found.append(torch.stack([cosine(guess.double(), changed[0].double()) for guess in guesses]))
     return Piece(
         {"cosine": torch.stack(found, dim=1)},
-        {"predictor": PREDICTORS, "source": subject.sources, "query": subject.queries(window)},
+        {"predictor": subject.predictors, "source": subject.sources, "query": subject.queries(window)},
     )
 
 
