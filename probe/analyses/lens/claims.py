@@ -1,39 +1,37 @@
 r"""The claims on the Jacobian lens, computed from a run's Dataset.
 
-- Distances of fits follow from the inner products of documents' matrices; their intervals are jackknife intervals over
-  documents, since a mean of resampled documents has twice the noise of the mean itself, and a distance of two such
-  means more than the distance that is asked about.
+- What is said of fits rests on the fitted documents: jackknife intervals, from inner products of their matrices (see
+  `probe.analyses.lens.means`).
 - What is read on held-out documents is resampled by document, as in every analysis.
-- A participation ratio of a mean of documents is recomputed for each resample, from fourth-order inner products.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Float
-from scipy import stats
 
 from probe.analyses.lens.config import Config, Thresholds
-from probe.analyses.lens.work import pairs_of
+from probe.analyses.lens.means import Distances, Participation, between_share, curve, jackknife, masked
 from probe.claims import Claim, Criterion, Evidence, Sentence, enough_units, line
 from probe.claims.evidence import (
     AbsentError,
     Finding,
     Floats,
     Row,
+    Sample,
     Table,
     Typical,
     Weights,
-    claims_of,
+    claim_of,
     each,
     joined,
     number,
 )
-from probe.inference import Interval, bootstrap, seed_interval
+from probe.inference import Interval, bootstrap, seed_interval, spearman
 
 __all__ = ["ROWS", "Thresholds", "claims"]
 
@@ -44,66 +42,19 @@ CONTROLS = {
     "blocks": "fresh blocks with the model's own embedding and head",
 }
 PERMUTATIONS = 999
+Runs: TypeAlias = Table[Thresholds]
 
 
-def jackknife(
-    statistic: Callable[[Floats], Floats | float], groups: Sequence[Sequence[int]], level: float = 0.95
-) -> Interval:
-    """Estimate the interval of a smooth statistic of several independent groups, leaving out one document at a time.
+class Fits(Runs):
+    """A run as the claims on its fits read it, which rest on the documents that were fitted."""
 
-    The squared standard error is Σ over groups of ``(n − 1)/n Σ_i (θ_(i) − θ̄)²``; the interval is a t interval with
-    n − (number of groups) degrees of freedom over all.
-
-    Args:
-        statistic: Of weights, one for each document.
-        groups: The documents of each group, by index.
-        level: Nominal coverage.
-
-    Returns:
-        The interval.
-
-    Source: Efron and Stein (1981), "The jackknife estimate of variance", Annals of Statistics 9(3).
-    """
-    count = 1 + max(max(group) for group in groups)
-    whole = np.zeros(count)
-    for group in groups:
-        whole[list(group)] = 1.0
-    estimate, variance = float(statistic(whole)), 0.0
-    for group in groups:
-        left = []
-        for document in group:
-            weights = whole.copy()
-            weights[document] = 0.0
-            left.append(float(statistic(weights)))
-        variance += (len(group) - 1) / len(group) * float(np.square(np.array(left) - np.mean(left)).sum())
-    n = sum(map(len, groups))
-    reach = float(stats.t.ppf(0.5 + level / 2, n - len(groups)) * np.sqrt(variance))
-    return Interval(estimate, estimate - reach, estimate + reach, n, "documents, jackknife", level)
+    @property
+    def sample(self) -> Sample:
+        """The fitted documents."""
+        return Sample("documents", len(self.data["fitted"]), self.thresholds.threshold_documents)
 
 
-class Distances:
-    """Distances of means of documents, from the inner products of their matrices.
-
-    Args:
-        gram: Inner products, (source, fitted, fitted).
-    """
-
-    def __init__(self, gram: Floats) -> None:
-        self.gram = gram
-
-    def product(self, one: Weights, other: Weights) -> Float[np.ndarray, " source"]:
-        """Inner product of two weighted means, by layer."""
-        found: Floats = np.einsum("a,lab,b->l", one / one.sum(), self.gram, other / other.sum())
-        return found
-
-    def between(self, one: Weights, other: Weights) -> Float[np.ndarray, " source"]:
-        """‖A − B‖ / sqrt(‖A‖ ‖B‖) of two weighted means, by layer."""
-        own, theirs, both = self.product(one, one), self.product(other, other), self.product(one, other)
-        distance: Floats = np.sqrt(np.maximum(own + theirs - 2 * both, 0.0)) / (own * theirs) ** 0.25
-        return distance
-
-
-def _groups(table: Table[Thresholds], *names: str) -> list[list[int]]:
+def _groups(table: Runs, *names: str) -> list[list[int]]:
     groups = table.data["group"].values
     found = [np.flatnonzero(groups == name).tolist() for name in names]
     for name, group in zip(names, found, strict=True):
@@ -112,52 +63,26 @@ def _groups(table: Table[Thresholds], *names: str) -> list[list[int]]:
     return found
 
 
-def _gram(table: Table[Thresholds], part: str) -> Distances:
+def _gram(table: Runs, part: str) -> Distances:
     return Distances(table.get("gram", dims=("source", "fitted", "fitted_other"), part=part))
 
 
-def _masked(weights: Floats, group: Sequence[int]) -> Floats:
-    found: Floats = np.zeros_like(weights)
-    found[list(group)] = weights[list(group)]
-    return found
-
-
-def curve(distances: Distances, one: Sequence[int], other: Sequence[int]) -> tuple[list[int], Floats]:
-    """Compute the distance of two fits as the number of documents grows, mean over layers.
-
-    Args:
-        distances: Of documents.
-        one: Documents of the first fit, in the order in which they are added.
-        other: Of the second.
-
-    Returns:
-        Numbers of documents, doubled from one to the next and the whole last, and distances.
-    """
-    largest = min(len(one), len(other))
-    sizes = sorted({*(2**power for power in range(largest.bit_length()) if 2**power <= largest), largest})
-    size = len(distances.gram[0])
-    found = []
-    for count in sizes:
-        weights = [_masked(np.ones(size), group[:count]) for group in (one, other)]
-        found.append(float(distances.between(*weights).mean()))
-    return sizes, np.array(found)
-
-
-def stable(table: Table[Thresholds]) -> Finding:
+def stable(table: Runs) -> Finding:
     """Compare two fits on disjoint documents."""
     first, second = _groups(table, "first", "second")
     distances, whole = _gram(table, "M"), _gram(table, "J")
 
     def statistic(found: Distances) -> Callable[[Floats], float]:
-        return lambda weights: float(found.between(_masked(weights, first), _masked(weights, second)).mean())
+        return lambda weights: float(found.between(masked(weights, first), masked(weights, second)).mean())
 
-    interval = jackknife(statistic(distances), [first, second])
+    count = len(distances.gram[0])
+    interval = jackknife(statistic(distances), [first, second], count)
     sizes, values = curve(distances, first, second)
-    slope = float(np.polyfit(np.log(sizes), np.log(values), 1)[0]) if len(sizes) > 1 else float("nan")
-    share = table.find("identity_share", dims=("source",), variant="model")
-    shown = {"J itself": jackknife(statistic(whole), [first, second]), "slope of log distance on log n": number(slope)}
-    if share is not None:
-        shown["share of ‖J‖² that the identity has"] = number(float(share.mean()))
+    slope = float(np.polyfit(np.log(sizes), np.log(values.mean(axis=1)), 1)[0]) if len(sizes) > 1 else float("nan")
+    shown = {
+        "J itself": jackknife(statistic(whole), [first, second], count),
+        "slope of log distance on log n": number(slope),
+    }
     fewest = min(len(first), len(second))
     return Finding(
         Evidence(
@@ -166,12 +91,18 @@ def stable(table: Table[Thresholds]) -> Finding:
         ),
         f"‖M₁ − M₂‖ / √(‖M₁‖ ‖M₂‖), M = J − α I, fits of {len(first)} and {len(second)} documents, mean over "
         f"{len(distances.gram)} layers",
-        line("slope where documents are independent and the mean is small beside them", number(-0.5)),
-        shown,
+        line("slope where documents are independent, and their noise is small beside the mean", number(-0.5)),
+        shown | _identity(table),
     )
 
 
-def reads(table: Table[Thresholds]) -> Finding:
+def _identity(table: Runs) -> dict[str, Interval]:
+    """The identity's share, which stands beside every rank and every distance."""
+    share = table.find("identity_share", dims=("source",), variant="model")
+    return {} if share is None else {"share of ‖J‖² that the identity has": number(float(share.mean()))}
+
+
+def reads(table: Runs) -> Finding:
     """Compare how far the logit lens and the lens are from the output, over the first two thirds of the layers."""
     layers = len(table.data["source"])
     early = slice(0, max(1, 2 * layers // 3))
@@ -205,34 +136,42 @@ def reads(table: Table[Thresholds]) -> Finding:
     )
 
 
-def own_context(table: Table[Thresholds]) -> Finding:
+def own_context(table: Runs) -> Finding:
     """Compare the context's own Jacobian with the mean one as predictors of a small change."""
     own, first, second = (
         table.get("cosine", dims=("source", "query"), predictor=name) for name in ("own", "first", "second")
     )
-    gain, refit = Typical(own - first), Typical(second - first)
+    # two fits may be exchanged: the median of their signed difference is 0 however far they are apart
+    gain, refit = Typical(own - first), Typical(np.abs(second - first))
     parts: dict[str, Callable[[Weights], float]] = {
         "θ": gain,
-        "Δ": lambda weights: gain(weights) - abs(refit(weights)),
-        "refit": lambda weights: abs(refit(weights)),
+        "Δ": lambda weights: gain(weights) - refit(weights),
+        "refit": refit,
         "own": Typical(own),
         "mean": Typical(first),
     }
+    summed = table.data.attrs["targets"] == "later"
+    if summed:
+        same = table.get("cosine", dims=("source", "query"), predictor="same")
+        parts |= {"Δ same": Typical(own - same), "same": Typical(same)}
     found = table.intervals(each(parts))
     limits = table.thresholds
+    contrasts = [Criterion("gain beyond the refit floor", found["Δ"], limits.margin_own_context)]
+    shown = {"cosine by the context's own Jacobian": found["own"], "cosine by the mean one": found["mean"]}
+    if summed:
+        name = "gain over the mean Jacobian at the source's own position"
+        contrasts.append(Criterion(name, found["Δ same"], limits.margin_own_context))
+        shown["cosine by the mean one at the source's own position"] = found["same"]
     return Finding(
-        Evidence(
-            [Criterion("gain in cosine", found["θ"], limits.threshold_own_context)],
-            [Criterion("gain beyond the refit floor", found["Δ"], limits.margin_own_context)],
-        ),
+        Evidence([Criterion("gain in cosine", found["θ"], limits.threshold_own_context)], contrasts),
         "cos(own J v, Δh) − cos(mean J v, Δh), median over positions, mean over layers; v the token's own update, "
-        "0.01 ‖h‖ long, Δh the measured change of the final state",
-        line("difference of two mean fits", found["refit"]),
-        {"cosine by the context's own Jacobian": found["own"], "cosine by the mean one": found["mean"]},
+        "0.01 ‖h‖ long, Δh the measured change of the final state at its position",
+        line("median |difference| of two mean fits", found["refit"]),
+        shown,
     )
 
 
-def corpus(table: Table[Thresholds]) -> Finding:
+def corpus(table: Runs) -> Finding:
     """Divide the variance of M into that between two corpora and that between documents."""
     first, second, other = _groups(table, "first", "second", "other")
     own, distances = first + second, _gram(table, "M")
@@ -240,7 +179,7 @@ def corpus(table: Table[Thresholds]) -> Finding:
     def share(weights: Floats, one: Sequence[int] = own, two: Sequence[int] = other) -> float:
         return float(between_share(distances.gram, weights, one, two).mean())
 
-    interval = jackknife(lambda weights: share(weights), [own, other])
+    interval = jackknife(lambda weights: share(weights), [own, other], len(distances.gram[0]))
     generator, everyone = np.random.default_rng(table.seed), np.array(own + other)
     whole, beyond = np.zeros(len(distances.gram[0])), 0.0
     whole[everyone] = 1.0
@@ -262,99 +201,34 @@ def corpus(table: Table[Thresholds]) -> Finding:
     )
 
 
-def between_share(
-    gram: Floats, weights: Floats, one: Sequence[int], other: Sequence[int]
-) -> Float[np.ndarray, " source"]:
-    """Compute the share of variance between two groups of documents, debiased for their numbers; at least 0.
-
-    With m_g the mean of group g and s² the pooled variance inside groups, σ²(between) is
-    (‖m_1 − m_2‖² − s² (1/n_1 + 1/n_2)) / 2.
-
-    Args:
-        gram: Inner products, (source, fitted, fitted).
-        weights: 1 or 0 for each document.
-        one: Documents of the first group.
-        other: Of the second.
-
-    Returns:
-        The share, by layer.
-    """
-    found = Distances(gram)
-    masks = [_masked(weights, group) for group in (one, other)]
-    counts = [mask.sum() for mask in masks]
-    squares = np.zeros(len(gram))
-    for mask, count in zip(masks, counts, strict=True):
-        squares += np.einsum("laa,a->l", gram, mask) - count * found.product(mask, mask)
-    inside = squares / (sum(counts) - 2)
-    apart = found.product(masks[0], masks[0]) + found.product(masks[1], masks[1]) - 2 * found.product(*masks)
-    between = np.maximum((apart - inside * sum(1 / count for count in counts)) / 2, 0.0)
-    share: Floats = between / (between + inside)
-    return share
-
-
-class Participation:
-    """Log participation ratio of the mean of documents' M by layer, for any weights of the documents.
-
-    Args:
-        quartic: ⟨S_ab, S_cd⟩, (source, pair, pair).
-    """
-
-    def __init__(self, quartic: Floats) -> None:
-        self.quartic = quartic
-        pairs = len(quartic[0])
-        self.documents = int((np.sqrt(8 * pairs + 1) - 1) / 2)
-        self.first, self.second = np.array(pairs_of(self.documents)).T
-        diagonal = np.flatnonzero(self.first == self.second)
-        self.diagonal = diagonal
-
-    def __call__(self, weights: Weights, trace: Floats) -> Float[np.ndarray, " source"]:
-        """Compute ln (Σσ²)²/Σσ⁴; `trace` holds tr S_ab."""
-        share = weights / weights.sum()
-        pair = share[self.first] * share[self.second]
-        fourth = np.einsum("a,lab,b->l", pair, self.quartic, pair)
-        second = trace @ pair
-        found: Floats = 2 * np.log(second) - np.log(fourth)
-        return found
-
-
-def learned(table: Table[Thresholds]) -> Finding:
+def learned(table: Runs) -> Finding:
     """Compare the log participation ratio of M with that of each kind of control."""
     controls = {kind: table.repeats(kind) for kind in CONTROLS}
     logs = {name: _participation(table, name) for name in ["model", *itertools.chain(*controls.values())]}
-    documents = next(iter(logs.values())).documents
-
-    def means(name: str, weights: Weights) -> float:
-        return float(logs[name](weights).mean())
-
+    documents = logs["model"].documents
+    whole = np.ones(documents)
     found: dict[str, Interval] = {}
     for kind, names in controls.items():
         if not names:
-            continue
+            raise AbsentError(f"this run holds no {kind} control ({CONTROLS[kind]}): give --{kind}-seeds")
 
-        def differences(rows: np.ndarray, names: list[str] = names) -> float:
-            weights = np.bincount(rows, minlength=documents).astype(float)
-            return means("model", weights) - float(np.mean([means(name, weights) for name in names]))
+        def differences(weights: Weights, names: list[str] = names) -> Floats:
+            return np.array([float((logs["model"](weights) - logs[name](weights)).mean()) for name in names])
 
-        interval = bootstrap(differences, np.arange(documents), resamples=table.resamples, seed=table.seed)
-        whole = np.ones(documents)
+        found[kind] = jackknife(
+            lambda weights, of=differences: float(of(weights).mean()), [range(documents)], documents
+        )
         if len(names) > 1:
-            by_seed = np.array([means("model", whole) - means(name, whole) for name in names])
-            interval = joined(interval, seed_interval(by_seed))
-        found[kind] = interval
-    for kind in CONTROLS:
-        if kind not in found:
-            raise AbsentError(f"this run has no control of the kind {CONTROLS[kind]}")
+            found[kind] = joined(found[kind], seed_interval(differences(whole)))
     limits = table.thresholds
     parts = [
         Criterion(f"ln PR, trained less {CONTROLS[kind]}", found[kind], limits.threshold_learned, "below")
         for kind in CONTROLS
     ]
-    whole = np.ones(documents)
-    ratio = {name: float(np.exp(means(name, whole))) for name in ("model", *(names[0] for names in controls.values()))}
-    share = table.find("identity_share", dims=("source",), variant="model")
-    shown = {f"participation ratio, {name}": number(value) for name, value in ratio.items()}
-    if share is not None:
-        shown["share of ‖J‖² that the identity has"] = number(float(share.mean()))
+    shown = {
+        f"participation ratio, {words}": number(float(np.exp(np.mean([logs[name](whole).mean() for name in names]))))
+        for words, names in (("the model", ["model"]), *((CONTROLS[kind], names) for kind, names in controls.items()))
+    } | _identity(table)
     enough = [
         enough_units(len(names), limits.threshold_seeds, f"seeds of {CONTROLS[kind]}")
         for kind, names in controls.items()
@@ -368,24 +242,14 @@ def learned(table: Table[Thresholds]) -> Finding:
     )
 
 
-class _Logs:
-    """Log participation ratios of one variant, by layer, for any weights of documents."""
-
-    def __init__(self, quartic: Floats, trace: Floats) -> None:
-        self._of, self._trace = Participation(quartic), trace
-        self.documents = self._of.documents
-
-    def __call__(self, weights: Weights) -> Floats:
-        return self._of(weights, self._trace)
+def _participation(table: Runs, variant: str) -> Participation:
+    return Participation(
+        table.get("quartic", dims=("source", "pair", "pair_other"), variant=variant),
+        table.get("pair_trace", dims=("source", "pair"), variant=variant),
+    )
 
 
-def _participation(table: Table[Thresholds], variant: str) -> _Logs:
-    quartic = table.get("quartic", dims=("source", "pair", "pair_other"), variant=variant)
-    trace = table.get("pair_trace", dims=("source", "pair"), variant=variant)
-    return _Logs(quartic, trace)
-
-
-def causal(table: Table[Thresholds]) -> Finding:
+def causal(table: Runs) -> Finding:
     """Correlate predicted and measured change of logits inside each document."""
     ranks = {name: _correlations(table, name) for name in ("lens", "logit", "random")}
     documents = np.unique(table.documents)
@@ -412,15 +276,13 @@ def causal(table: Table[Thresholds]) -> Finding:
     )
 
 
-def _correlations(table: Table[Thresholds], direction: str) -> Floats:
-    dims = ("source", "token", "query")
+def _correlations(table: Runs, direction: str) -> Floats:
+    dims = ("source", "steered", "query")
     predicted, measured = (table.get(name, dims=dims, direction=direction) for name in ("predicted", "measured"))
     found = []
     for document in np.unique(table.documents):
         rows = table.documents == document
-        pair = predicted[..., rows].ravel(), measured[..., rows].ravel()
-        finite = np.isfinite(pair[0]) & np.isfinite(pair[1])
-        found.append(float(stats.spearmanr(pair[0][finite], pair[1][finite]).statistic) if finite.sum() > 2 else np.nan)
+        found.append(float(spearman(predicted[..., rows].ravel(), measured[..., rows].ravel())))
     return np.array(found)
 
 
@@ -459,4 +321,6 @@ def claims(data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[C
     Returns:
         The claims.
     """
-    return claims_of(Table(data, config.thresholds, config.seed, resamples), ROWS)
+    arguments = (data, config.thresholds, config.seed, resamples)
+    read, fitted = Runs(*arguments), Fits(*arguments)
+    return [claim_of(fitted if row.compute in (stable, corpus, learned) else read, row) for row in ROWS]

@@ -56,6 +56,6 @@ SCHEMA = Schema({
     "agrees": Variable("lens source query", "1", "the lens's first token is the output's"),
     "output_rank": Variable("lens source query", "tokens", "tokens that the lens puts before the output's first"),
     "cosine": Variable("predictor source query", "1", "cosine of predicted and measured change of the final state"),
-    "predicted": Variable("direction source token query", "1", "predicted change of the token's logit"),
-    "measured": Variable("direction source token query", "1", "measured change of the token's logit"),
+    "predicted": Variable("direction source steered query", "1", "predicted change of the token's logit"),
+    "measured": Variable("direction source steered query", "1", "measured change of the token's logit"),
 })

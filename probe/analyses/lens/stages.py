@@ -69,8 +69,8 @@ class Lens(Analysis[Config]):
             "lens": list(LENSES),
             "predictor": list(PREDICTORS),
             "direction": list(DIRECTIONS),
-            "token": subject.steered,
-            "token_text": ("token", [decode([token]) for token in subject.steered]),
+            "steered": subject.steered,
+            "steered_text": ("steered", [decode([token]) for token in subject.steered]),
             "index": np.arange(subject.model.d_model),
         }
 
@@ -79,7 +79,10 @@ class Lens(Analysis[Config]):
         other = {} if subject.other is None else {"other_text": subject.other.name}
         counts = {f"n_{group}": len(subject.places(group)) for group in subject.fits}
         return data.assign_attrs(
-            subject.attributes(subject.held) | counts | other | {"targets": subject.config.targets}
+            subject.attributes(subject.held)
+            | counts
+            | other
+            | {"targets": subject.config.targets, "strength": subject.config.strength}
         )
 
     def claims(self, data: xr.Dataset, config: Config, *, resamples: int = 1000) -> list[Claim]:

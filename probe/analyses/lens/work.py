@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe import replay
+from probe import replay, spectra
 from probe.analyses.lens.schema import DIRECTIONS, LENSES, PARTS
 from probe.analyses.lens.subject import MEMORY, LensSubject, matrices
 from probe.analysis import Piece, Run, Task
@@ -108,14 +108,13 @@ def quartics(subject: LensSubject, task: Task, run: Run) -> Piece:
         products.append((product if one == other else product + product.T).flatten())
     flat = torch.stack(products).double()
     traces = flat[:, :: len(mean) + 1].sum(-1)
-    alpha = mean.diagonal().mean()
     return Piece(
         {
             "quartic": flat @ flat.T,
             "pair_trace": traces,
             "singular_value": torch.stack([torch.linalg.svdvals(mean), torch.linalg.svdvals(without_identity(mean))]),
-            "mean_alpha": alpha,
-            "identity_share": alpha**2 * len(mean) / mean.square().sum(),
+            "mean_alpha": mean.diagonal().mean(),
+            "identity_share": spectra.identity_share(mean),
         },
         {"part": PARTS},
     )
@@ -309,7 +308,7 @@ def steer(subject: LensSubject, task: Task, run: Run) -> Piece:
         {
             "direction": DIRECTIONS,
             "source": subject.sources,
-            "token": tokens,
+            "steered": tokens,
             "query": subject.queries(window),
         },
     )
