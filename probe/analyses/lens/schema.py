@@ -37,7 +37,7 @@ PARTS = ("J", "M")
 SCHEMA = Schema({
     "jacobian": Variable("variant fitted source output input", "1", "J of a document", kept=False),
     "same_jacobian": Variable(
-        "variant fitted source output input", "1", "J of a document at the source's own position", kept=False
+        "fitted source output input", "1", "J of a document at the source's own position", kept=False
     ),
     "translator": Variable("lens source output input", "1", "A of an affine lens h ↦ A h + b", kept=False),
     "offset": Variable("lens source output", "1", "b of an affine lens h ↦ A h + b", kept=False),

@@ -41,9 +41,11 @@ class Lens(Analysis[Config]):
             Task("quartics", {"variant": variant, "source": layer}) for variant in variants for layer in subject.sources
         ]
         windows = [{"window": window} for window in range(subject.held.n_windows)]
+        same = [Task("same", {"fitted": place}) for place in subject.places("first") if "same" in subject.predictors]
         translators = [Task("translators")] if config.affine else []
         return [
             Stage("documents", work.document, documents, "Jacobians of documents"),
+            Stage("same", work.same_position, same, "the same without later positions"),
             Stage("grams", work.grams, _by_layer(subject, "grams"), "distances of documents"),
             Stage("quartics", work.quartics, quartics, "participation ratios of means"),
             Stage("edges", work.edges, _by_layer(subject, "edges"), "a null of rank"),

@@ -159,31 +159,44 @@ class LensSubject(Subject[Config]):
         Returns:
             The lens.
         """
-        name = "same_jacobian" if group == "same" else "jacobian"
-        places = self.places("first" if group == "same" else group) if variant == OWN else self.controlled
+        same = group == "same"
+        places = self.places("first" if same else group) if variant == OWN else self.controlled
 
         def make() -> JacobianLens:
             mean = torch.zeros(())
             for place in places:
-                mean = mean + matrices(run, variant, place, name).double() / len(places)
+                one = same_matrices(run, place) if same else matrices(run, variant, place)
+                mean = mean + one.double() / len(places)
             return JacobianLens(tuple(self.sources), mean.float(), self.model.n_layers - 1, len(places))
 
         return self.keep(("lens", group, variant), make)
 
 
-def matrices(run: Run, variant: str, place: int, name: str = "jacobian") -> Float[Tensor, "source d d"]:
+def matrices(run: Run, variant: str, place: int) -> Float[Tensor, "source d d"]:
     """Read the matrices of a fitted document.
 
     Args:
         run: The run.
         variant: Of the model.
         place: Its place along `fitted`.
-        name: "jacobian", or "same_jacobian".
 
     Returns:
         J of each source layer.
     """
-    return run.piece("documents", [name], variant=variant, fitted=place)[name]
+    return run.piece("documents", ["jacobian"], variant=variant, fitted=place)["jacobian"]
+
+
+def same_matrices(run: Run, place: int) -> Float[Tensor, "source d d"]:
+    """Read the matrices of a document of the first fit at the source's own position.
+
+    Args:
+        run: The run.
+        place: Its place along `fitted`.
+
+    Returns:
+        J of each source layer.
+    """
+    return run.piece("same", ["same_jacobian"], fitted=place)["same_jacobian"]
 
 
 def part_of(windows: Windows, rows: Int[Tensor, " row"]) -> Windows:

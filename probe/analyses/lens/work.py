@@ -33,19 +33,32 @@ def document(subject: LensSubject, task: Task, run: Run) -> Piece:
         run: Not used.
 
     Returns:
-        `jacobian`, `norm`, `alpha`; of the first fit also `same_jacobian`, at as many sources as positions are read.
+        `jacobian`, `norm`, `alpha`.
     """
-    model, tokens, estimator = subject.variant(task["variant"]), subject.tokens(task["fitted"]), subject.estimator
-    found = document_jacobian(model, tokens, estimator, memory=MEMORY).cpu()
+    model, tokens = subject.variant(task["variant"]), subject.tokens(task["fitted"])
+    found = document_jacobian(model, tokens, subject.estimator, memory=MEMORY).cpu()
     arrays = {
         "jacobian": found,
         "norm": found.double().norm(dim=(-2, -1)),
         "alpha": found.double().diagonal(dim1=-2, dim2=-1).mean(-1),
     }
-    if "same" in subject.predictors and task["variant"] == OWN and task["fitted"] in subject.places("first"):
-        here = replace(estimator, targets="same", sources=subject.config.positions_per_window)
-        arrays["same_jacobian"] = document_jacobian(model, tokens, here, memory=MEMORY).cpu()
     return Piece(arrays, {"source": subject.sources})
+
+
+def same_position(subject: LensSubject, task: Task, run: Run) -> Piece:
+    """Compute the matrices of one document of the first fit without the sum over later positions.
+
+    Args:
+        subject: Models and text.
+        task: Its document.
+        run: Not used.
+
+    Returns:
+        `same_jacobian`, the mean over as many sources as positions are read of a held-out document.
+    """
+    here = replace(subject.estimator, targets="same", sources=subject.config.positions_per_window)
+    found = document_jacobian(subject.model, subject.tokens(task["fitted"]), here, memory=MEMORY)
+    return Piece({"same_jacobian": found.cpu()}, {"source": subject.sources})
 
 
 def without_identity(found: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
