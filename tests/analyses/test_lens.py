@@ -20,7 +20,6 @@ from probe.analyses.lens.panels import participation
 from probe.analyses.lens.schema import LENSES, PREDICTORS
 from probe.analyses.lens.stages import Lens
 from probe.analyses.lens.subject import LensSubject, with_own_ends
-from probe.analyses.lens.work import without_identity
 from probe.plots import style
 from probe.runs import Run
 from tests.plant.saved import saved, write_text
@@ -101,6 +100,11 @@ def matrices(subject, group, rows=None):
     return torch.stack(found).double()
 
 
+def rest(found):
+    """J − α I."""
+    return found - torch.einsum("...ii->...", found)[..., None, None] / WIDTH * torch.eye(WIDTH, dtype=torch.float64)
+
+
 class TestDocuments:
     def test_no_document_is_in_two_fits_or_read_and_fitted(self, subject):
         titles = subject.drawn.document.tolist()
@@ -132,7 +136,7 @@ class TestDocuments:
 class TestAgainstTheJacobians:
     def test_inner_products_of_documents(self, result, subject):
         found = torch.cat([matrices(subject, group) for group in ("first", "second", "other")])
-        for part, values in (("J", found), ("M", without_identity(found))):
+        for part, values in (("J", found), ("M", rest(found))):
             flat = values.flatten(2).transpose(0, 1)
             gram = result.data["gram"].sel(part=part).transpose("source", "fitted", "fitted_other")
             np.testing.assert_allclose(gram, flat @ flat.mT, rtol=1e-4, atol=1e-5, err_msg=part)
@@ -140,12 +144,19 @@ class TestAgainstTheJacobians:
     def test_the_mean_of_the_controlled_documents(self, result, subject):
         mean = matrices(subject, "first", 2).mean(0)
         data = result.data.sel(variant="model")
-        for part, values in (("J", mean), ("M", without_identity(mean))):
+        for part, values in (("J", mean), ("M", rest(mean))):
             singular = data["singular_value"].sel(part=part).transpose("source", "index")
             np.testing.assert_allclose(singular, torch.linalg.svdvals(values), rtol=1e-3, atol=1e-5, err_msg=part)
         alpha = mean.diagonal(dim1=-2, dim2=-1).mean(-1)
         np.testing.assert_allclose(data["mean_alpha"], alpha, rtol=1e-5)
         np.testing.assert_allclose(data["identity_share"], alpha**2 * WIDTH / mean.square().sum((-2, -1)), rtol=1e-5)
+
+    def test_the_edge_of_noise_of_two_documents(self, result, subject):
+        """They lie ± half their difference D from the mean: five draws of signs give 0 or ‖D‖₂ / √2 each."""
+        one, other = rest(matrices(subject, "first", 2))
+        share = result.data["noise_edge"].values / (torch.linalg.matrix_norm(one - other, 2).numpy() / 2**0.5)
+        np.testing.assert_allclose(5 * share, np.round(5 * share[0]), atol=1e-3)
+        assert 0 < share[0] <= 1
 
     @pytest.mark.parametrize("variant", ["model", "init-0", "shuffled-0", "blocks-0"])
     def test_participation_follows_from_the_quartics(self, result, variant):
@@ -159,7 +170,8 @@ class TestAgainstTheJacobians:
     def test_lenses_read_as_the_public_function_does(self, result, subject):
         mean = matrices(subject, "first").mean(0).float()
         fitted = probe.lens.JacobianLens(tuple(subject.sources), mean, LAYERS - 1, 3)
-        beside = {"jacobian": fitted, "logit": "logit", "own": "own"}
+        moved = probe.lens.JacobianLens(tuple(subject.sources), mean.roll(1, 0), LAYERS - 1, 3)
+        beside = {"jacobian": fitted, "logit": "logit", "own": "own", "displaced": moved}
         where = subject.positions[1]
         read = probe.lens.readout(
             subject.model, subject.held.tokens[1], beside, layers=subject.sources, positions=where, k=1
@@ -190,12 +202,18 @@ class TestAgainstTheJacobians:
             found = result.data["cosine"].sel(predictor=name, source=layer).isel(query=[2, 3])
             np.testing.assert_allclose(found, expected, atol=0.01, err_msg=name)
 
-    def test_lens_directions_raise_their_tokens(self, result):
-        predicted = result.data["predicted"]
-        assert (predicted.sel(direction="logit") > 0).mean() > 0.9
-        assert abs(float(predicted.sel(direction="random").mean())) < float(predicted.sel(direction="lens").mean())
-        small = abs(result.data["measured"] - predicted).sel(direction="logit", source=SOURCES - 1)
-        assert float(small.median()) < float(abs(predicted).sel(direction="logit", source=SOURCES - 1).median())
+    def test_a_step_is_as_long_as_it_says(self, result, subject):
+        """Along logit-lens directions what is predicted is the step itself, behind the last block."""
+        model, token = subject.model, subject.steered[0]
+        stream = probe.capture(model, subject.held.tokens[:1])
+        where = subject.positions[0]
+        final = stream[f"blocks.{LAYERS - 1}.hook_resid_post"][0, where]
+        state = stream["blocks.1.hook_resid_pre"][0, where]
+        row = dict(model.module.named_parameters())["lm_head.weight"][token].detach()
+        step = 0.05 * state.norm(dim=-1, keepdim=True) * row / row.norm()
+        expected = (model.unembed(final + step) - model.unembed(final))[:, token].detach()
+        found = result.data["predicted"].sel(direction="logit", source=0, steered=token).isel(query=[0, 1])
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_everything_that_is_declared_is_measured(result):

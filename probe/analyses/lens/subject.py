@@ -122,6 +122,11 @@ class LensSubject(Subject[Config]):
         config = self.config
         return Estimator.of(self.model, targets=config.targets, layers=self.sources, skip_first=config.skip_first)
 
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """As of every subject, and the hash of the second corpus."""
+        return super().fingerprint | ({} if self.other is None else {"other": self.other.sha256})
+
     @property
     def predictors(self) -> list[str]:
         """Jacobians by which a change is predicted; where the lens itself leaves later positions out, it is "same"."""
