@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from probe.analyses.lens.panels import participation
 from probe.analyses.lens.schema import LENSES, PREDICTORS
 from probe.analyses.lens.stages import Lens
 from probe.analyses.lens.subject import LensSubject, with_own_ends
+from probe.analysis import command
 from probe.plots import style
 from probe.runs import Run
 from tests.plant.saved import saved, write_text
@@ -309,11 +308,10 @@ def test_wrong_options_are_refused_before_any_work(folder, text, changes, messag
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_says_what_it_would_take(folder, text, tmp_path):
-    words = [sys.executable, "-m", "probe.analyses.lens", f"--model={saved(folder, 'llama')}", f"--text={text}"]
-    words += ["--windows=2", "--fit-windows=3", "--window-length=24", "--no-affine", "--init-seeds=0"]
-    words += ["--shuffled-seeds=0", "--blocks-seeds=0", f"--out={tmp_path / 'runs'}", "--dry-run"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert all(stage in done.stdout for stage in ("documents", "same", "quartics", "steer"))
+def test_the_command_line_says_what_it_would_take(folder, text, tmp_path, capsys):
+    words = [f"--model={saved(folder, 'llama')}", f"--text={text}", "--windows=2", "--fit-windows=3", "--dry-run"]
+    words += ["--window-length=24", "--no-affine", "--init-seeds=0", "--shuffled-seeds=0", "--blocks-seeds=0"]
+    assert command.main("lens", lens.Config, lambda: lens.analysis, [*words, f"--out={tmp_path / 'runs'}"]) == 0
+    said = capsys.readouterr().out
+    assert all(stage in said for stage in ("documents", "same", "quartics", "steer"))
     assert not (tmp_path / "runs").exists()

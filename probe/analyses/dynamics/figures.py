@@ -316,7 +316,7 @@ def _eigenvectors(data: xr.Dataset) -> Figure | None:
 
 
 def _identity(data: xr.Dataset, variable: str = "identity_share") -> str:
-    """How much of what a rank or spectrum is of is the identity; nothing of a run that did not measure it."""
+    """The identity's share of what a rank or spectrum is of; empty for a run that did not measure it."""
     if variable not in data:
         return ""
     shares = data[variable].sel(variant="model")

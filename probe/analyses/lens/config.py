@@ -23,7 +23,7 @@ class Thresholds:
         threshold_own_context: Cosine by the context's own Jacobian less that by the mean one.
         margin_own_context: The same beyond the difference between two disjoint mean fits.
         threshold_corpus: Share of the variance of M that lies between two corpora.
-        threshold_corpus_p: p below which corpora are called different.
+        threshold_corpus_p: Value of p below which corpora are called different.
         threshold_learned: Log participation ratio of M, trained less control.
         threshold_causal: Spearman's ρ of predicted and measured logit change.
         margin_causal: The same beyond random directions.
@@ -46,7 +46,7 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """What a Jacobian lens of a model is worth: how stable, what it reads, and what of it is learned.
+    """Worth of a Jacobian lens: how stable it is, what it reads, and what of it is learned.
 
     A lens is fitted twice, on disjoint documents, and read on documents that were not fitted. Each document gives one
     window. Where the text has too few documents, a third of them are held out, and the rest is divided.

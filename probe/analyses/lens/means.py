@@ -75,12 +75,12 @@ class Distances:
         self.gram = gram
 
     def product(self, one: Weights, other: Weights) -> Float[np.ndarray, " source"]:
-        """Inner product of two weighted means, by layer."""
+        """Compute the inner product of two weighted means, by layer."""
         found: Floats = np.einsum("a,lab,b->l", one / one.sum(), self.gram, other / other.sum())
         return found
 
     def between(self, one: Weights, other: Weights) -> Float[np.ndarray, " source"]:
-        """‖A − B‖ / sqrt(‖A‖ ‖B‖) of two weighted means, by layer."""
+        """Compute ‖A − B‖ / sqrt(‖A‖ ‖B‖) of two weighted means, by layer."""
         own, theirs, both = self.product(one, one), self.product(other, other), self.product(one, other)
         distance: Floats = np.sqrt(np.maximum(own + theirs - 2 * both, 0.0)) / (own * theirs) ** 0.25
         return distance
@@ -144,7 +144,7 @@ class Participation:
 
     Args:
         quartic: ⟨S_ab, S_cd⟩, (source, pair, pair).
-        trace: tr S_ab, (source, pair).
+        trace: Traces tr S_ab, (source, pair).
     """
 
     def __init__(self, quartic: Floats, trace: Floats) -> None:

@@ -83,14 +83,14 @@ class LensSubject(Subject[Config]):
         return [(group, int(row)) for group in GROUPS if group in self.fits for row in self.fits[group]]
 
     def tokens(self, place: int) -> Int[Tensor, " position"]:
-        """The tokens of a document along `fitted`."""
+        """Return the tokens of a document along `fitted`."""
         group, row = self.fitted[place]
         windows = self.other if group == "other" else self.drawn
         assert windows is not None
         return windows.tokens[row]
 
     def places(self, group: str, count: int | None = None) -> list[int]:
-        """The places along `fitted` of a group, or the first of them."""
+        """List the places along `fitted` of a group, or the first of them."""
         return [place for place, (name, _) in enumerate(self.fitted) if name == group][:count]
 
     @cached_property
@@ -118,7 +118,7 @@ class LensSubject(Subject[Config]):
 
     @property
     def estimator(self) -> Estimator:
-        """What is averaged."""
+        """The estimator of each document's matrices."""
         config = self.config
         return Estimator.of(self.model, targets=config.targets, layers=self.sources, skip_first=config.skip_first)
 
@@ -148,7 +148,7 @@ class LensSubject(Subject[Config]):
         return with_own_ends(super()._load(-1 - random_init, None), self.model)
 
     def control(self, name: str) -> tuple[int | None, int | None]:
-        """As of every subject; "blocks-SEED", fresh blocks between the model's own ends, has the seed −1 − SEED."""
+        """Look up a control; "blocks-SEED", fresh blocks between the model's own ends, has the seed −1 − SEED."""
         kind, _, seed = name.partition("-")
         return (-1 - int(seed), None) if kind == "blocks" else super().control(name)
 

@@ -94,7 +94,7 @@ def grams(subject: LensSubject, task: Task, run: Run) -> Piece:
 
 
 def pairs_of(count: int) -> list[tuple[int, int]]:
-    """The pairs of documents along `pair`, the first not behind the second."""
+    """List the pairs of documents along `pair`, the first not behind the second."""
     return list(itertools.combinations_with_replacement(range(count), 2))
 
 
@@ -280,7 +280,7 @@ def own(subject: LensSubject, task: Task, run: Run) -> Piece:
 
 @torch.no_grad()
 def steer(subject: LensSubject, task: Task, run: Run) -> Piece:
-    """Steer along directions of tokens, and compare the predicted change of their logits with that of a real run.
+    """Measure the change of tokens' logits under steps along their directions, beside what is predicted.
 
     Args:
         subject: Models and text.
