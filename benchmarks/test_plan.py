@@ -22,6 +22,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamics, bundled": ("dynamics", BUNDLED | {"windows": 8, "window_length": 64, "init_seeds": 2}),
     "communities, bundled": ("communities", BUNDLED | {"windows": 8, "window_length": 64, "init_seeds": 2}),
     "continuity, bundled": ("continuity", {"model": "bundled/transformer"}),
+    "lens, bundled": (
+        "lens",
+        BUNDLED
+        | {"windows": 4, "fit_windows": 6, "window_length": 64, "control_windows": 3, "tuned_steps": 20}
+        | {"init_seeds": 1, "shuffled_seeds": 1, "blocks_seeds": 1},
+    ),
     "causes": ("causes", {"cells": "stream-gelu,stream-identity", "steps": 300, "seeds": 2}),
     "tokenwise, default": (
         "tokenwise",

@@ -99,7 +99,7 @@ def _ledgers(app: Sphinx) -> None:
 def _variables(app: Sphinx) -> None:
     """The variables of every analysis's Dataset, as its schema declares them, for the page on theory."""
     parts = []
-    for name in ("tokenwise", "dynamics", "communities", "continuity", "causes"):
+    for name in ("tokenwise", "dynamics", "communities", "continuity", "causes", "lens"):
         rows = [
             f"| `{variable}` | {declared.axes} | {declared.unit or '–'} | {declared.meaning.replace('|', '&#124;')} |"
             for variable, declared in analyses.load(name).schema.items()

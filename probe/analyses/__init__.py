@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from probe.analyses import communities as communities
     from probe.analyses import continuity as continuity
     from probe.analyses import dynamics as dynamics
+    from probe.analyses import lens as lens
     from probe.analyses import tokenwise as tokenwise
     from probe.analyses.opening import open_run as open_run
     from probe.analyses.opening import open_runs as open_runs

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from probe import display
+from probe import display, spectra
 from probe.directions import Directions, unembedding_rows
 from probe.errors import InputError
 from probe.model import LanguageModel
@@ -126,7 +126,7 @@ class JacobianLens(display.Shown):
     @property
     def identity_share(self) -> Float[Tensor, " layer"]:
         """Share of ‖J‖_F² that α I has, α² d / ‖J‖_F²; the rest is that of M = J − α I."""
-        return self.alpha**2 * self.d_model / self.jacobians.double().square().sum((-2, -1))
+        return spectra.identity_share(self.jacobians)
 
     def without_identity(self) -> Float[Tensor, "layer d d"]:
         """Return M = J − α I, float64."""

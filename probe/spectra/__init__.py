@@ -6,7 +6,8 @@ One function a score, batched over all leading dimensions, any float dtype in, f
 - from a symmetric eigenvalue problem: `numerical_abscissa`
 - eigenvalues: `eigenvalues`, `spectral_radius`, `spectral_abscissa`, `complex_fraction`, `rotation_fraction`
 - non-normality: `henrici_departure`, `eigenvector_condition`
-- ranks: `singular_values`, `stable_rank`, `effective_rank`, `energy_effective_rank`, `participation_ratio`
+- ranks: `singular_values`, `stable_rank`, `effective_rank`, `energy_effective_rank`, `participation_ratio`;
+  beside them `identity_share`
 - rotation: `polar_rotation`
 - the resolvent: `pseudospectrum` (on a `spectral_grid`), `kreiss_constant`
 
@@ -40,6 +41,7 @@ from probe.spectra.products import cumulative_spectra
 from probe.spectra.ranks import (
     effective_rank,
     energy_effective_rank,
+    identity_share,
     participation_ratio,
     polar_rotation,
     singular_values,
@@ -58,6 +60,7 @@ __all__ = [
     "eigenvector_condition",
     "energy_effective_rank",
     "henrici_departure",
+    "identity_share",
     "kreiss_constant",
     "numerical_abscissa",
     "participation_ratio",

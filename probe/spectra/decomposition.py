@@ -27,7 +27,8 @@ class Spectrum(Factors):
     Attributes have the names of the functions of `probe.spectra`, and any of these functions takes a `Spectrum` in
     place of matrices. Cost of an attribute where nothing is known yet (each line several times the one above):
 
-    - products: `frobenius_norm`, `antisymmetric_fraction`, `symmetric_share`, `commutator_norm`; `numerical_abscissa`
+    - products: `frobenius_norm`, `antisymmetric_fraction`, `symmetric_share`, `identity_share`, `commutator_norm`;
+      `numerical_abscissa`
     - one Schur form without vectors: `eigenvalues`, `spectral_radius`, `spectral_abscissa`, `complex_fraction`,
       `rotation_fraction`, `henrici_departure`
     - one SVD without vectors: `singular_values`, `stable_rank`, `effective_rank`, `energy_effective_rank`,
@@ -50,6 +51,7 @@ class Spectrum(Factors):
     effective_rank = cached_property(ranks.effective_rank)
     energy_effective_rank = cached_property(ranks.energy_effective_rank)
     participation_ratio = cached_property(ranks.participation_ratio)
+    identity_share = cached_property(ranks.identity_share)
     polar_rotation = cached_property(ranks.polar_rotation)
     kreiss_constant = cached_property(resolvent.kreiss_constant)
 
@@ -167,6 +169,7 @@ DIMS = {2: ("window", "position"), 3: ("layer", "window", "position")}
 """Names of batch axes, by their number."""
 MEANINGS = {
     "frobenius_norm": "‖A‖_F",
+    "identity_share": "share of ‖A‖² that αI has, α = tr(A)/d",
     "symmetric_share": "‖A + Aᵀ‖² / (4‖A‖²)",
     "antisymmetric_fraction": "‖A − Aᵀ‖ / (2‖A‖)",
     "commutator_norm": "‖AᵀA − AAᵀ‖ / ‖A‖²",

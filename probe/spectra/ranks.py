@@ -27,6 +27,28 @@ def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
     return factors(A).singular_values
 
 
+def identity_share(A: Matrices) -> Float[Tensor, "*batch"]:
+    """Compute the share of ``‖A‖_F²`` that the nearest multiple of the identity has, ``(tr A)² / (d ‖A‖_F²)``.
+
+    A rank or spectrum of ``A = αI + M`` with a large share is that of the identity, whatever M is.
+
+    >>> round(float(identity_share(torch.tensor([[1.0, 2.0], [-2.0, 1.0]]))), 6)
+    0.2
+
+    Args:
+        A: Matrices, (..., d, d), or their `decompose`.
+
+    Returns:
+        Values in [0, 1], float64, (...); about 1/d² for a Gaussian matrix, NaN for a zero one.
+
+    Cost: two passes over the entries.
+    """
+    scaled = factors(A).scaled
+    trace = scaled.diagonal(dim1=-2, dim2=-1).sum(-1)
+    share: Tensor = trace.square() / (scaled.shape[-1] * scaled.square().sum((-2, -1)))
+    return share
+
+
 def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the stable rank ``‖A‖_F² / σ₁²``.
 

@@ -169,6 +169,11 @@ class TestAgainstTheJacobians:
                 float(spectra.effective_rank(product)), rel=1e-4
             )
             assert float(found["product_log_norm"]) == pytest.approx(float(product.norm().log()), rel=1e-4)
+            alpha = float(product.trace()) / WIDTH
+            share = alpha**2 * WIDTH / float(product.square().sum())
+            assert float(found["product_identity_share"]) == pytest.approx(share, rel=1e-4)
+            own = float(J.trace()) ** 2 / WIDTH / float(J.square().sum())
+            assert float(result.data["identity_share"].sel(variant="model")[depth, -1]) == pytest.approx(own, rel=1e-4)
             largest = float(torch.linalg.svdvals(product)[0].log()) / (depth + 1)
             assert float(found["lyapunov_exponent"].sel(exponent=1)) == pytest.approx(largest, abs=1e-4)
 
@@ -222,6 +227,9 @@ def test_planted_rotations_come_out_in_closed_form(folder, text, monkeypatch):
         np.testing.assert_allclose(k[name], values, atol=1e-6, err_msg=name)
     growth = 2 * np.cos(angle / 2)  # the modulus of 1 + exp(iθ)
     np.testing.assert_allclose(k["product_participation_ratio"], np.full(LAYERS, float(WIDTH)), rtol=1e-6)
+    np.testing.assert_allclose(k["identity_share"], np.cos(angle / 2) ** 2, atol=1e-6)  # |1 + exp(iθ)|² = 4 cos²(θ/2)
+    turned = np.cumsum(angle / 2)  # the argument of 1 + exp(iθ): angles add
+    np.testing.assert_allclose(k["product_identity_share"], np.cos(turned) ** 2, atol=1e-6)
     np.testing.assert_allclose(k["product_log_norm"], np.cumsum(np.log(growth)) + np.log(WIDTH) / 2, atol=1e-6)
     mean_growth = np.cumsum(np.log(growth)) / np.arange(1, LAYERS + 1)
     for exponent in (1, 32):

@@ -11,9 +11,10 @@ import xarray as xr
 
 from probe.analyses.dynamics.claims import ROWS, claims
 from probe.analyses.dynamics.config import Config, Thresholds
+from probe.analyses.dynamics.figures import figures
 from probe.claims import Claim
 from probe.claims.evidence import Table
-from tests.plant.dynamics import CHOSEN, DOCUMENTS, LAYERS, NULL_WHOLE, WHOLE, WIDTH, dataset
+from tests.plant.dynamics import CHOSEN, DOCUMENTS, IDENTITY, LAYERS, NULL_WHOLE, WHOLE, WIDTH, dataset
 from tests.plant.judging import at, by_name, claim_named, shown
 
 CLAIMS = ("gradient", "late_symmetric", "bottleneck", "learned", "nonnormal_origin", "linear_holds")
@@ -77,6 +78,7 @@ class TestSupported:
         assert shown(bottleneck, "shuffled depth") == pytest.approx(NULL_WHOLE["shuffled_depth"], rel=0.1)
         assert shown(bottleneck, "fresh initialisation") == pytest.approx(WHOLE["init"], rel=0.1)
         assert shown(bottleneck, "effective rank") == pytest.approx(1.5 * WHOLE["model"], rel=0.1)
+        assert shown(bottleneck, "share of ‖C‖² that the identity has") == IDENTITY
         names = " ".join(control["name"] for control in planted["nonnormal_origin"].controls)
         assert all(word in names for word in ("schur_normal of Kᵀ", "rotated K", "J symmetrised", "antisymmetric"))
         names = " ".join(control["name"] for control in planted["linear_holds"].controls)
@@ -166,6 +168,11 @@ class TestBottleneck:
         claim = judged(data, "bottleneck")
         assert claim.verdict == "mechanical", claim.reason
         assert {"norm": "norm-matched", "init": "initialisation"}[control] in claim.reason
+
+    def test_the_identity_stands_beside_every_rank(self):
+        captions = {figure.name: figure.caption for figure in figures(dataset(), Config())}
+        for name, part in {"size": "25.0% of ‖J‖²", "bottleneck": "25.0% of ‖C‖²", "directions": "of ‖C‖²"}.items():
+            assert part in captions[name], name
 
     def test_seeds_that_disagree_widen_the_contrast(self):
         data = dataset()

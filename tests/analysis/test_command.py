@@ -333,7 +333,7 @@ def test_a_broken_pipe_that_is_not_the_output_is_a_defect() -> None:
         command.exit_status(broken, "toy")
 
 
-@pytest.mark.parametrize("name", ["tokenwise", "dynamics", "communities", "continuity", "causes"])
+@pytest.mark.parametrize("name", ["tokenwise", "dynamics", "communities", "continuity", "causes", "lens"])
 def test_every_example_of_a_help_is_a_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = getattr(probe.analyses, name).Config
     assert len(config.examples) >= 2

@@ -161,7 +161,7 @@ def test_a_configuration_of_another_version_is_refused():
 
 
 def test_built_in_analyses_are_found_by_name():
-    assert {"tokenwise", "dynamics", "communities", "continuity", "causes"} <= set(analyses.names())
+    assert {"tokenwise", "dynamics", "communities", "continuity", "causes", "lens"} <= set(analyses.names())
     assert analyses.load("tokenwise").run == probe.analyses.tokenwise.run
     with pytest.raises(InputError, match="perhaps tokenwise"):
         analyses.load("tokenwize")

@@ -16,10 +16,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import probe
-from probe.analyses import communities, continuity, dynamics, tokenwise
+from probe.analyses import communities, continuity, dynamics, lens, tokenwise
 from probe.analyses.communities.stages import Communities
 from probe.analyses.continuity.stages import Continuity
 from probe.analyses.dynamics.stages import Dynamics
+from probe.analyses.lens.stages import Lens
 from probe.analyses.tokenwise.stages import LayerUpdates
 from probe.analysis import Analysis, Schema, Stage, Subject, Task, TextConfig, Variable
 from probe.analysis.config import ModelConfig
@@ -61,6 +62,12 @@ SMALL: dict[str, tuple[type[Analysis[Any]], type[Any], dict[str, Any]]] = {
         continuity.Config,
         {"layers": "0,1", "init_seeds": 1, "permutations": 5, "composites": False, "folded": False},
     ),
+    "lens": (
+        Lens,
+        lens.Config,
+        {"windows": 2, "window_length": 20, "layers": [1, 2], "skip_first": 4, "fit_windows": 2, "control_windows": 2}
+        | {"init_seeds": 1, "shuffled_seeds": 1, "blocks_seeds": 1, "affine": False, "steered": 1},
+    ),
 }
 
 
@@ -69,6 +76,7 @@ CONTROLS: dict[str, tuple[dict[str, str], ...]] = {
     "dynamics": ({"variant": "init-0"}, {"variant": "shuffled-0"}),
     "communities": ({"view": "init-0"},),
     "continuity": ({"variant": "init-0"}, {"variant": "shuffled-0"}),
+    "lens": ({"variant": "init-0"}, {"variant": "shuffled-0"}, {"variant": "blocks-0"}),
 }
 """Labels of the first stage's tasks that make them tasks of a control."""
 

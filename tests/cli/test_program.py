@@ -14,7 +14,7 @@ from probe import analyses
 from probe.analysis import Analysis
 from probe.cli import program as cli
 
-ANALYSES = ["causes", "communities", "continuity", "dynamics", "tokenwise"]
+ANALYSES = ["causes", "communities", "continuity", "dynamics", "lens", "tokenwise"]
 
 
 def test_help_gives_each_command_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +61,10 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["tokenwize", "--help"], "got 'tokenwize': perhaps tokenwise;"),
         (["model"], "got 'model': perhaps models;"),
-        (["zzz"], "got 'zzz': there are causes, communities, continuity, dynamics, tokenwise, study, compare, models;"),
+        (
+            ["zzz"],
+            "got 'zzz': there are causes, communities, continuity, dynamics, lens, tokenwise, study, compare, models;",
+        ),
         (["--verison"], "got '--verison'"),
         (["--completion"], "takes one of bash, zsh, fish, got nothing"),
         (["--completion", "tcsh"], "got tcsh"),

@@ -10,6 +10,7 @@ from tests.mutants.dynamics import DYNAMICS
 from tests.mutants.graphs import GRAPHS
 from tests.mutants.jacobian import JACOBIAN
 from tests.mutants.lens import LENS
+from tests.mutants.lens_analysis import LENS_ANALYSIS
 from tests.mutants.patching import PATCHING
 from tests.mutants.plots import PLOTS
 from tests.mutants.results import RESULTS
@@ -514,6 +515,7 @@ ROOMS = {
     **WEIGHTS,
     **TRAINING,
     **LENS,
+    **LENS_ANALYSIS,
     **PATCHING,
     **RUNS,
     **RESULTS,

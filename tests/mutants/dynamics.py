@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 DYNAMICS: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
+    "probe/analyses/dynamics/work.py": [
+        (
+            "tests/analyses/test_dynamics.py::TestAgainstTheJacobians",
+            [
+                ("product = block.double() @ product", "product = product @ block.double()"),
+                ("spectra.identity_share(J[subject.layers])", "spectra.identity_share(J[subject.layers] + 1)"),
+            ],
+        ),
+    ],
     "probe/claims/evidence.py": [
         (
             "tests/claims/test_evidence.py",

@@ -53,6 +53,8 @@ SPECTRA: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
         (
             SCORES,
             [
+                ("trace.square() / (scaled.shape[-1] *", "trace.square() / ("),
+                ("trace.square() / (scaled", "trace.abs() / (scaled"),
                 ("relative.square().sum(-1)", "relative.sum(-1)"),
                 ("entropy_rank(_relative(singular_values(A)))", "entropy_rank(_relative(singular_values(A)).square())"),
                 ("entropy_rank(_relative(singular_values(A)).square())", "entropy_rank(_relative(singular_values(A)))"),

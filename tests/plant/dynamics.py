@@ -11,6 +11,7 @@ from probe.analyses.dynamics import schema
 from probe.analyses.dynamics.schema import SCHEMA, SCORES
 
 LAYERS, DOCUMENTS, CHOSEN, WIDTH, DRAWS, SEEDS = 9, 16, 2, 64, 3, 5
+IDENTITY = 0.25  # share of ‖C‖² that the identity has
 NULLS = tuple(null for null in schema.NULLS if null != "symmetrised_ov")
 EPSILONS = np.array(schema.EPSILONS)
 # participation ratio of the whole product, over d
@@ -65,7 +66,9 @@ Variables = dict[str, np.ndarray]
 
 def _scores(rng: np.random.Generator, variants: int, layers: int, first: np.ndarray, noise: float) -> Variables:
     """Scores that fall with depth in the model and in its blocks on the token alone."""
-    found: Variables = {}
+    shares = np.full((variants, layers, len(first)), IDENTITY)
+    shares[1:, :, ~first] = np.nan
+    found: Variables = {"identity_share": shares}
     for name in SCORES:
         start, end = FALLS.get(name, (0.5, 0.5))
         values = np.full((variants, 2, layers, len(first)), 0.7)
@@ -95,6 +98,7 @@ def _products(rng: np.random.Generator, variants: list[str], layers: int, first:
     return {
         "product_participation_ratio": ratio,
         "product_effective_rank": 1.5 * ratio,
+        "product_identity_share": np.where(np.isfinite(ratio), IDENTITY, np.nan),
         "product_log_norm": np.log(ratio) + 2,
         "null_participation_ratio": null,
         "null_effective_rank": 1.5 * null[:, 0],

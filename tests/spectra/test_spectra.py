@@ -46,6 +46,7 @@ SCORES = [
     spectra.effective_rank,
     spectra.energy_effective_rank,
     spectra.participation_ratio,
+    spectra.identity_share,
     spectra.polar_rotation,
 ]
 GROW = {"spectral_radius", "spectral_abscissa", "numerical_abscissa"}  # with the matrix; the others are blind to scale
@@ -205,6 +206,15 @@ def test_ranks_of_known_singular_values() -> None:
     assert spectra.effective_rank(A).item() == pytest.approx(math.exp(entropy))
     assert spectra.energy_effective_rank(A).item() == pytest.approx(math.exp(energy))
     assert spectra.participation_ratio(A).item() == pytest.approx(22**2 / (256 + 16 + 2))
+
+
+def test_the_identitys_share_of_a_matrix_with_a_known_multiple() -> None:
+    M = torch.randn(3, 8, 8, dtype=F64, generator=torch.Generator().manual_seed(0))
+    M -= M.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] * torch.eye(8, dtype=F64)
+    rest = M.square().sum((-2, -1))
+    share = spectra.identity_share(-2.0 * torch.eye(8) + M)
+    torch.testing.assert_close(share, 4 * 8 / (4 * 8 + rest))  # αI and M are orthogonal
+    torch.testing.assert_close(spectra.identity_share(M), torch.zeros(3, dtype=F64))
 
 
 def test_eigenvector_condition_of_a_known_matrix() -> None:

@@ -152,6 +152,9 @@ def bottleneck(table: Runs) -> Finding:
     effective = table.find("product_effective_rank", dims=("depth", "query"), variant="model")
     if effective is not None:
         parts["effective rank of the product, over d"] = Typical(effective[-1] / width)
+    identity = table.find("product_identity_share", dims=("depth", "query"), variant="model")
+    if identity is not None:
+        parts["share of ‖C‖² that the identity has"] = Typical(identity[-1])
     controlled = table.measured(np.stack([_whole_product(table, name) for name in fresh]))
     logs, *init = (Typical(np.log(_whole_product(controlled, name))) for name in ("model", *fresh))
     repeated = table.measured(_null(table, "norm_matched"))

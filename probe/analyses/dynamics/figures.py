@@ -68,11 +68,13 @@ def _depth(data: xr.Dataset, matrix: Literal["J", "K"], name: str, title: str, s
         "J": "Where the update is small against the stream, J → I and all scores of J fall, whatever K does: a fall of "
         "J alone proves nothing, and fresh initialisations show it too",
     }
+    identity = "" if name == "depth" else _identity(data)
     null = "" if name in ("size", "more") else " Dotted: a large random matrix."
     return Figure(
         name,
         title,
-        f"{words[matrix]}.{null} First and last block are often outliers and do not enter claims over depth. {LINES} "
+        f"{words[matrix]}.{null}{identity} First and last block are often outliers and do not enter claims over depth. "
+        f"{LINES} "
         f"{_where(data)}",
         partial(panel_rows, [partial(panels.score_by_depth, data, score, matrix) for score in scores], 2, legend=3),
         table=partial(_ends_table, data, matrix, scores),
@@ -108,7 +110,7 @@ def _clouds(data: xr.Dataset) -> Figure | None:
         "Eigenvalues of K through depth",
         f"All eigenvalues of K at {data.sizes['cloud']} positions of as many windows, for {len(chosen)} blocks; the "
         "chart below has every block. Real numbers lie on the horizontal line; the null for a random matrix is a "
-        f"disc that is uniformly filled, {complex_share:.1%} of it off the line. {_where(data)}",
+        f"disc that is uniformly filled, {complex_share:.1%} of it off the line.{_identity(data)} {_where(data)}",
         partial(panel_rows, [partial(panels.eigenvalue_cloud, data, layer) for layer in chosen], 3, height=2.4),
         interactive=partial(clouds, data),
         alt="Scatter plots of eigenvalues in the complex plane for nine blocks.",
@@ -135,7 +137,7 @@ def _bottleneck(data: xr.Dataset, config: Config) -> Figure:
         "Participation ratio (Σσ²)²/Σσ⁴ and effective rank of the product of Jacobians J_l ⋯ J_1, over d. Products of "
         "random maps collapse by themselves, so the null lines decide: every K replaced by a Gaussian matrix of the "
         "same norm (black), the blocks multiplied in random order (grey), fresh initialisations."
-        f"{_formal(data)} {LINES} {_where(data)}",
+        f"{_identity(data, 'product_identity_share')}{_formal(data)} {LINES} {_where(data)}",
         draw,
         alt="Participation ratio and effective rank of the cumulative product over depth, with controls and nulls.",
     )
@@ -181,7 +183,8 @@ def _directions(data: xr.Dataset) -> Figure | None:
         "How fast directions grow, and whether they stay the same",
         "(a) finite-depth Lyapunov exponents ln σ_i(J_l ⋯ J_1)/l; 0: neither growth nor decay. (b) overlap of the "
         "top-k right singular subspace (inputs that grow most) with that one block before; dotted, the null: k/d. "
-        f"(c) root-mean-square growth of a random direction; 1: length kept.{_formal(data)} {LINES} {_where(data)}",
+        "(c) root-mean-square growth of a random direction; 1: length kept."
+        f"{_identity(data, 'product_identity_share')}{_formal(data)} {LINES} {_where(data)}",
         draw,
         alt="Lyapunov exponents, subspace overlaps and growth of the cumulative product over depth.",
     )
@@ -310,6 +313,17 @@ def _eigenvectors(data: xr.Dataset) -> Figure | None:
         partial(panel_rows, [partial(panels.eigenvector_condition, data), partial(panels.polar_rotation, data)], 2),
         alt="Condition number of the eigenvectors of K and polar rotation of J over depth.",
     )
+
+
+def _identity(data: xr.Dataset, variable: str = "identity_share") -> str:
+    """The identity's share of what a rank or spectrum is of; empty for a run that did not measure it."""
+    if variable not in data:
+        return ""
+    shares = data[variable].sel(variant="model")
+    if variable == "identity_share":
+        return f" α I, α = tr(J)/d, has {float(shares.median()):.1%} of ‖J‖² (median)."
+    whole = float(shares.isel(depth=-1).median())
+    return f" α I, α = tr(C)/d, has {whole:.1%} of ‖C‖² of the product C of all blocks (median)."
 
 
 def _formal(data: xr.Dataset) -> str:

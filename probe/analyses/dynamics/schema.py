@@ -50,6 +50,10 @@ _STEP = "direction horizon epsilon start query"
 SCHEMA = Schema(
     {name: Variable("variant matrix layer query", "1", meaning) for name, meaning in SCORES.items()}
     | {
+        "identity_share": Variable("variant layer query", "1", "share of ‖J‖_F² that α I has, α = tr(J)/d"),
+        "product_identity_share": Variable(
+            "variant depth query", "1", "share of ‖C‖_F² that α I has, C = J_l ⋯ J_1, α = tr(C)/d"
+        ),
         "product_participation_ratio": Variable("variant depth query", "1", "(Σσ²)²/Σσ⁴ of J_l ⋯ J_1"),
         "product_effective_rank": Variable("variant depth query", "1", "effective rank of J_l ⋯ J_1"),
         "product_log_norm": Variable("variant depth query", "nat", "ln ‖J_l ⋯ J_1‖_F"),

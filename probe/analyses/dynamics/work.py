@@ -34,9 +34,9 @@ def score(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
         run: Not used.
 
     Returns:
-        The scores and `product_*`; of the model itself also `lyapunov_exponent`, eigenvalues of the first windows, the
-        `routing_margin` of blocks with a mixture of experts, the `jacobian` if matrices are kept, and the `tokens` and
-        `positions` by which another analysis finds them.
+        The scores, `identity_share` and `product_*`; of the model itself also `lyapunov_exponent`, eigenvalues of the
+        first windows, the `routing_margin` of blocks with a mixture of experts, the `jacobian` if matrices are kept,
+        and the `tokens` and `positions` by which another analysis finds them.
     """
     variant, rows = task["variant"], task.rows
     whole = variant == OWN
@@ -50,6 +50,7 @@ def score(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
         if whole:  # at the first position of each window
             eigenvalues.append(torch.view_as_real(state.update.eigenvalues[:: subject.chosen]).float())
     arrays = {name: torch.stack(values, dim=1) for name, values in found.items()}
+    arrays["identity_share"] = spectra.identity_share(J[subject.layers])
     arrays |= product_scores(J, subject.exponents if whole else ())
     labels: dict[str, Labels] = {
         "matrix": MATRICES,
@@ -109,6 +110,7 @@ def product_scores(J: Float[Tensor, "layer query d d"], exponents: Sequence[int]
         "product_participation_ratio": spectrum.participation_ratio,
         "product_effective_rank": spectrum.effective_rank,
         "product_log_norm": torch.logsumexp(2 * logs.nan_to_num(nan=-torch.inf), dim=-1) / 2,
+        "product_identity_share": _identity_shares(J),
     }
     if exponents:
         found["lyapunov_exponent"] = spectrum.lyapunov_exponents[..., torch.tensor(exponents) - 1]
@@ -116,6 +118,17 @@ def product_scores(J: Float[Tensor, "layer query d d"], exponents: Sequence[int]
         absent = overlap.new_full((len(overlap), 1, overlap.shape[-1]), torch.nan)  # nothing stands before the first
         found["product_overlap"] = torch.cat([absent, overlap], dim=1)
     return {name: values.movedim(0, -1) for name, values in found.items()}
+
+
+def _identity_shares(J: Float[Tensor, "layer query d d"]) -> Float[Tensor, "query depth"]:
+    """The identity's share of J_l ⋯ J_1 at every depth; of the product itself, for a QR has no trace."""
+    found: list[Tensor] = []
+    product = torch.eye(J.shape[-1], dtype=torch.float64, device=J.device)
+    for block in J:
+        product = block.double() @ product
+        product = product / product.abs().amax((-2, -1), keepdim=True)  # the share is blind to scale
+        found.append(spectra.identity_share(product))
+    return torch.stack(found, dim=-1)
 
 
 def eigenvectors(subject: DynamicsSubject, task: Task, run: Run) -> Piece:
