@@ -1,0 +1,96 @@
+"""Limits of an argument that its annotation cannot say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A property that a value must have.
+
+    Attributes:
+        must: What must hold, after "must": "be at least 1".
+        holds: Tells whether it does; of a sequence each item is asked, unless `whole`.
+        repair: What to do about it.
+        whole: Ask a sequence, not its items.
+    """
+
+    must: str
+    holds: Callable[[Any], bool]
+    repair: str
+    whole: bool = False
+
+    def failing(self, value: Any) -> tuple[Any] | None:
+        """Find what breaks the limit.
+
+        Args:
+            value: An argument.
+
+        Returns:
+            The argument, or its first item that breaks the limit; None if all is well.
+        """
+        items = value if isinstance(value, list | tuple | range) and not self.whole else [value]
+        return next(((item,) for item in items if item is not None and not self.holds(item)), None)
+
+
+def at_least(bound: float) -> Limit:
+    """Limit a number from below.
+
+    Args:
+        bound: The least number.
+
+    Returns:
+        The limit.
+    """
+    return Limit(f"be at least {bound}", lambda value: not isinstance(value, float | int) or value >= bound, "raise it")
+
+
+def between(low: float, high: float) -> Limit:
+    """Limit a number to the inside of an interval.
+
+    Args:
+        low: Its lower end, which is excluded.
+        high: Its upper end, which is excluded.
+
+    Returns:
+        The limit.
+    """
+    must = f"lie above {low}" if high == math.inf else f"lie between {low} and {high}"
+    return Limit(must, lambda value: not isinstance(value, float | int) or low < value < high, "choose one that does")
+
+
+def _filled(value: Any) -> bool:
+    count = getattr(value, "numel", None)  # of a tensor, whose length is that of its first axis alone
+    if count is not None:
+        return bool(count())
+    size = getattr(value, "size", None)
+    if isinstance(size, int):
+        return size > 0
+    return not isinstance(value, Sized) or len(value) > 0
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float | int):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(_finite(item) for item in value.values())
+    if isinstance(value, Sequence):
+        return all(_finite(item) for item in value)
+    if hasattr(value, "isfinite"):
+        return bool(value.isfinite().all())
+    if hasattr(value, "dtype") and hasattr(value, "__array__"):
+        import numpy as np
+
+        return bool(np.isfinite(value).all())
+    return True
+
+
+filled = Limit("hold at least one entry", _filled, "pass some", whole=True)
+"""The limit of arrays and sequences that must not be empty."""
+
+finite = Limit("be finite", _finite, "leave out what is NaN or infinite")
+"""The limit of numbers, tensors and arrays whose entries must all be finite."""
