@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from probe import analyses
+from probe.boundary import public
 from probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ Location: TypeAlias = str | PathLike[str]
 RECORD = "config.json"
 
 
+@public
 def open_run(path: Location) -> Result:
     """Open a finished run, of whatever analysis it is; nothing is computed and no model is read.
 
@@ -47,6 +49,7 @@ def open_run(path: Location) -> Result:
     return _analysis(_record(directory)["analysis"]).read(directory)
 
 
+@public
 def open_runs(
     paths: Location | Iterable[Location], *, model: str | None = None, analysis: str | None = None
 ) -> list[Result]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from probe import geometry, replay
+from probe.boundary import public
 from probe.directions.vectors import Directions, GivenDirections, directions_of
 from probe.errors import InputError
 from probe.jacobian import JacobianOptions, push_forward
@@ -160,6 +161,7 @@ def require_context(context: ContextName) -> None:
         )
 
 
+@public
 def gain_and_turn(
     model: LanguageModel,
     tokens: Given,

@@ -15,6 +15,7 @@ from scipy.linalg.lapack import dtrsen
 from torch import Tensor
 
 from probe import geometry, spectra
+from probe.boundary import public
 from probe.directions.vectors import Arrays, GivenDirections, directions_of
 from probe.errors import InputError
 from probe.spectra.decomposition import Spectrum
@@ -39,6 +40,7 @@ class _Leading:
     gap: float
 
 
+@public
 def overlap(
     matrices: Arrays | Spectrum,
     directions: GivenDirections,

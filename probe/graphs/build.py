@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.geometry import haar_frame
 from probe.graphs.graph import Graph
@@ -31,6 +32,7 @@ TOP_K = 30
 BLOCK = 512
 
 
+@public
 def correlation_graph(
     states: States, *, kind: Kind = "signed", top_k: int | None = None, density: float | None = None
 ) -> Graph:
@@ -78,6 +80,7 @@ def correlation_graph(
     return Graph(standard.shape[1], edges, weights, f"{kind} correlation", source.null)
 
 
+@public
 def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None, density: float | None = None) -> Graph:
     """Build the graph of a matrix of couplings, such as weights or a Jacobian, made symmetric.
 
@@ -110,6 +113,7 @@ def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None,
     return Graph(len(coupling), edges, weights, "coupling")
 
 
+@public
 def permuted_columns(
     states: States, seed: int, *, kind: Kind = "signed", top_k: int | None = None, density: float | None = None
 ) -> Graph:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from probe.boundary import public
 from probe.graphs.algorithms import seeded_igraph
 from probe.graphs.graph import Graph
 from probe.graphs.partition import Labels
@@ -12,6 +13,7 @@ from probe.graphs.partition import Labels
 INSIDE = 4.0  # the pull of a link inside a community, relative to others
 
 
+@public
 def layout(graph: Graph, labels: Labels, *, seed: int = 0) -> Float[np.ndarray, "node 2"]:
     """Place the nodes in the plane by Fruchterman and Reingold's forces, communities held together.
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from probe import display, plots
+from probe.boundary import public
 from probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from probe.graphs.detect import Communities
 
 
+@public
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(display.Shown):
     """Nodes 0 … n − 1 and signed weights on pairs of them; no loops, no second edge between a pair.
@@ -92,6 +94,7 @@ class Graph(display.Shown):
         half = sparse.coo_array((self.weights, (i, j)), shape=(self.n_nodes, self.n_nodes))
         return sparse.csr_array(half + half.T)
 
+    @public
     def with_weights(self, weights: Float[np.ndarray, " edge"]) -> Graph:
         """Build the graph with other weights on the same edges; edges of weight zero are left out.
 
@@ -110,6 +113,7 @@ class Graph(display.Shown):
 
         return igraph.Graph(n=self.n_nodes, edges=self.edges, edge_attrs={"weight": self.weights.tolist()})
 
+    @public
     def to_networkx(self, labels: Int[np.ndarray, " node"] | None = None) -> nx.Graph:
         """Convert the graph to networkx, weights as the edge attribute ``weight``.
 
@@ -128,6 +132,7 @@ class Graph(display.Shown):
             nx.set_node_attributes(graph, dict(enumerate(labels.tolist())), "community")
         return graph
 
+    @public
     def layout(self, labels: Int[np.ndarray, " node"] | None = None, *, seed: int = 0) -> Float[np.ndarray, "node 2"]:
         """Place the nodes in the plane; see `probe.graphs.layout`.
 
@@ -142,6 +147,7 @@ class Graph(display.Shown):
 
         return layout(self, np.zeros(self.n_nodes, dtype=np.int64) if labels is None else labels, seed=seed)
 
+    @public
     def plot(self, communities: Communities | Int[np.ndarray, " node"] | None = None, **options: Any) -> plots.Picture:
         """Draw the graph, its nodes coloured by community; see `probe.plots.graph`.
 
@@ -154,6 +160,7 @@ class Graph(display.Shown):
         """
         return plots.graph(self, communities, **options)
 
+    @public
     def write_graphml(self, path: str | os.PathLike[str], labels: Int[np.ndarray, " node"] | None = None) -> None:
         """Write the graph as GraphML, which Gephi, Cytoscape, igraph and networkx read.
 

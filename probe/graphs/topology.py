@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.graphs.graph import Graph, n_pairs
 from probe.graphs.partition import Labels
@@ -39,6 +40,7 @@ COMMUNITY_NAMES = {
 }
 
 
+@public
 def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dataset:
     """Measure the position of each node in the graph and in a partition of it.
 
@@ -94,6 +96,7 @@ def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dat
     return _dataset("node", measures, NODE_NAMES).assign_coords(node=np.arange(graph.n_nodes))
 
 
+@public
 def participation_coefficient(graph: Graph, labels: Labels) -> Floats:
     """Compute the participation coefficient of each node in a partition: `participation` of `node_topology` alone.
 
@@ -113,6 +116,7 @@ def participation_coefficient(graph: Graph, labels: Labels) -> Floats:
     return _participation((abs(graph.adjacency()) @ _membership(labels)).toarray())
 
 
+@public
 def community_topology(graph: Graph, labels: Labels, nodes: xr.Dataset | None = None) -> xr.Dataset:
     """Measure each community of a partition.
 

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 
 Floats: TypeAlias = Float[np.ndarray, "..."]
@@ -59,12 +60,14 @@ class Interval:
     method: str
     level: float = 0.95
 
+    @public
     def __getitem__(self, index: int) -> Interval:
         """The interval of one component of an array-valued statistic."""
         estimate, low, high = (float(np.asarray(end)[index]) for end in (self.estimate, self.low, self.high))
         return Interval(estimate, low, high, self.n_units, self.method, self.level)
 
 
+@public
 def bootstrap(
     statistic: Statistic,
     documents: Shaped[np.ndarray, " row"],
@@ -111,6 +114,7 @@ def bootstrap(
     return bootstrap_interval(estimate, draws, len(np.unique(documents)), level=level)
 
 
+@public
 def resampled_rows(
     documents: Shaped[np.ndarray, " row"], *, resamples: int, seed: int = 0
 ) -> Iterator[Int[np.ndarray, " row"]]:
@@ -130,6 +134,7 @@ def resampled_rows(
         yield np.concatenate([groups[g] for g in generator.integers(len(groups), size=len(groups))])
 
 
+@public
 def bootstrap_interval(
     estimate: Value, draws: Float[np.ndarray, "draw ..."], n_documents: int, *, level: float = 0.95
 ) -> Interval:
@@ -148,6 +153,7 @@ def bootstrap_interval(
     return _interval_of_draws(whole, draws, n_documents, level, "documents", t=n_documents < SMALL_SAMPLE)
 
 
+@public
 def circular_block_bootstrap(
     statistic: Statistic,
     n: int,
@@ -187,6 +193,7 @@ def circular_block_bootstrap(
     return _interval_of_draws(estimate, np.stack(draws), n // block, level, f"circular blocks of {block}", t=False)
 
 
+@public
 def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, level: float = 0.95) -> Interval:
     """Estimate a statistic by the delete-one-document jackknife: no first-order bias, and a t interval.
 
@@ -220,6 +227,7 @@ def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, le
     return _interval(estimate, estimate - reach, estimate + reach, n, "documents, jackknife", level)
 
 
+@public
 def seed_interval(
     values: Float[np.ndarray, "seed ..."],
     control: Float[np.ndarray, "seed ..."] | None = None,
@@ -270,6 +278,7 @@ class PermutationNull(display.Shown):
         return facts | {"permutations": len(self.values)}
 
 
+@public
 def permutation_null(
     statistic: Callable[[Int[np.ndarray, " row"]], float],
     n: int,
@@ -304,6 +313,7 @@ def permutation_null(
     return PermutationNull(observed, values, permutation_p_value(observed, values, alternative=alternative))
 
 
+@public
 def permutation_p_value(
     observed: float, values: Float[np.ndarray, " draw"], *, alternative: Alternative = "greater"
 ) -> float:
@@ -330,6 +340,7 @@ def permutation_p_value(
     return float("nan") if np.isnan(observed) else float((1 + (~short).sum()) / (1 + len(values)))
 
 
+@public
 def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """Adjust p values so that rejecting those <= q keeps the false discovery rate at q.
 

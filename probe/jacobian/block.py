@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian import analytic, rows
 from probe.jacobian.detached import detach, freeze_routing
@@ -33,6 +34,7 @@ from probe.text import Given, Which, as_rows
 logger = logging.getLogger("probe.jacobian")
 
 
+@public
 def block_jacobian(
     model: LanguageModel,
     tokens: Given,
@@ -91,6 +93,7 @@ def block_jacobian(
     return jacobian
 
 
+@public
 def iter_block_jacobians(
     model: LanguageModel,
     tokens: Given,
@@ -210,6 +213,7 @@ def _by_window(recorded: replay.Context, layer: int, chosen: int, options: Jacob
     return jacobian.reshape(-1, chosen, *jacobian.shape[2:])
 
 
+@public
 @undisturbed()
 def recorded_jacobian(
     recorded: replay.Context, layer: int, options: JacobianOptions | None = None
@@ -254,6 +258,7 @@ def recorded_jacobian(
     return jacobian
 
 
+@public
 @undisturbed()
 def mlp_neuron_gain(
     recorded: replay.Context, layer: int, dtype: torch.dtype = torch.float32
@@ -294,6 +299,7 @@ def mlp_neuron_gain(
     return gains.reshape(*recorded.positions.shape, -1)
 
 
+@public
 def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
     """Return the gains of the norms through which a block reads the stream: of attention and MLP, or of the mixer.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import display, plots, replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.block import jacobians_by_layer
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName, OutputName
@@ -19,6 +20,7 @@ from probe.model import LanguageModel
 from probe.text import Given, Which, as_rows
 
 
+@public
 def cumulative_jacobian(
     model: LanguageModel,
     tokens: Given,
@@ -98,6 +100,7 @@ class MeanJacobian(display.Shown):
         spread: Tensor = torch.linalg.matrix_norm(self.deviation) / torch.linalg.matrix_norm(self.mean)
         return spread
 
+    @public
     def plot(self, layer: int | None = None, **options: Any) -> plots.Picture:
         """Draw the spread of the tokens' Jacobians about their mean, by block; or the mean of one block.
 
@@ -126,6 +129,7 @@ class MeanJacobian(display.Shown):
         return facts | {"spread": self.spread.tolist()}
 
 
+@public
 def mean_jacobian(
     model: LanguageModel,
     tokens: Given,

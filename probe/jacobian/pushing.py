@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.block import attention_of, pieces_of, primal_bytes, recorded_jacobian, working_copy_of
 from probe.jacobian.options import JacobianOptions, is_standard
@@ -20,6 +21,7 @@ from probe.model import undisturbed
 PushName = Literal["auto", "products", "matrices"]
 
 
+@public
 @undisturbed()
 def push_forward(
     recorded: replay.Context,

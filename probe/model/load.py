@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model import adapters, loading, sources
 from probe.model.architectures import BlockLayout, Layout, Matrix, matrix_of
@@ -28,6 +29,7 @@ from probe.model.tracing import probe_tokens
 logger = logging.getLogger("probe.model")
 
 
+@public
 def load_model(
     name_or_object: str | Path | nn.Module | LanguageModel = DEFAULT_MODEL,
     *,
@@ -227,6 +229,7 @@ def _name_of(module: nn.Module) -> str:
     return str(getattr(config, "name_or_path", "")) or type(module).__name__
 
 
+@public
 def device_named(name: str) -> torch.device:
     """Find the torch device of that name.
 

@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model.protocol import LanguageModel
 
 
+@public
 def require_tokens(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window position"]:
     """Refuse what is not windows of this model's token ids.
 
@@ -56,6 +58,7 @@ def require_tokens(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window p
     return ids
 
 
+@public
 def require_windows(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window position"]:
     """Refuse what is not windows of this model's token ids without padding in front.
 
@@ -85,6 +88,7 @@ def require_windows(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window 
     return windows
 
 
+@public
 def token_of(model: LanguageModel, token: str | int) -> int:
     """Find the id of one token.
 

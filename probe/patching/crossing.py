@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 from probe.inference import bootstrap
 from probe.model import LanguageModel, require_layer, site_name, undisturbed
@@ -89,6 +90,7 @@ class ActivationPatching:
         same = bool((labels == labels[:1]).all())
         return [str(label) for label in (labels[0] if same else self.data["position"].values)]
 
+    @public
     def intervals(
         self, variable: str = "normalised", *, level: float = 0.95, resamples: int = 1000, seed: int = 0
     ) -> xr.Dataset:
@@ -121,6 +123,7 @@ class ActivationPatching:
         table: pd.DataFrame = self.data[["effect", "normalised"]].to_dataframe().reset_index()
         return table
 
+    @public
     def plot(self, variable: str = "normalised", *, head: int | None = None, **options: Any) -> Any:
         """Draw a heat map over tokens and layers, of the mean over pairs.
 
@@ -152,6 +155,7 @@ class ActivationPatching:
 _SIDES = ("clean", "corrupted")
 
 
+@public
 @undisturbed()
 @torch.no_grad()
 def activation_patching(

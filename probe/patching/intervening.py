@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import display
+from probe.boundary import public
 from probe.model import LanguageModel, changed, ending_after, undisturbed
 from probe.patching.edits import Edit, Edits, edits_of, joined
 from probe.stream import watch
@@ -35,6 +36,7 @@ class Intervention:
     sites: tuple[str, ...]
     positions: Any = None
 
+    @public
     def __call__(
         self, prompts: Any, *, read: Which = "last", batch_size: int = 8
     ) -> Float[Tensor, "prompt read n_vocab"]:
@@ -57,6 +59,7 @@ class Intervention:
         return display.table(f"Intervention in {self.model.name}", {"sites": ", ".join(self.sites), "positions": where})
 
 
+@public
 @contextmanager
 def intervene(model: LanguageModel, edits: Edits, *, positions: Any = None) -> Iterator[Intervention]:
     """Replace tensors in every pass of a model while the context lasts; afterwards nothing is left of it.

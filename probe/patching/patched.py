@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import display, replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.inference import Interval, bootstrap
 from probe.model import LanguageModel, undisturbed
@@ -80,6 +81,7 @@ class Patched:
             found |= {f"{name}_before": before, f"{name}_after": after, f"{name}_change": after - before}
         return {name: values.double().numpy() for name, values in found.items()}
 
+    @public
     def __getitem__(self, measure: str) -> Float[np.ndarray, "prompt read"]:
         """Return a measure at each position read of each prompt.
 
@@ -100,6 +102,7 @@ class Patched:
             )
         return self._measures[measure]
 
+    @public
     def interval(self, measure: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
         """Estimate the mean of a measure over prompts, with an interval that resamples prompts.
 
@@ -142,6 +145,7 @@ class Patched:
         return table
 
 
+@public
 @undisturbed()
 @torch.no_grad()
 def patch(

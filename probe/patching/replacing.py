@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.replay import Context
@@ -44,6 +45,7 @@ OUTCOMES = ("kl", "loss_change", "logit_distance", "logit_cosine", "top1")
 """
 
 
+@public
 def kl_divergence(
     log_p: Float[Tensor, "*batch vocab"], log_q: Float[Tensor, "*batch vocab"]
 ) -> Float[Tensor, "*batch"]:
@@ -59,6 +61,7 @@ def kl_divergence(
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0.0)
 
 
+@public
 def compare_outputs(
     model: LanguageModel,
     original: Float[Tensor, "row d_model"],
@@ -115,11 +118,13 @@ def _outcomes(logits: Tensor, changed: Tensor, next_tokens: Tensor, measures: Se
     return outcomes
 
 
+@public
 def following_tokens(tokens: Int[Tensor, "window position"]) -> Int[Tensor, "window position"]:
     """Return the token after each position; −1 at a window's last position."""
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
 
 
+@public
 @torch.no_grad()
 def one_position(
     context: Context,
@@ -142,6 +147,7 @@ def one_position(
     return _at_chosen(context, context.run_on(layer + 1, states), measures)
 
 
+@public
 @torch.no_grad()
 def one_position_later(
     context: Context, layer: int, states: Float[Tensor, "window alternative chosen d_model"]
@@ -171,6 +177,7 @@ def one_position_later(
     return total
 
 
+@public
 @torch.no_grad()
 def all_positions(
     context: Context,

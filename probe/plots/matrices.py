@@ -13,6 +13,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.plots.canvas import WIDTH, Page, Picture
 from probe.plots.pages import color_bar, drawing
@@ -25,6 +26,7 @@ LETTER = 0.68  # width of most letters over the size of their type
 Table = Float[np.ndarray, "row column"]
 
 
+@public
 def heat_map(
     matrix: Numbers,
     *,
@@ -72,6 +74,7 @@ def heat_map(
     return picture
 
 
+@public
 def jacobian(
     matrix: Numbers, *, of: Literal["state", "update"] = "update", clip: float | int = 0.999, **page: Unpack[Page]
 ) -> Picture:
@@ -121,6 +124,7 @@ def jacobian(
     return picture
 
 
+@public
 def token_layer_map(
     values: Numbers,
     *,

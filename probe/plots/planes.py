@@ -15,6 +15,7 @@ from matplotlib.patches import Circle
 from matplotlib.typing import ColorType
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.plots.canvas import Page, Picture
 from probe.plots.pages import color_bar, drawing
@@ -59,6 +60,7 @@ class HasResolvent(Protocol):
         ...
 
 
+@public
 def eigenvalues(
     of: HasEigenvalues | Numbers,
     *,
@@ -128,6 +130,7 @@ def scatter_plane(ax: Axes, values: Complex[np.ndarray, " point"], color: ColorT
     ax.set_aspect("equal", adjustable="datalim")
 
 
+@public
 def singular_values(
     of: HasSingularValues | Numbers,
     *,
@@ -184,6 +187,7 @@ def singular_values(
     return picture
 
 
+@public
 def pseudospectrum(
     found: HasResolvent,
     *,

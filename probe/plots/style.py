@@ -14,6 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from probe.boundary import public
 from probe.inference import Interval, Ranking, bootstrap
 
 # Okabe and Ito's colours, distinct under every common colour vision, without their yellow, which is faint on white.
@@ -27,6 +28,7 @@ Floats: TypeAlias = Float[np.ndarray, "..."]
 Rows: TypeAlias = Int[np.ndarray, " row"]  # indices of scored tokens, with repeats
 
 
+@public
 @dataclass(frozen=True)
 class Style:
     """The look of a curve in every figure.
@@ -57,6 +59,7 @@ def over_documents(data: xr.Dataset, statistic: Callable[[Rows], Floats]) -> Int
     return bootstrap(statistic, np.asarray(data["document"].values), resamples=RESAMPLES, seed=0)
 
 
+@public
 def median_over_documents(data: xr.Dataset, values: xr.DataArray, average: bool = False) -> Interval:
     """Compute the median over queries with its interval; rows without a value are left out.
 
@@ -159,6 +162,7 @@ def of_kind(names: xr.DataArray, kind: str) -> list[str]:
     return [str(name) for name in names.values if name == kind or str(name).startswith(f"{kind}-")]
 
 
+@public
 def curve(ax: Axes, x: xr.DataArray, interval: Interval, style: Style, spread: xr.DataArray | None = None) -> None:
     """Draw an estimate in a narrow band for its interval, and a pale band for the middle half of the tokens.
 
@@ -191,6 +195,7 @@ def line(ax: Axes, x: xr.DataArray, y: xr.DataArray | Float[np.ndarray, " point"
     ax.plot(x, y, color=style.color, marker=style.marker, ls=style.line, label=style.label, markevery=every)
 
 
+@public
 def band(
     ax: Axes,
     x: xr.DataArray,
@@ -228,6 +233,7 @@ def dark(color: str) -> tuple[float, float, float]:
     return red / 2, green / 2, blue / 2
 
 
+@public
 def null_line(ax: Axes, value: float, label: str = "_", color: str = GREY) -> None:
     """Draw the dotted line of a null value or a threshold.
 
@@ -240,6 +246,7 @@ def null_line(ax: Axes, value: float, label: str = "_", color: str = GREY) -> No
     ax.axhline(value, color=color, lw=1, ls=DOTTED, label=label)
 
 
+@public
 def finish(ax: Axes, label: str, *, log: bool = False, legend: bool = False, xlabel: str = "block") -> Axes:
     """Label the axes of a panel over whole numbers, such as blocks.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from probe import plots
+from probe.boundary import public
 from probe.claims import Claim
 from probe.errors import InputError
 from probe.report.figure import DPI, Figure, data_uri, image_of
@@ -16,6 +17,7 @@ from probe.report.result import Result, flat
 from probe.runs import write_file
 
 
+@public
 def write_comparison(
     results: Sequence[Result], path: Path | str, across: Sequence[Claim] = (), figures: Sequence[Figure] = ()
 ) -> Path:

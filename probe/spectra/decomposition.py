@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import display, plots
+from probe.boundary import public
 from probe.errors import InputError
 from probe.spectra import normality, ranks, resolvent
 from probe.spectra.factors import Factors
@@ -187,6 +188,7 @@ MEANINGS = {
 """The scores in a line each, for tables and figures."""
 
 
+@public
 def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
     """Decompose matrices: all scores of `probe.spectra` as lazy attributes that share factorisations.
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import public
 from probe.spectra import lapack
 from probe.spectra.factors import Matrices, factors
 
@@ -13,6 +14,7 @@ from probe.spectra.factors import Matrices, factors
 SINGULAR = 1e-8
 
 
+@public
 def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
     """Compute the singular values ``σ_i``, decreasing.
 
@@ -27,6 +29,7 @@ def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
     return factors(A).singular_values
 
 
+@public
 def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the stable rank ``‖A‖_F² / σ₁²``.
 
@@ -45,6 +48,7 @@ def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return relative.square().sum(-1)
 
 
+@public
 def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the effective rank ``exp(−Σ p ln p)`` with ``p = σ/Σσ``; about 0.80 d for a square Gaussian matrix.
 
@@ -64,6 +68,7 @@ def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return entropy_rank(_relative(singular_values(A)))
 
 
+@public
 def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the effective rank of the energies, ``exp(−Σ p ln p)`` with ``p = σ²/Σσ²``.
 
@@ -78,6 +83,7 @@ def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return entropy_rank(_relative(singular_values(A)).square())
 
 
+@public
 def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the participation ratio of singular values, ``(Σσ²)² / Σσ⁴``; d/2 for a square Gaussian matrix.
 
@@ -98,6 +104,7 @@ def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
     return ratio_of_squares(singular_values(A))
 
 
+@public
 def polar_rotation(A: Matrices) -> Float[Tensor, "*batch"]:
     """Measure the rotation of the orthogonal polar factor, the mean of ``|arg λ_i(U)|`` for ``A = U P``.
 

@@ -11,6 +11,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 from probe.spectra.factors import real, require_real, scale_of
 
@@ -57,6 +58,7 @@ class Triplets(display.Shown):
         return facts | {"error": self.error, "method": self.method}
 
 
+@public
 def leading_triplets(
     matrix: Float[Tensor, "out in"],
     k: int = 8,

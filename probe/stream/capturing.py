@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model import (
     LanguageModel,
@@ -32,6 +33,7 @@ from probe.stream.states import INDEX, ResidualStream, shard_path
 from probe.text import Given, TokenRows, as_rows
 
 
+@public
 @contextmanager
 def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Keep a copy of each site's tensor whenever its module runs, in a whole pass or in a call of a single block.
@@ -53,6 +55,7 @@ def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tens
         yield seen
 
 
+@public
 @undisturbed()
 def capture(
     model: LanguageModel,

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model import LanguageModel, require_windows
 from probe.text.selection import Span, Substring, TokenRows
@@ -94,6 +95,7 @@ class Prompts(TokenRows):
         """Hash of all token ids."""
         return hashlib.sha256(json.dumps([row.tolist() for row in self.ids]).encode()).hexdigest()
 
+    @public
     def part(self, row: int, part: Substring) -> list[int]:
         """Find the tokens of a substring in a prompt.
 
@@ -131,6 +133,7 @@ Given = TokenRows | HasTokens | str | Path | Sequence[Any] | Mapping[str, Any] |
 """What passes through a model: the windows of `load_windows`, the prompts of `load_prompts`, or what that takes."""
 
 
+@public
 def load_prompts(
     model: LanguageModel,
     prompts: str | Path | Sequence[Any] | Mapping[str, Any] | npt.NDArray[Any] | Tensor,
@@ -189,6 +192,7 @@ def load_prompts(
     return _continued(model, found, generate, quiet) if generate else found
 
 
+@public
 def as_rows(model: LanguageModel, given: Given) -> TokenRows:
     """Take anything that can pass through a model as rows of its tokens.
 

@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 
 Take = Literal["first", "last", "all"]
 Span = tuple[int, int]
 
 
+@public
 @dataclass(frozen=True)
 class Substring:
     """The tokens that hold a part of a prompt's text.
@@ -41,6 +43,7 @@ class Substring:
         if not self.text:
             raise InputError("a substring must hold at least one character, got an empty one: name some text")
 
+    @public
     def tokens(self, text: str, spans: Sequence[Span], prompt: int) -> list[int]:
         """Find the positions of the tokens.
 
@@ -102,6 +105,7 @@ class TokenRows(ABC):
             """Index of the document of each row."""
 
     @abstractmethod
+    @public
     def part(self, row: int, part: Substring) -> list[int]:
         """Find the tokens of a substring in a row."""
 
@@ -123,6 +127,7 @@ class TokenRows(ABC):
             found.append((rows, torch.stack([self.ids[row] for row in rows.tolist()])))
         return found
 
+    @public
     def positions(self, which: Which, *, skip_first: int = 1) -> Int64[Tensor, "window chosen"]:
         """Find the same number of positions in each row.
 
@@ -148,6 +153,7 @@ class TokenRows(ABC):
             raise InputError("positions must name at least one position, got none: pass a list of positions")
         return torch.stack(found)
 
+    @public
     def chosen(self, which: Which, *, skip_first: int = 1) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
         """Find positions, whose number may differ from row to row.
 
@@ -195,6 +201,7 @@ def counted(tokens: Int64[Tensor, " position"], special: frozenset[int], skip_fi
     return ~torch.isin(tokens, ids) & (torch.arange(len(tokens)) >= skip_first)
 
 
+@public
 def positions_in(which: Any, lengths: Int64[Tensor, " window"]) -> Int64[Tensor, "window chosen"]:
     """Resolve indices of positions, counted from the start of each row.
 

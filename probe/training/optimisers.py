@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 
 LEARNING_RATES = MappingProxyType({"adamw": 1e-3, "sgd": 0.05, "muon": 0.02})
@@ -49,6 +50,7 @@ def orthogonalise(matrices: Float[Tensor, "*batch out in"], steps: int = 5) -> F
     return level
 
 
+@public
 @dataclass(frozen=True)
 class Optimiser:
     """The rule by which parameters follow their gradients.
@@ -75,6 +77,7 @@ class Optimiser:
         if self.kind not in LEARNING_RATES:
             raise InputError(f"an optimiser must be one of {', '.join(LEARNING_RATES)}, got {self.kind!r}: choose one")
 
+    @public
     def begin(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Make the moments before the first step, which are zero.
 
@@ -88,6 +91,7 @@ class Optimiser:
         adam = [name for name in parameters if self._rule(name) == "adamw"]
         return moments | {f"second.{name}": torch.zeros_like(parameters[name]) for name in adam}
 
+    @public
     @torch.no_grad()
     def step(
         self,
