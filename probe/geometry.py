@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from probe.boundary import public
+from probe.boundary import at_least, filled, finite, public
 from probe.errors import InputError
 
 __all__ = [
@@ -135,7 +135,7 @@ def aligned_cosine_from_error(relative_error: Float[Tensor, "*batch"]) -> Float[
     return (1 - relative_error.square()).clamp(min=0).sqrt()
 
 
-@public
+@public(x=finite)
 def dominant_subspace(
     x: Float[Tensor, "*batch n d"], rank: int, *, centred: bool = True
 ) -> Float[Tensor, "*batch d k"]:
@@ -233,7 +233,7 @@ def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[T
     return scale > factor * scale.median()
 
 
-@public
+@public(x=(filled, finite), y=finite)
 def procrustes_linearity(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> float:
     """Score the linearity of the map from x to y in sample, ``1 − min_A ‖X̃A − Ỹ‖_F²``, both centred, of unit norm.
 
@@ -255,7 +255,7 @@ def procrustes_linearity(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> fl
     return float((kept.mT @ (y64 / y64.norm())).square().sum())
 
 
-@public
+@public(d=at_least(1), draws=at_least(1))
 def random_directions(
     norms: Float[Tensor, "*batch"], d: int, generator: torch.Generator, draws: int = 1
 ) -> Float[Tensor, "draws *batch d"]:
@@ -302,7 +302,7 @@ def haar_frame(
     return frame
 
 
-@public
+@public(residual_covariance=finite, draws=at_least(1))
 def covariance_matched(
     residual_covariance: Float[Tensor, "d d"],
     norms: Float[Tensor, "*batch"],

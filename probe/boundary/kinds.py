@@ -241,7 +241,7 @@ class _Several:
             value = tuple(value)
         if convert and self._kind is list and isinstance(value, tuple | range):
             value = list(value)
-        if isinstance(value, str | bytes | bytearray) or not isinstance(value, self._kind):
+        if isinstance(value, str | bytes | bytearray) or hasattr(value, "shape") or not isinstance(value, self._kind):
             return Refused(f"be {self.words}", shown(value), "put it into a list" if _single(value) else "pass one")
         if self._item is None or not isinstance(value, list | tuple | set | frozenset):
             return value

@@ -38,7 +38,7 @@ class Limit:
 
 
 def at_least(bound: float) -> Limit:
-    """Limit a number from below.
+    """Limit a number, or all numbers of a sequence, from below.
 
     Args:
         bound: The least number.
@@ -61,6 +61,24 @@ def between(low: float, high: float) -> Limit:
     """
     must = f"lie above {low}" if high == math.inf else f"lie between {low} and {high}"
     return Limit(must, lambda value: not isinstance(value, float | int) or low < value < high, "choose one that does")
+
+
+def within(low: float, high: float) -> Limit:
+    """Limit a number, or all numbers of an array, to an interval.
+
+    Args:
+        low: Its lower end, which is included.
+        high: Its upper end, which is included.
+
+    Returns:
+        The limit.
+    """
+
+    def holds(value: Any) -> bool:
+        inside = (low <= value) & (value <= high)
+        return bool(inside if isinstance(inside, bool) else inside.all())
+
+    return Limit(f"lie in [{low}, {high}]", holds, "choose what does")
 
 
 def _filled(value: Any) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.graphs.algorithms import seeded_igraph
 from probe.graphs.graph import Graph
 
 
-@public
+@public(seed=at_least(0))
 def null_graph(graph: Graph, seed: int) -> Graph:
     """Draw a null graph: by the graph's own `null` (correlations: a Haar-random basis), else `rewired`.
 
@@ -24,7 +24,7 @@ def null_graph(graph: Graph, seed: int) -> Graph:
     return graph.null(seed) if graph.null is not None else rewired(graph, seed)
 
 
-@public
+@public(seed=at_least(0))
 def rewired(graph: Graph, seed: int, *, trials_per_edge: int = 10) -> Graph:
     """Rewire the edges at random, keeping every degree, and permute the weights.
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 from scipy.special import gammaln
 
-from probe.boundary import public
+from probe.boundary import filled, public
 from probe.errors import InputError
 
 Labels = Int[np.ndarray, " node"]
@@ -120,7 +120,7 @@ def stability(partitions: Partitions) -> tuple[float, float]:
     return float(total / (runs * (runs - 1))), float(error)
 
 
-@public
+@public(partitions=filled)
 def consensus(partitions: Partitions, seed: int = 0) -> Labels:
     """Find the partition that several runs agree on: their co-assignment graph, clustered again.
 

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
 from probe import display
-from probe.boundary import public
+from probe.boundary import at_least, between, public
 from probe.errors import InputError
 
 Floats: TypeAlias = Float[np.ndarray, "..."]
@@ -67,7 +67,7 @@ class Interval:
         return Interval(estimate, low, high, self.n_units, self.method, self.level)
 
 
-@public
+@public(resamples=at_least(1), seed=at_least(0), level=between(0, 1))
 def bootstrap(
     statistic: Statistic,
     documents: Shaped[np.ndarray, " row"],
@@ -114,7 +114,7 @@ def bootstrap(
     return bootstrap_interval(estimate, draws, len(np.unique(documents)), level=level)
 
 
-@public
+@public(resamples=at_least(1), seed=at_least(0))
 def resampled_rows(
     documents: Shaped[np.ndarray, " row"], *, resamples: int, seed: int = 0
 ) -> Iterator[Int[np.ndarray, " row"]]:
@@ -153,7 +153,7 @@ def bootstrap_interval(
     return _interval_of_draws(whole, draws, n_documents, level, "documents", t=n_documents < SMALL_SAMPLE)
 
 
-@public
+@public(resamples=at_least(1), seed=at_least(0), level=between(0, 1))
 def circular_block_bootstrap(
     statistic: Statistic,
     n: int,
@@ -278,7 +278,7 @@ class PermutationNull(display.Shown):
         return facts | {"permutations": len(self.values)}
 
 
-@public
+@public(permutations=at_least(1), seed=at_least(0))
 def permutation_null(
     statistic: Callable[[Int[np.ndarray, " row"]], float],
     n: int,

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import display, plots, replay
-from probe.boundary import public
+from probe.boundary import filled, public
 from probe.errors import InputError
 from probe.jacobian.block import jacobians_by_layer
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName, OutputName
@@ -129,7 +129,7 @@ class MeanJacobian(display.Shown):
         return facts | {"spread": self.spread.tolist()}
 
 
-@public
+@public(layers=filled)
 def mean_jacobian(
     model: LanguageModel,
     tokens: Given,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import display, plots
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.maps.base import Map, Validation, check_pair, row_blocks
 
@@ -44,7 +44,7 @@ class SufficientStatistics(display.Shown):
         yy: Σ (y − ȳ)² of each coordinate, (e,).
     """
 
-    @public
+    @public(d=at_least(1), e=at_least(1))
     def __init__(self, d: int, e: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
         self.mean_x, self.mean_y = (torch.zeros(width, dtype=torch.float64, device=device) for width in (d, e))

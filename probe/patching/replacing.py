@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from probe.boundary import public
+from probe.boundary import filled, public
 from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.replay import Context
@@ -124,7 +124,7 @@ def following_tokens(tokens: Int[Tensor, "window position"]) -> Int[Tensor, "win
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
 
 
-@public
+@public(states=filled)
 @torch.no_grad()
 def one_position(
     context: Context,
@@ -147,7 +147,7 @@ def one_position(
     return _at_chosen(context, context.run_on(layer + 1, states), measures)
 
 
-@public
+@public(states=filled)
 @torch.no_grad()
 def one_position_later(
     context: Context, layer: int, states: Float[Tensor, "window alternative chosen d_model"]
@@ -177,7 +177,7 @@ def one_position_later(
     return total
 
 
-@public
+@public(states=filled)
 @torch.no_grad()
 def all_positions(
     context: Context,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, Unpack
@@ -15,7 +16,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from probe.boundary import public
+from probe.boundary import at_least, between, filled, public
 from probe.errors import InputError
 from probe.plots.canvas import FONT_SIZE, WIDTH, Page, PageAxes, PageFigure, Picture
 
@@ -23,7 +24,7 @@ Panel: TypeAlias = Callable[..., object]  # draws on the Axes that it is given a
 Shared: TypeAlias = Literal["none", "row", "all"]
 
 
-@public
+@public(rows=at_least(1), columns=at_least(1), height=between(0, math.inf), width=between(0, math.inf))
 def new_figure(
     rows: int = 1,
     columns: int = 1,
@@ -87,7 +88,7 @@ def new_grid(
     return figure, every[:count]
 
 
-@public
+@public(panels=filled, columns=at_least(1))
 def panel_rows(
     panels: Sequence[Panel], columns: int = 1, *, share_y: Shared = "none", legend: int = 0, **page: Unpack[Page]
 ) -> PageFigure:

@@ -14,7 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from probe.boundary import public
+from probe.boundary import public, within
 from probe.inference import Interval, Ranking, bootstrap
 
 # Okabe and Ito's colours, distinct under every common colour vision, without their yellow, which is faint on white.
@@ -195,7 +195,7 @@ def line(ax: Axes, x: xr.DataArray, y: xr.DataArray | Float[np.ndarray, " point"
     ax.plot(x, y, color=style.color, marker=style.marker, ls=style.line, label=style.label, markevery=every)
 
 
-@public
+@public(alpha=within(0, 1))
 def band(
     ax: Axes,
     x: xr.DataArray,

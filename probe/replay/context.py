@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.model import (
     LanguageModel,
@@ -390,7 +390,7 @@ def _recorded(
     return Context(model, tokens, positions, states, {layer: calls[layer][0] for layer in wanted}, kept)
 
 
-@public
+@public(batch=at_least(1))
 @undisturbed()
 @torch.no_grad()
 def alone(

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.spectra.factors import Factors, Matrices, factors, frobenius_norm, scale_of
 from probe.spectra.lapack import SchurForm
@@ -62,7 +62,7 @@ def schur_normal(A: Matrices, *, match: Literal["frobenius"] | None = None) -> F
     return _matched(Q @ _normal_part(form.T) @ Q.mT, known, match)
 
 
-@public
+@public(draws=at_least(1))
 def schur_shuffle(A: Matrices, generator: torch.Generator, draws: int = 5) -> Float[Tensor, "draws *batch d d"]:
     """Shuffle the structure of non-normality, keeping its size, A's eigenvalues and Schur vectors.
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from probe.boundary import public
+from probe.boundary import filled, public
 from probe.errors import InputError
 from probe.model import (
     LanguageModel,
@@ -55,7 +55,7 @@ def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tens
         yield seen
 
 
-@public
+@public(sites=filled)
 @undisturbed()
 def capture(
     model: LanguageModel,

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from probe import display
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.text import corpora
 from probe.text.names import Choice
@@ -151,7 +151,7 @@ class Windows(TokenRows):
         return ~torch.isin(self.tokens, special) & (torch.arange(self.window_length) >= skip_first)
 
 
-@public
+@public(seed=at_least(0))
 def load_windows(
     model: _Reader,
     *,

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from probe.boundary import public
+from probe.boundary import at_least, filled, public
 from probe.errors import InputError
 from probe.training.names import TEACHERS
 
@@ -57,7 +57,7 @@ class Regression:
         InputError: If there is no such teacher.
     """
 
-    @public
+    @public(seeds=filled, inputs=at_least(1), outputs=at_least(1), batch=at_least(1))
     def __init__(
         self,
         seeds: Sequence[int],
@@ -85,7 +85,7 @@ class Regression:
         self._std = (raw - self._mean).square().mean((1, 2), keepdim=True).sqrt()
         self._chunk: tuple[int, Tensor, Tensor] | None = None
 
-    @public
+    @public(step=at_least(0))
     def batch(self, step: int) -> tuple[Float[Tensor, "seed batch inputs"], Float[Tensor, "seed batch outputs"]]:
         """Draw the inputs and outputs of one step."""
         index, offset = divmod(step, CHUNK)
@@ -94,7 +94,7 @@ class Regression:
         rows = slice(offset * self.size, (offset + 1) * self.size)
         return self._chunk[1][:, rows], self._chunk[2][:, rows]
 
-    @public
+    @public(n=at_least(1))
     def held_out(self, n: int) -> tuple[Float[Tensor, "seed n inputs"], Float[Tensor, "seed n outputs"]]:
         """Draw inputs and outputs that no step sees."""
         return self._pair(n, _HELD_OUT)
@@ -152,7 +152,7 @@ class NextByte:
         batch: Windows of a step.
     """
 
-    @public
+    @public(seeds=filled, batch=at_least(1))
     def __init__(
         self,
         seeds: Sequence[int],
@@ -164,12 +164,12 @@ class NextByte:
         self.seeds, self.size = tuple(seeds), batch
         self._train, self._held_out = train, held_out
 
-    @public
+    @public(step=at_least(0))
     def batch(self, step: int) -> tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]:
         """Draw the windows of one step and the bytes that follow."""
         return self._draw(self._train, _TRAIN, step)
 
-    @public
+    @public(n=at_least(1))
     def held_out(self, n: int) -> tuple[Int64[Tensor, "seed n context"], Int64[Tensor, "seed n context"]]:
         """Return windows that no step sees: the first n, or all there are, the same for all seeds."""
         rows = self._held_out[:n].expand(len(self.seeds), -1, -1)

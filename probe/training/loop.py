@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from probe.boundary import public
+from probe.boundary import at_least, filled, public
 from probe.training.optimisers import Optimiser
 
 Parameters = Mapping[str, Tensor]
@@ -45,7 +45,7 @@ class Stack:
         batched: False: run one seed after the other, for modules with operations that `vmap` has no rule for.
     """
 
-    @public
+    @public(modules=filled)
     def __init__(
         self, modules: Sequence[nn.Module], loss: Callable[[Tensor, Tensor], Tensor], *, batched: bool = True
     ) -> None:
@@ -54,7 +54,7 @@ class Stack:
         self._skeleton = copy.deepcopy(modules[0])
         self._loss, self._batched = loss, batched
 
-    @public
+    @public(parameters=filled)
     def losses(self, parameters: Parameters, batch: Batch) -> Float[Tensor, " seed"]:
         """Compute the loss of every seed on its own part of the batch.
 
@@ -78,7 +78,7 @@ class Stack:
         ]
         return torch.stack(each)
 
-    @public
+    @public(parameters=filled)
     def gradients(self, parameters: Parameters, batch: Batch) -> tuple[Float[Tensor, " seed"], dict[str, Tensor]]:
         """Compute the losses of all seeds, and the gradient of each by its own parameters.
 
@@ -129,7 +129,7 @@ class Schedule:
         return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
 
-@public
+@public(count=at_least(2))
 def snapshot_steps(steps: int, count: int = 24) -> tuple[int, ...]:
     """Choose the steps at which a training is watched: evenly spread, and some more early, where most happens.
 

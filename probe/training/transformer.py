@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.training.activations import gate_factor, normalise
 from probe.training.data import generator
@@ -103,7 +103,7 @@ class SmallTransformer(nn.Module):
 
     decayed = (*PROJECTIONS, "embed", "readout")
 
-    @public
+    @public(seed=at_least(0))
     def __init__(self, arm: Arm, *, seed: int, size: Size) -> None:
         super().__init__()
         self.arm, self.heads = arm, size.heads

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.training.loop import Batch, Parameters, Stack
 from probe.training.measures import (
     LEADING,
@@ -54,7 +54,7 @@ class Watch:
         probes: Number of batches over which the coherence of gradients is averaged.
     """
 
-    @public
+    @public(held_out=at_least(1), probes=at_least(1))
     def __init__(
         self,
         stack: Stack,

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from probe.boundary import public
+from probe.boundary import filled, finite, public
 from probe.errors import InputError
 
 Vectors = Float[Tensor, "block n"]
@@ -65,7 +65,7 @@ def adjacent_overlaps(bases: Float[Tensor, "block n k"], k: int) -> Float[Tensor
     return overlap.square().sum((-2, -1)) / k
 
 
-@public
+@public(cosines=filled)
 def lag_curve(cosines: Float[Tensor, "*batch block block"]) -> Float[Tensor, "*batch lag"]:
     """Average ``|v(l) · v(l+m)|`` over l for every lag m; on a smooth trajectory the mean falls with m.
 
@@ -94,7 +94,7 @@ def aligned(vectors: Vectors) -> Vectors:
     return torch.cat([vectors[:1], vectors[1:] * signs[:, None].to(vectors.dtype)])
 
 
-@public
+@public(vectors=(filled, finite))
 def trajectory(vectors: Vectors, axes: int = 3) -> tuple[Float[Tensor, "block axis"], Float[Tensor, " axis"]]:
     """Compute the path of a direction through depth: the principal components of the sign-aligned vectors.
 
@@ -138,7 +138,7 @@ def best_cosines(a: Float[Tensor, "n i"], b: Float[Tensor, "n j"]) -> Float[Tens
     return (a.mT @ b).abs().amax(-1).clamp(max=1)
 
 
-@public
+@public(cosines=finite)
 def assigned(
     cosines: Float[np.ndarray, "one other"],
 ) -> tuple[Float[np.ndarray, " one"], Int[np.ndarray, " one"]]:

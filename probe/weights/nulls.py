@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scipy import special, stats
 from torch import Tensor
 
-from probe.boundary import public
+from probe.boundary import at_least, public, within
 from probe.geometry import haar_frame
 from probe.inference import PermutationNull, permutation_null
 from probe.weights.curves import assigned
@@ -30,7 +30,7 @@ def haar_cosine(n: int) -> float:
     return float(np.exp(special.gammaln(n / 2) - special.gammaln((n + 1) / 2)) / np.sqrt(np.pi))
 
 
-@public
+@public(level=within(0, 1))
 def haar_quantile(n: int, level: float) -> float:
     """Compute a quantile of the |cosine| of two random directions, whose square has the law Beta(1/2, (n − 1)/2).
 
@@ -44,7 +44,7 @@ def haar_quantile(n: int, level: float) -> float:
     return float(np.sqrt(stats.beta.ppf(level, 0.5, (n - 1) / 2)))
 
 
-@public
+@public(levels=within(0, 1), draws=at_least(1), seed=at_least(0))
 def haar_mean_quantiles(
     pairs: Mapping[int, int], levels: Float[np.ndarray, " level"], *, draws: int = 20_000, seed: int = 0
 ) -> Float[np.ndarray, " level"]:
@@ -85,7 +85,7 @@ def haar_best_match(n: int, others: int) -> float:
     return float(np.trapezoid(1 - below, x))
 
 
-@public
+@public(n=at_least(1), count=at_least(1), draws=at_least(1))
 def haar_matched(n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
     """Simulate the mean |cosine| of some random directions with as many others, assigned so that their sum is largest.
 
@@ -107,7 +107,7 @@ def haar_matched(n: int, count: int, *, draws: int = 20, seed: int = 0) -> float
     return total / draws
 
 
-@public
+@public(n=at_least(1), draws=at_least(1))
 def simulated_cosines(n: int, draws: int, generator: torch.Generator) -> Float[Tensor, " draw"]:
     """Draw pairs of random directions and return their |cosine|, to check the formulas above.
 
@@ -125,7 +125,7 @@ def simulated_cosines(n: int, draws: int, generator: torch.Generator) -> Float[T
     return cosines.abs()
 
 
-@public
+@public(permutations=at_least(1), seed=at_least(0))
 def permuted_order(
     cosines: Float[np.ndarray, "projection block block"],
     statistic: Callable[[Float[np.ndarray, "projection block block"]], float],
