@@ -20,6 +20,7 @@ _WORDS = {
     "Complex": "complex numbers",
     "Inexact": "floats or complex numbers",
     "Num": "numbers",
+    "Real": "real numbers",
     "Shaped": "entries",
 }
 _CASTS = {  # by the name of the dtypes: of tensors, of numpy arrays
@@ -63,6 +64,8 @@ class Array:
                 value = value.to(torch.int64) if self._tensor else value.astype(np.int64)
             else:
                 repair = f"pass {name}.{self._cast}" if self._cast and given is value else f"pass {self._holds}"
+                if "complex" in str(value.dtype):  # a cast would drop what is imaginary
+                    repair = f"pass {name}.real if its imaginary part is zero"
                 return Refused(f"hold {self._holds}", shown(given), repair)
         if self._tensor and value.is_meta:
             return Refused("hold numbers", f"{shown(given)}, where there are none", "move it there with its numbers")

@@ -127,16 +127,27 @@ class _Boundary:
         return taken
 
 
-def _kind(annotation: Any, function: Any) -> Kind | None:
-    if annotation is inspect.Parameter.empty:
-        return None
+def hint_of(function: Any, annotation: Any) -> Any:
+    """Evaluate an annotation in the module of its function.
+
+    Args:
+        function: The function, without decorators.
+        annotation: An annotation, as it is written or evaluated.
+
+    Returns:
+        What it says; `inspect.Parameter.empty` if there is none.
+    """
     if not isinstance(annotation, str):
-        return kind_of(annotation)
+        return annotation
     names = getattr(function, "__globals__", {})
     try:
-        return kind_of(eval(annotation, names))
+        return eval(annotation, names)
     except NameError:
-        return kind_of(eval(annotation, {**names, **_names_for_checkers(names["__name__"])}))
+        return eval(annotation, {**names, **_names_for_checkers(names["__name__"])})
+
+
+def _kind(annotation: Any, function: Any) -> Kind | None:
+    return None if annotation is inspect.Parameter.empty else kind_of(hint_of(function, annotation))
 
 
 def _names_for_checkers(module: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Refused(NamedTuple):
     repair: str
 
 
+@typing.runtime_checkable
 class Kind(Protocol):
     """What an argument may be."""
 
@@ -90,7 +91,7 @@ def _class_kind(kind: Any, inner: tuple[Any, ...]) -> Kind | None:
 
 
 _SEVERAL = (list, tuple, set, frozenset, abc.Sequence, abc.Collection, abc.Iterable, abc.Set)
-_CLASSES: dict[Any, str] = {str: "a text", Path: "a path", bytes: "bytes"}
+_CLASSES: dict[Any, str] = {str: "a text", Path: "a path", bytes: "bytes"}  # others by their names
 
 
 def _with_article(name: str) -> str:
@@ -133,6 +134,13 @@ def _is_plain_number(value: Any) -> bool:
     )
 
 
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+_LARGEST = 2**1023  # whole numbers beyond have no float
+
+
 class _Number:
     """Whole numbers, numbers, or truth values; what numpy and torch have of them is converted."""
 
@@ -142,16 +150,11 @@ class _Number:
 
     def take(self, value: Any, sizes: Sizes, name: str, convert: bool = True) -> Any:
         """Take the number itself, or convert it."""
-        if type(value) is self._kind or (
-            self._kind is not bool and isinstance(value, self._kind) and not isinstance(value, bool)
-        ):
+        if type(value) is self._kind or (self._kind is not bool and _is(value, self._kind)):
             return value
-        if self._kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if convert and _is_plain_number(value):
-            item = value.item()
-            if type(item) is self._kind or (self._kind is float and type(item) is int):
-                return item
+        item = value.item() if convert and _is_plain_number(value) else value
+        if type(item) is self._kind or (convert and self._kind is float and _is(item, int) and abs(item) < _LARGEST):
+            return self._kind(item)
         return Refused(f"be {self.words}", shown(value), "pass one")
 
 

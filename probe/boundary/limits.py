@@ -37,7 +37,7 @@ class Limit:
         return next(((item,) for item in items if item is not None and not self.holds(item)), None)
 
 
-def at_least(bound: float) -> Limit:
+def at_least(bound: float | int) -> Limit:
     """Limit a number, or all numbers of a sequence, from below.
 
     Args:
@@ -49,7 +49,7 @@ def at_least(bound: float) -> Limit:
     return Limit(f"be at least {bound}", lambda value: not isinstance(value, float | int) or value >= bound, "raise it")
 
 
-def between(low: float, high: float) -> Limit:
+def between(low: float | int, high: float | int) -> Limit:
     """Limit a number to the inside of an interval.
 
     Args:
@@ -63,7 +63,7 @@ def between(low: float, high: float) -> Limit:
     return Limit(must, lambda value: not isinstance(value, float | int) or low < value < high, "choose one that does")
 
 
-def within(low: float, high: float) -> Limit:
+def within(low: float | int, high: float | int) -> Limit:
     """Limit a number, or all numbers of an array, to an interval.
 
     Args:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Real
 from scipy import stats
 from scipy.linalg.lapack import dtrsen
 from torch import Tensor
 
 from probe import geometry, spectra
 from probe.boundary import public
-from probe.directions.vectors import Arrays, GivenDirections, directions_of
+from probe.directions.vectors import GivenDirections, directions_of
 from probe.errors import InputError
 from probe.spectra.decomposition import Spectrum
 
@@ -42,7 +42,7 @@ class _Leading:
 
 @public
 def overlap(
-    matrices: Arrays | Spectrum,
+    matrices: Real[Tensor, "*batch d d"] | Real[np.ndarray, "*batch d d"] | Spectrum,
     directions: GivenDirections,
     *,
     ranks: Sequence[int] = RANKS,

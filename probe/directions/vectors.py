@@ -8,21 +8,23 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from probe import display, replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.geometry import cosine
 from probe.model import HuggingFaceModel, LanguageModel, token_of
 from probe.model.architectures.norms import NormLaw, law_of
 
-Arrays: TypeAlias = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
+Arrays: TypeAlias = Real[Tensor, "..."] | Real[np.ndarray, "..."]
 """What holds numbers: tensors and numpy arrays."""
 PARALLEL = 1 - 1e-4
 """Least cosine between what a final norm gives and what its law says, for the law to be taken."""
 
 
+@public
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions(display.Shown):
     """Vectors of the residual stream, with names.
@@ -82,6 +84,7 @@ def directions_of(given: GivenDirections, width: int) -> Directions:
     return Directions(vectors, named.names, named.depth, named.site)
 
 
+@public
 def difference_of_means(one: Arrays, other: Arrays) -> Float[Tensor, " d"]:
     """Subtract the mean of one set of states from that of another, ``mean(one) − mean(other)``.
 
@@ -108,6 +111,7 @@ def difference_of_means(one: Arrays, other: Arrays) -> Float[Tensor, " d"]:
     return first - second
 
 
+@public
 @torch.no_grad()
 def unembedding_rows(
     model: LanguageModel,

@@ -30,7 +30,7 @@ from scipy.sparse.linalg import eigsh
 
 from probe.boundary import public
 from probe.errors import InputError
-from probe.graphs.graph import Graph
+from probe.graphs.graph import Graph, require_labels
 from probe.graphs.partition import Labels, canonical_labels
 
 Method: TypeAlias = Literal["leiden", "louvain", "infomap", "spectral"]
@@ -120,7 +120,11 @@ class Algorithm:
 
         Returns:
             0 for single nodes under CPM; at most 1. NaN for a graph without edges.
+
+        Raises:
+            InputError: If there is not one label a node.
         """
+        require_labels(graph, labels)
         graph = self.seen(graph)
         if not graph.n_edges:
             return float("nan")

@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from probe.boundary import public
 from probe.graphs.algorithms import seeded_igraph
-from probe.graphs.graph import Graph
+from probe.graphs.graph import Graph, require_labels
 from probe.graphs.partition import Labels
 
 INSIDE = 4.0  # the pull of a link inside a community, relative to others
@@ -26,7 +26,11 @@ def layout(graph: Graph, labels: Labels, *, seed: int = 0) -> Float[np.ndarray, 
 
     Returns:
         Coordinates, centred, of unit root mean square, (n, 2).
+
+    Raises:
+        InputError: If there is not one label a node.
     """
+    require_labels(graph, labels)
     i, j = graph.edges.T
     pull = np.abs(graph.weights) * np.where(labels[i] == labels[j], INSIDE, 1.0)
     network = graph.to_igraph()

@@ -167,10 +167,37 @@ class Graph(display.Shown):
         Args:
             path: The file.
             labels: The community of each node, written beside it, (n,).
+
+        Raises:
+            InputError: If the file cannot be written.
         """
         import networkx as nx
 
-        nx.write_graphml(self.to_networkx(labels), os.fspath(path))
+        network = self.to_networkx(labels)
+        try:
+            nx.write_graphml(network, os.fspath(path))
+        except OSError as error:
+            raise InputError(
+                f"path= must be a file that can be written, and {path} is not ({error.strerror}): name another"
+            ) from error
+
+
+def require_labels(graph: Graph, labels: Int[np.ndarray, " node"]) -> None:
+    """Refuse what is no partition of a graph's nodes.
+
+    Args:
+        graph: The graph.
+        labels: The community of each node, (n,).
+
+    Raises:
+        InputError: If there is not one label a node, or one is negative.
+    """
+    if len(labels) != graph.n_nodes or (labels < 0).any():
+        start = f" from {labels.min()} on" if len(labels) else f" ({labels.dtype})"
+        raise InputError(
+            f"a partition of {graph.n_nodes} nodes needs as many labels 0, 1, …, got {len(labels)} labels{start}: "
+            "pass labels found on this graph"
+        )
 
 
 def n_pairs(n: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from probe.boundary import public
+from probe.errors import InputError
 
 Floats: TypeAlias = Float[np.ndarray, "..."]
 Ints: TypeAlias = Int[np.ndarray, "..."]
@@ -61,6 +62,11 @@ class Ranking:
 
     def _cumulated(self, weights: Num[np.ndarray, "... row"]) -> Floats:
         """Weight of the rows before each sorted position, with the total at the end: (..., row + 1)."""
+        if weights.shape[-1:] != self._order.shape[-1:]:
+            raise InputError(
+                f"weights= must have one for each of {self._order.shape[-1]} rows, got {weights.dtype} of shape "
+                f"{weights.shape}: pass as many"
+            )
         in_order = _gather(self._present(weights), self._order)
         cumulated = np.zeros((*in_order.shape[:-1], in_order.shape[-1] + 1))
         np.cumsum(in_order, axis=-1, out=cumulated[..., 1:])
@@ -159,7 +165,12 @@ def fisher_mean(rho: Floats, axis: int | tuple[int, ...] = -1) -> Floats:
 
     Returns:
         The mean correlation; NaN where any ρ is NaN.
+
+    Raises:
+        InputError: If ρ has no such axis.
     """
+    if any(not -rho.ndim <= each < rho.ndim for each in (axis if isinstance(axis, tuple) else (axis,))):
+        raise InputError(f"axis= must be an axis of rho=, got {axis} for the shape {rho.shape}: choose another")
     return np.asarray(np.tanh(np.arctanh(np.clip(rho, -LARGEST_RHO, LARGEST_RHO)).mean(axis=axis)))
 
 

@@ -148,8 +148,16 @@ def bootstrap_interval(
 
     Returns:
         The interval.
+
+    Raises:
+        InputError: If the draws are not of the estimate's shape.
     """
     whole = np.asarray(estimate, dtype=np.float64)
+    if draws.shape[1:] != whole.shape or not draws.size:
+        raise InputError(
+            f"draws= must be (draw, …) with the shape {whole.shape} of estimate= behind, got {draws.dtype} of shape "
+            f"{draws.shape}: pass the same statistic of each resample"
+        )
     return _interval_of_draws(whole, draws, n_documents, level, "documents", t=n_documents < SMALL_SAMPLE)
 
 
@@ -366,6 +374,11 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
 
 
 def _rows_of_groups(groups: Shaped[np.ndarray, " row"]) -> list[Int[np.ndarray, " member"]]:
+    if groups.dtype == object and len({type(one) for one in groups}) > 1:
+        raise InputError(
+            "documents= and groups= must hold names of one type, which can be sorted, got an array of "
+            f"{len({type(one) for one in groups})} types (object): pass numbers or texts"
+        )
     _, label = np.unique(groups, return_inverse=True)
     order = np.argsort(label, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(label[order])) + 1)

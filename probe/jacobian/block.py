@@ -232,6 +232,7 @@ def recorded_jacobian(
         InputError: If the model does not support an option.
     """
     options = options or JacobianOptions()
+    require_layer(recorded.model, layer)
     method = options.resolved(recorded.model, layer)
     cheaper_first: tuple[MethodName, ...] = ("analytic", "frozen", "jacrev")
     methods = cheaper_first[cheaper_first.index(method) :] if options.method == "auto" else (method,)
@@ -283,6 +284,7 @@ def mlp_neuron_gain(
         InputError: If the model's blocks are not standard (see `method_of`: "analytic").
     """
     model = recorded.model
+    require_layer(model, layer)
     if (
         not isinstance(model, HuggingFaceModel)
         or not is_standard(model, layer)
@@ -310,6 +312,7 @@ def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
     Returns:
         One vector a norm; none for blocks whose norms are unknown, or come after the sub-layers.
     """
+    require_layer(model, layer)
     if not isinstance(model, HuggingFaceModel):
         return []
     block, laid_out = model.blocks[layer], model.at(layer)

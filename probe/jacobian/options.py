@@ -15,7 +15,7 @@ from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.parts import PartName, require_part
 from probe.jacobian.proof import require_proved
-from probe.model import HuggingFaceModel, LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel, require_layer
 from probe.model.architectures import query_heads
 from probe.replay import Context
 
@@ -213,6 +213,8 @@ def method_of(model: LanguageModel, layer: int | None = None) -> MethodName:
     Returns:
         The method's name.
     """
+    if layer is not None:
+        require_layer(model, layer)
     if is_standard(model, layer) and _all_proved(model, range(model.n_layers) if layer is None else [layer]):
         return "analytic"
     return "frozen" if _runs_transformers(model, layer) else "jacrev"

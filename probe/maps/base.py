@@ -128,7 +128,7 @@ class Map(display.Shown, ABC):
             path: The file.
 
         Raises:
-            InputError: If the map is not fitted.
+            InputError: If the map is not fitted, or the file cannot be written.
         """
         self._check_fitted()
         tensors: dict[str, Tensor] = {}
@@ -144,6 +144,10 @@ class Map(display.Shown, ABC):
         try:
             save_file(tensors, partial, metadata={"map": type(self).__name__, "values": json.dumps(values)})
             partial.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"path= must be a file that can be written, and {path} is not ({error.strerror}): name another"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 

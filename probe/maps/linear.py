@@ -46,6 +46,10 @@ class SufficientStatistics(display.Shown):
 
     @public(d=at_least(1), e=at_least(1))
     def __init__(self, d: int, e: int, device: torch.device | str = "cpu") -> None:
+        try:
+            device = torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"device= must be one that torch knows, got {device!r}: try cpu") from error
         self.count = 0
         self.mean_x, self.mean_y = (torch.zeros(width, dtype=torch.float64, device=device) for width in (d, e))
         self.xx, self.xy = (torch.zeros(d, width, dtype=torch.float64, device=device) for width in (d, e))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -126,8 +126,17 @@ def first_tensor(output: Returned) -> Tensor:
 
     Returns:
         The hidden state.
+
+    Raises:
+        InputError: If there is none.
     """
-    return output if isinstance(output, Tensor) else cast("Tensor", output[0])
+    first = output if isinstance(output, Tensor) else next(iter(output), None)
+    if not isinstance(first, Tensor):
+        raise InputError(
+            f"output= must be a tensor or begin with one, got a {type(output).__name__} that begins with "
+            f"{type(first).__name__}: pass what a block returned"
+        )
+    return first
 
 
 @public

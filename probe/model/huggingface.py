@@ -20,6 +20,7 @@ from probe.model.architectures import BlockLayout, Layout, SitePath, number_of, 
 from probe.model.hooks import Side, Site, evaluating
 from probe.model.inner import ATTENTION_SITES, MLP_SITES, inner_sites
 from probe.model.looking import Found, look
+from probe.model.protocol import require_layer
 from probe.model.support import Support, spans, support_of
 from probe.model.token_ids import require_tokens
 
@@ -137,6 +138,7 @@ class HuggingFaceModel(LaidOut):
         Returns:
             The method, what sets its cost (a key of `probe.model.support.COSTS`), and whether it was tried.
         """
+        require_layer(self, layer)
         if layer in self.trials:
             return *self.trials[layer], True
         packages = {type(module).__module__ for module in self.blocks[layer].modules()}
@@ -303,6 +305,7 @@ class HuggingFaceModel(LaidOut):
             rotary part of the keys, one for all heads) read the stream, `q_b`, `k_b` and `v_b` the normed latents that
             `q_a` and `kv_a` make; rows of the latter stand head by head.
         """
+        require_layer(self, layer)
         heads = query_heads(self.config) or 1
         block = self.blocks[layer]
         return {name: projection.weight(block, heads) for name, projection in self.at(layer).projections.items()}
@@ -417,7 +420,15 @@ class HuggingFaceModel(LaidOut):
 
         Returns:
             The logits; for the module's own states they equal those of `forward`.
+
+        Raises:
+            InputError: If the states are not as wide as the stream.
         """
+        if states.shape[-1:] != (self.d_model,):
+            raise InputError(
+                f"states= must have the width {self.d_model} of the stream, got a Tensor of shape "
+                f"{tuple(states.shape)}: pass states of this model"
+            )
         tail, states = self.found.tail, states.to(self.device, self.found.stream_dtype)
         with evaluating(self.module):
             return tail.logits(self.module, tail.normed(self.module, states))

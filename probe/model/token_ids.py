@@ -42,6 +42,11 @@ def require_tokens(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window p
     if tokens.ndim != 2:
         repair = "pass tokens[None] for one window" if tokens.ndim == 1 else "give them two axes"
         raise InputError(f"tokens must be (windows, positions), got shape {tuple(tokens.shape)}: {repair}")
+    if tokens.is_meta:
+        raise InputError(
+            f"tokens must hold numbers, got a tensor of shape {tuple(tokens.shape)} on meta, where there are none: "
+            "pass one on the CPU"
+        )
     if not tokens.numel():
         raise InputError(
             "tokens must hold at least one window of at least one position, got tokens of shape "

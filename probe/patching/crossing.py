@@ -14,18 +14,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe import display
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.inference import bootstrap
 from probe.model import LanguageModel, require_layer, site_name, undisturbed
 from probe.patching.effects import measured, token_ids, token_texts
 from probe.patching.ladder import Crossing, crossed
-from probe.text import TokenRows, Which, as_rows
+from probe.text import Given, TokenRows, Which, as_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Measure = Literal["logit_difference", "kl", "loss", "rank"]
+VariableName = Literal["normalised", "effect"]
 Direction = Literal["denoising", "noising"]
 
 _LONG_NAMES = {
@@ -92,7 +93,12 @@ class ActivationPatching:
 
     @public
     def intervals(
-        self, variable: str = "normalised", *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+        self,
+        variable: VariableName = "normalised",
+        *,
+        level: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
     ) -> xr.Dataset:
         """Estimate the mean over pairs at each place, with intervals that resample pairs.
 
@@ -124,7 +130,7 @@ class ActivationPatching:
         return table
 
     @public
-    def plot(self, variable: str = "normalised", *, head: int | None = None, **options: Any) -> Any:
+    def plot(self, variable: VariableName = "normalised", *, head: int | None = None, **options: Any) -> Any:
         """Draw a heat map over tokens and layers, of the mean over pairs.
 
         Args:
@@ -155,13 +161,13 @@ class ActivationPatching:
 _SIDES = ("clean", "corrupted")
 
 
-@public
+@public(batch_size=at_least(1))
 @undisturbed()
 @torch.no_grad()
 def activation_patching(
     model: LanguageModel,
-    clean: Any,
-    corrupted: Any,
+    clean: Given,
+    corrupted: Given,
     *,
     site: str = "resid_pre",
     tokens: Any = None,

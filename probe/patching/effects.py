@@ -79,12 +79,15 @@ def token_ids(model: LanguageModel, tokens: Any, rows: int) -> Int[Tensor, "row 
     Raises:
         InputError: If a string is not one token, an id is not of the vocabulary, or the groups do not fit the rows.
     """
-    if isinstance(tokens, Tensor | np.ndarray):
+    if isinstance(tokens, np.ndarray) or (isinstance(tokens, Tensor) and not tokens.is_meta):
         tokens = tokens.tolist()
-    if isinstance(tokens, str | int):
-        tokens = [tokens]
-    listed = list(tokens)
-    groups = listed if listed and not isinstance(listed[0], str | int | np.integer) else [listed] * rows
+    listed: Any = [tokens] if isinstance(tokens, str | int | np.integer) else tokens
+    groups: Any = listed if listed and not isinstance(_first(listed), str | int | np.integer) else [listed] * rows
+    if not all(isinstance(group, Sequence) for group in (listed, *groups)):
+        raise InputError(
+            f"tokens= must be texts or ids, or groups of them, got {type(tokens).__name__} of "
+            f"{type(_first(listed)).__name__}: pass a list"
+        )
     ids = [[token_of(model, token) for token in group] for group in groups]
     if len(ids) != rows or not all(ids) or len({len(group) for group in ids}) > 1:
         raise InputError(
@@ -92,6 +95,10 @@ def token_ids(model: LanguageModel, tokens: Any, rows: int) -> Int[Tensor, "row 
             f"{len(ids)} of sizes {', '.join(str(len(group)) for group in ids)}: pass a list of pairs"
         )
     return torch.tensor(ids)
+
+
+def _first(listed: Any) -> Any:
+    return listed[0] if isinstance(listed, Sequence) and len(listed) else None
 
 
 def token_texts(model: LanguageModel, ids: Sequence[int] | Int[Tensor, " position"]) -> list[str]:

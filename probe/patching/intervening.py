@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import display
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.model import LanguageModel, changed, ending_after, undisturbed
 from probe.patching.edits import Edit, Edits, edits_of, joined
 from probe.stream import watch
-from probe.text import TokenRows, Which, as_rows
+from probe.text import Given, TokenRows, Which, as_rows
 
 _UNDER_WAY: ContextVar[int] = ContextVar("interventions that a pass meets", default=0)
 
@@ -36,9 +36,9 @@ class Intervention:
     sites: tuple[str, ...]
     positions: Any = None
 
-    @public
+    @public(batch_size=at_least(1))
     def __call__(
-        self, prompts: Any, *, read: Which = "last", batch_size: int = 8
+        self, prompts: Given, *, read: Which = "last", batch_size: int = 8
     ) -> Float[Tensor, "prompt read n_vocab"]:
         """Compute the logits of prompts.
 

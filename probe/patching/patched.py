@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import display, replay
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.inference import Interval, bootstrap
 from probe.model import LanguageModel, undisturbed
 from probe.patching.edits import Edit, Edits, edits_of
 from probe.patching.effects import measured, token_ids, token_texts
 from probe.patching.intervening import intervened, is_intervened, logits_at
-from probe.text import TokenRows, Which, as_rows
+from probe.text import Given, TokenRows, Which, as_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,12 +145,12 @@ class Patched:
         return table
 
 
-@public
+@public(batch_size=at_least(1))
 @undisturbed()
 @torch.no_grad()
 def patch(
     model: LanguageModel,
-    prompts: Any,
+    prompts: Given,
     edits: Edits,
     *,
     positions: Which | None = (-1,),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probe.boundary import filled, public
 from probe.errors import InputError
-from probe.model import LanguageModel
+from probe.model import LanguageModel, require_layer
 from probe.replay import Context
 
 __all__ = [
@@ -144,6 +144,7 @@ def one_position(
     Returns:
         Each measure, (alternative, window, chosen).
     """
+    require_layer(context.model, layer)
     return _at_chosen(context, context.run_on(layer + 1, states), measures)
 
 
@@ -162,6 +163,7 @@ def one_position_later(
     Returns:
         Σ_{s ≥ t} KL_s in nats, for each alternative and chosen position.
     """
+    require_layer(context.model, layer)
     windows, alternatives, chosen, _ = states.shape
     total = torch.empty((alternatives, windows, chosen))
     last = context.states[context.model.n_layers]
@@ -199,6 +201,7 @@ def all_positions(
     Returns:
         Each measure, (alternative, window, chosen).
     """
+    require_layer(context.model, layer)
     windows, alternatives, _, width = states.shape
     kept = context.states[layer + 1][:, None]
     mixed = torch.where(counted[:, None, :, None], states, kept).flatten(0, 1)

@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import font_family_aliases, fontManager
 
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.plots.style import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 
@@ -184,7 +184,7 @@ class Picture:
         """The first panel, to change what is drawn there."""
         return self.axes[0]
 
-    @public
+    @public(dpi=at_least(1))
     def save(self, path: str | Path, *, dpi: int = PRINT_DPI) -> Path:
         """Save the figure for a paper: words stay words in SVG and PDF, so that they can be searched and edited.
 

@@ -215,6 +215,8 @@ def _colored(
         low = -high
     else:
         low, high = (float(end) for end in np.quantile(finite, [(1 - clip) / 2, (1 + clip) / 2]))
+    if cmap is not None and cmap not in matplotlib.colormaps:
+        raise InputError(f"cmap= must be a colour map of matplotlib, got {cmap!r}: pass viridis, for example")
     colors = matplotlib.colormaps[cmap or ("RdBu_r" if both else "viridis")].with_extremes(bad=ABSENT)
     image = ax.imshow(values, origin=origin, cmap=colors, norm=Normalize(low, high if high > low else low + 1))
     ends: dict[tuple[bool, bool], Literal["neither", "min", "max", "both"]] = {

@@ -161,7 +161,7 @@ def singular_values(
     Raises:
         InputError: If the values are complex, or `by` has not a number for each row.
     """
-    values = array_of(getattr(of, "singular_values", of), "singular values")
+    values = array_of(getattr(of, "singular_values", of), "singular values", range(1, 9))
     if np.iscomplexobj(values):
         raise InputError("singular values must be real, got complex numbers: draw eigenvalues by plots.eigenvalues")
     values = np.where(values > 0, values, np.nan) if log else values

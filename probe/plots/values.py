@@ -33,12 +33,12 @@ def array_of(values: Any, name: str, axes: Sequence[int] | None = None) -> np.nd
     Raises:
         InputError: If these are no numbers, none at all, or have another number of axes.
     """
-    if isinstance(values, Tensor):
+    if isinstance(values, Tensor) and not values.is_meta:
         values = values.detach().cpu().resolve_conj()
         values = (values.to(torch.complex128) if values.is_complex() else values.double()).numpy()
     try:
         found = np.asarray(values)
-    except ValueError:  # lists of unequal lengths
+    except (ValueError, TypeError):  # lists of unequal lengths, tensors without numbers
         found = np.asarray(None)
     if found.dtype.kind not in "biufc" or not found.size:
         raise InputError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from probe import plots
-from probe.boundary import public
+from probe.boundary import filled, public
 from probe.claims import Claim
 from probe.errors import InputError
 from probe.report.figure import DPI, Figure, data_uri, image_of
@@ -17,7 +17,7 @@ from probe.report.result import Result, flat
 from probe.runs import write_file
 
 
-@public
+@public(results=filled)
 def write_comparison(
     results: Sequence[Result], path: Path | str, across: Sequence[Claim] = (), figures: Sequence[Figure] = ()
 ) -> Path:

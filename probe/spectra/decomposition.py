@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Real
 from torch import Tensor
 
 from probe import display, plots
@@ -189,7 +189,7 @@ MEANINGS = {
 
 
 @public
-def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
+def decompose(A: Real[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
     """Decompose matrices: all scores of `probe.spectra` as lazy attributes that share factorisations.
 
     >>> import torch

@@ -110,6 +110,8 @@ class Prompts(TokenRows):
             InputError: If the prompt's text or the characters of its tokens are not known, or the text does not hold
                 the substring once.
         """
+        if not -len(self.texts) <= row < len(self.texts):
+            raise InputError(f"row= must be one of {len(self.texts)} prompts, got {row}: choose another")
         text, spans = self.texts[row], self.spans[row]
         if text is None or spans is None:
             why = "came as tokens" if text is None else "was read by a tokenizer that does not say which characters"
@@ -228,6 +230,8 @@ def _each(prompts: Any) -> list[Any]:
     """The single prompts: a string, a mapping list or integers each."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if isinstance(prompts, np.ndarray) and prompts.dtype.kind in "OU":  # texts, as pandas holds them
+        prompts = prompts.tolist()
     if isinstance(prompts, Tensor | np.ndarray):
         tensor = torch.as_tensor(prompts).cpu()
         return [tensor] if tensor.ndim == 1 else list(tensor) if tensor.ndim == 2 else [_refused(prompts)]

@@ -125,7 +125,15 @@ class ToyMLP(nn.Module):
 
         Returns:
             Matrices (..., L, out, in).
+
+        Raises:
+            InputError: If the parameters have no such matrix.
         """
+        if name not in parameters:
+            raise InputError(
+                f"name= must be a matrix of parameters=, got {name!r} for a dict of "
+                f"{', '.join(parameters) or 'nothing'}: choose another"
+            )
         folds = name == "reader" and "gain" in parameters
         return parameters[name] * parameters["gain"].unsqueeze(-2) if folds else parameters[name]
 

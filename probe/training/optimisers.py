@@ -109,7 +109,15 @@ class Optimiser:
             moments: Moments from `begin`, as earlier steps left them.
             step: Number of the step, from 0.
             factor: Factor of the learning rate, from a schedule.
+
+        Raises:
+            InputError: If a parameter has no gradient or no moments.
         """
+        if missing := [name for name in parameters if name not in gradients or f"first.{name}" not in moments]:
+            raise InputError(
+                f"gradients= and moments= must have all of parameters=, got a dict without {missing[0]!r}: pass "
+                "gradients of the same parameters, and moments of begin"
+            )
         for name, value in parameters.items():
             rule = self._rule(name)
             named = self.learning_rate if rule == self.kind else None

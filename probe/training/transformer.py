@@ -132,7 +132,15 @@ class SmallTransformer(nn.Module):
 
         Returns:
             Matrices (..., L, out, in).
+
+        Raises:
+            InputError: If the parameters have no such matrix.
         """
+        if projection not in parameters:
+            raise InputError(
+                f"projection= must be a matrix of parameters=, got {projection!r} for a dict of "
+                f"{', '.join(parameters) or 'nothing'}: choose another"
+            )
         gain = parameters.get("mlp_gain" if projection in ("gate", "up") else "attention_gain")
         matrices = parameters[projection]
         return matrices if gain is None or projection not in READERS else matrices * gain.unsqueeze(-2)

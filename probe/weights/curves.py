@@ -74,7 +74,14 @@ def lag_curve(cosines: Float[Tensor, "*batch block block"]) -> Float[Tensor, "*b
 
     Returns:
         Means for m = 1 … L − 1, (..., L − 1).
+
+    Raises:
+        InputError: If there are fewer than two blocks.
     """
+    if cosines.shape[-1] < 2:
+        raise InputError(
+            f"cosines= must be those of at least 2 blocks, got a Tensor of shape {tuple(cosines.shape)}: pass more"
+        )
     lags = range(1, cosines.shape[-1])
     return torch.stack([cosines.diagonal(lag, -2, -1).mean(-1) for lag in lags], -1)
 

@@ -71,6 +71,9 @@ INNER = {
 """Classes whose methods the library calls, with what it has made itself."""
 
 
+PYTHON = {"Interval.__getitem__", "Windows.part"}
+"""Methods with errors of their own: Python's, which ends a loop; a refusal of everything."""
+
 COSTLY = frozenset(
     """
     batch blocks columns count d dpi draws e font_size height held_out inputs iterations k last length n others outputs
@@ -98,6 +101,11 @@ class Public:
 
     def __str__(self) -> str:
         return self.label
+
+    def plain(self) -> Any:
+        """The function as it is written, whose module knows the names in its annotations."""
+        called = self.make()
+        return inspect.unwrap(called.__init__ if inspect.isclass(called) else called)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of a valid call."""
@@ -167,7 +175,7 @@ def _of_class(label: str, module: str, kind: Any) -> Iterator[Public]:
     if label in INNER:
         return
     for name, member in vars(kind).items():
-        if name.startswith("_") and name not in ("__getitem__", "__call__"):
+        if f"{label}.{name}" in PYTHON or (name.startswith("_") and name not in ("__getitem__", "__call__")):
             continue
         bound = isinstance(member, classmethod | staticmethod)
         plain = member.__func__ if bound else member
