@@ -158,7 +158,11 @@ def dominant_subspace(
     """
     most = min(x.shape[-2:])
     if not 1 <= rank <= most:
-        raise InputError(f"rank must lie in 1 … min(n, d) = {most}, got {rank}: choose another or pass more vectors")
+        raise InputError(
+            f"rank must lie in 1 … min(n, d) = {most} for x= of shape {tuple(x.shape)}, got {rank}: choose another or "
+            "pass "
+            "more vectors"
+        )
     rows = x.double()
     if centred:
         rows = rows - rows.mean(-2, keepdim=True)

@@ -79,6 +79,8 @@ def open_runs(
         if (model is None or fnmatch.fnmatchcase(_model(record), model))
         and (analysis is None or fnmatch.fnmatchcase(record["analysis"], analysis))
     }
+    if not records:
+        raise InputError("paths= must name at least one run, got none: name a folder of runs")
     if not wanted:
         kinds = {f"{record['analysis']} of {_model(record) or 'no model'}" for record in records.values()}
         asked = " and ".join(f"{name}={value!r}" for name, value in (("model", model), ("analysis", analysis)) if value)
@@ -107,8 +109,9 @@ def _places(path: Location) -> Iterator[tuple[Path, bool]]:
     )
     if not found:
         raise InputError(
-            f"runs are opened from a run directory, a folder of them or a pattern, but {directory} leads to no run: "
-            "name another"
+            f"runs are opened from the path of a run directory, a folder of them or a pattern, but {directory} leads "
+            "to no "
+            "run: name another"
         )
     yield from ((one, False) for one in found)
 

@@ -11,6 +11,7 @@ cannot say stands beside it as a limit:
 from __future__ import annotations
 
 from probe.boundary.calls import public
+from probe.boundary.kinds import shown
 from probe.boundary.limits import Limit, at_least, between, filled, finite, within
 
-__all__ = ["Limit", "at_least", "between", "filled", "finite", "public", "within"]
+__all__ = ["Limit", "at_least", "between", "filled", "finite", "public", "shown", "within"]

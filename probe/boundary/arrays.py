@@ -111,11 +111,9 @@ class Array:
             array = array.astype(np.int64)
         if not self._tensor:
             return array
-        tensor = (
-            torch.tensor(array)
-            if not array.flags.writeable or min(array.strides, default=0) < 0
-            else (torch.from_numpy(array))
-        )
+        if not array.flags.writeable or min(array.strides, default=0) < 0:
+            array = array.copy()  # torch refuses both
+        tensor = torch.from_numpy(array)
         return tensor.to(torch.get_default_dtype()) if counted and tensor.is_floating_point() else tensor
 
     def _fitting(self, shape: tuple[int, ...], sizes: Sizes, name: str) -> Sizes | None:

@@ -151,7 +151,7 @@ def _kind(annotation: Any, function: Any) -> Kind | None:
 
 
 def _names_for_checkers(module: str) -> dict[str, Any]:
-    """What a module imports for type checkers alone, so that importing it stays quick."""
+    """Import the names that a module imports for type checkers alone, so that importing it stays quick."""
     names: dict[str, Any] = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":

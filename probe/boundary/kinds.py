@@ -30,7 +30,7 @@ class Refused(NamedTuple):
 
 @typing.runtime_checkable
 class Kind(Protocol):
-    """What an argument may be."""
+    """A kind of argument: what it may be, and what is converted to it."""
 
     words: str
 

@@ -76,9 +76,19 @@ def within(low: float | int, high: float | int) -> Limit:
 
     def holds(value: Any) -> bool:
         inside = (low <= value) & (value <= high)
-        return bool(inside if isinstance(inside, bool) else inside.all())
+        return inside if isinstance(inside, bool) else _all(inside)
 
     return Limit(f"lie in [{low}, {high}]", holds, "choose what does")
+
+
+def _all(truth: Any) -> bool:
+    """Tell whether all entries are true; those inside a transform of torch.func cannot be looked at, and pass."""
+    if hasattr(truth, "is_meta"):
+        from torch._C import _functorch
+
+        if _functorch.is_functorch_wrapped_tensor(truth):
+            return True
+    return bool(truth.all())
 
 
 def _filled(value: Any) -> bool:
@@ -99,11 +109,11 @@ def _finite(value: Any) -> bool:
     if isinstance(value, Sequence):
         return all(_finite(item) for item in value)
     if hasattr(value, "isfinite"):
-        return bool(value.isfinite().all())
+        return _all(value.isfinite())
     if hasattr(value, "dtype") and hasattr(value, "__array__"):
         import numpy as np
 
-        return bool(np.isfinite(value).all())
+        return _all(np.isfinite(value))
     return True
 
 

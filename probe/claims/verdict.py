@@ -123,7 +123,8 @@ class Claim:
         if set(values) != expected:
             odd = ", ".join(sorted(set(values) ^ expected))
             raise InputError(
-                f"a claim must have exactly its {len(expected)} fields, and these are missing or unknown: {odd}; "
+                f"values= must have exactly the {len(expected)} fields of a claim, got a dict in which these are "
+                f"missing or unknown: {odd}: "
                 "judge the run again with this version"
             )
         read: dict[str, Any] = dict(values)

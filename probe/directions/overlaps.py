@@ -85,6 +85,13 @@ def overlap(
     Cost: an SVD and a Schur form with vectors a matrix: 0.2 s at d = 576.
     """
     found = matrices if isinstance(matrices, Spectrum) else spectra.decompose(torch.as_tensor(matrices))
+    shape = tuple(getattr(directions, "vectors", directions).shape)
+    if shape[-1:] != (found.d,):
+        raise InputError(
+            f"directions= must be as wide as matrices=, got {shape} and {tuple(found.matrices.shape)}: pass "
+            "directions of "
+            "this stream"
+        )
     given, d = directions_of(directions, found.d), found.d
     if not ranks or not all(1 <= k < d for k in ranks):
         raise InputError(f"ranks must lie in 1 … {d - 1}, got {list(ranks)}: choose at least one")

@@ -50,11 +50,12 @@ class Graph(display.Shown):
         inside = not len(code) or bool(self.edges.min() >= 0 and self.edges.max() < self.n_nodes)
         if not (inside and (self.edges[:, 0] < self.edges[:, 1]).all() and (np.diff(code) > 0).all()):
             raise InputError(
-                f"edges must be pairs i < j < {self.n_nodes} in lexicographic order, each once: "
+                f"edges must be pairs i < j < n_nodes = {self.n_nodes} in lexicographic order, each once, got others: "
                 "sort them, or build the graph with from_matrix"
             )
         if not (np.isfinite(self.weights).all() and self.weights.all()):
-            raise InputError("weights must be finite and not zero, got one that is not: leave such edges out")
+            bad = self.weights[~np.isfinite(self.weights) | (self.weights == 0)][0]
+            raise InputError(f"weights must be finite and not zero, got {bad:g}: leave such edges out")
 
     @property
     def n_edges(self) -> int:

@@ -111,7 +111,7 @@ def stability(partitions: Partitions) -> tuple[float, float]:
     """
     runs = len(partitions)
     if runs < 3:
-        raise InputError(f"stability needs at least 3 runs, got {runs}: use more seeds")
+        raise InputError(f"stability needs the partitions of at least 3 runs, got {runs}: use more seeds")
     table = pairwise_ami(partitions)
     np.fill_diagonal(table, 0.0)
     total = table.sum()

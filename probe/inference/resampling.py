@@ -106,7 +106,9 @@ def bootstrap(
     """
     if len(documents) == 0 or resamples < 2:
         raise InputError(
-            f"a bootstrap needs at least one row and two resamples, got {len(documents)} and {resamples}: pass more"
+            f"a bootstrap needs the documents of at least one row and two resamples, got {len(documents)} and "
+            f"{resamples}: "
+            "pass more"
         )
     estimate = statistic(np.arange(len(documents)))
     rows = resampled_rows(documents, resamples=resamples, seed=seed)
@@ -224,7 +226,9 @@ def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, le
     groups = _rows_of_groups(documents)
     n = len(groups)
     if n < 2:
-        raise InputError(f"a jackknife needs at least two documents to leave one out, got {n}: pass more documents")
+        raise InputError(
+            f"a jackknife needs at least two documents to leave one out, got {n if len(documents) else 0}: pass more"
+        )
     left_out = np.stack([
         np.asarray(statistic(np.sort(np.concatenate(groups[:i] + groups[i + 1 :]))), dtype=np.float64) for i in range(n)
     ])

@@ -171,7 +171,7 @@ def jacobians_by_layer(
     for layer in chosen:
         require_layer(model, layer)
         options.resolved(model, layer)
-    rows = as_rows(model, tokens)
+    rows = as_rows(model, tokens, argument="tokens")
     where = rows.positions(positions)
     contexts = _contexts(model, rows.groups(), where, list(chosen), options, batch_size)
     if batch_size is not None:

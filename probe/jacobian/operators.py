@@ -96,7 +96,7 @@ def operator(
     """
     options = JacobianOptions(context=context, of=of, dtype=dtype)
     options.resolved(model)
-    rows = as_rows(model, tokens)
+    rows = as_rows(model, tokens, argument="tokens")
     end = layer + 1 if to_layer is None else to_layer
     if not 0 <= layer < end <= model.n_layers:
         raise InputError(

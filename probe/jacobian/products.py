@@ -71,7 +71,7 @@ def cumulative_jacobian(
     for _, block in jacobians_by_layer(model, tokens, range(from_layer, to_layer), positions, options):
         product = block.double() if product is None else block.double() @ product
     if product is None:
-        shape = (*as_rows(model, tokens).positions(positions).shape, model.d_model, model.d_model)
+        shape = (*as_rows(model, tokens, argument="tokens").positions(positions).shape, model.d_model, model.d_model)
         product = torch.eye(model.d_model, device=model.device).expand(shape)
     return product.to(dtype)
 

@@ -83,8 +83,8 @@ def cross_jacobian(
         later, earlier = where[0].tolist()
         if later < earlier:
             raise InputError(
-                f"out_position must not lie before in_position, where a causal block's Jacobian is zero, got {later} "
-                f"and {earlier}: exchange them"
+                f"out_position must not lie before in_position, where a causal block's Jacobian is zero, got "
+                f"{out_position} and {in_position}: exchange them"
             )
         return _across(model, windows, layer, later, earlier, options)
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from probe.boundary import public
+from probe.boundary import public, shown
 from probe.errors import InputError
 from probe.model.protocol import LanguageModel
 
@@ -20,24 +20,25 @@ def require_tokens(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window p
 
     Args:
         model: The model.
-        tokens: What came as tokens.
+        tokens: What came as tokens, a tensor or an array.
 
     Returns:
         The tokens, as int64.
 
     Raises:
-        InputError: If it is no tensor of integers, not (windows, positions), empty, or has an id outside the
+        InputError: If it holds no integers, not (windows, positions), empty, or has an id outside the
             vocabulary.
     """
+    if isinstance(tokens, np.ndarray) and tokens.dtype.kind in "biufc":
+        tokens = torch.from_numpy(tokens)
     if not isinstance(tokens, Tensor):
         raise InputError(
-            "tokens must be a tensor of integers, (windows, positions), got "
-            f"{type(tokens).__name__}: pass torch.as_tensor(tokens)"
+            f"tokens must be a tensor of integers, (windows, positions), got {shown(tokens)}: pass "
+            "torch.as_tensor(tokens)"
         )
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype is torch.bool:
         raise InputError(
-            f"tokens must be integers, got {str(tokens.dtype).removeprefix('torch.')}: pass the ids that "
-            "model.encode or load_windows gives"
+            f"tokens must be integers, got {shown(tokens)}: pass the ids that model.encode or load_windows gives"
         )
     if tokens.ndim != 2:
         repair = "pass tokens[None] for one window" if tokens.ndim == 1 else "give them two axes"

@@ -161,7 +161,7 @@ class ActivationPatching:
 _SIDES = ("clean", "corrupted")
 
 
-@public(batch_size=at_least(1))
+@public(rows_at_once=at_least(1))
 @undisturbed()
 @torch.no_grad()
 def activation_patching(
@@ -219,10 +219,10 @@ def activation_patching(
     for name, value, known in (("measure", measure, Measure), ("direction", direction, Direction)):
         if value not in get_args(known):
             raise InputError(f"{name}= must be one of {', '.join(get_args(known))}, got {value!r}: choose one")
-    pair = as_rows(model, clean), as_rows(model, corrupted)
+    pair = as_rows(model, clean, argument="clean"), as_rows(model, corrupted, argument="corrupted")
     _require_pairs(model, *pair)
     where = _positions(pair[0], positions)
-    reading = pair[0].positions(read)
+    reading = pair[0].positions(read, argument="read")
     if reading.shape[1] != 1:
         raise InputError(f"read= must name one position in each prompt, got {reading.shape[1]}: pass an index")
     listed = list(range(model.n_layers)) if layers is None else [int(layer) for layer in layers]
@@ -250,9 +250,10 @@ def activation_patching(
 
 def _require_pairs(model: LanguageModel, clean: TokenRows, corrupted: TokenRows) -> None:
     if len(clean.ids) != len(corrupted.ids):
-        raise InputError(
-            f"each clean prompt needs a corrupted one, got {len(clean.ids)} and {len(corrupted.ids)}: pass as many"
-        )
+        counts = [
+            f"{len(rows.ids)} from {''.join(token_texts(model, rows.ids[0]))!r} on" for rows in (clean, corrupted)
+        ]
+        raise InputError(f"each clean prompt needs a corrupted one, got {' and '.join(counts)}: pass as many")
     for row, (one, other) in enumerate(zip(clean.ids, corrupted.ids, strict=True)):
         if len(one) != len(other):
             cut = [f"{len(ids)} ({'|'.join(token_texts(model, ids))})" for ids in (one, other)]

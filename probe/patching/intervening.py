@@ -52,7 +52,7 @@ class Intervention:
             The logits, float32 on the CPU.
         """
         rows = as_rows(self.model, prompts)
-        return logits_at(self.model, rows, rows.positions(read), batch_size=batch_size)
+        return logits_at(self.model, rows, rows.positions(read, argument="read"), batch_size=batch_size)
 
     def _repr_html_(self) -> str:
         where = "all" if self.positions is None else str(self.positions)

@@ -185,7 +185,7 @@ def patch(
     rows = as_rows(model, prompts)
     count = len(rows.ids)
     where = None if positions is None else rows.positions(positions)
-    reading = rows.positions(read)
+    reading = rows.positions(read, argument="read")
     found = edits_of(model, edits, where, count)
     named = _next_tokens(rows, reading) if tokens is None else token_ids(model, tokens, count)[:, None]
 

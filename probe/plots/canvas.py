@@ -217,7 +217,10 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = PRINT_DPI) -> Pa
     undated = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     kind = path.suffix.lower()
     if kind not in undated:
-        raise InputError(f"a figure is saved as .png, .svg or .pdf, got {path.name!r}: end its name in one of these")
+        raise InputError(
+            f"a figure is saved at a path that ends in .png, .svg or .pdf, got {path.name!r}: end its name in one of "
+            "these"
+        )
     if not path.parent.is_dir():
         raise InputError(f"a figure is saved into a folder that exists, and {path.parent} does not: make it first")
     words: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "probe"}

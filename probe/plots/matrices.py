@@ -68,8 +68,8 @@ def heat_map(
     with drawing(ax, page, width=width, height=float(np.clip(0.8 * width * ratio + 0.7, 1.6, 9.0))) as picture:
         image = _colored(picture.ax, values, symmetric, clip, cmap, label, "upper")
         image.axes.set_aspect("equal" if 0.1 < ratio < 10 else "auto")
-        _label(picture.ax, rows, len(values), across=False)
-        _label(picture.ax, columns, len(values.T), across=True)
+        _label(picture.ax, rows, len(values), "rows", across=False)
+        _label(picture.ax, columns, len(values.T), "columns", across=True)
         picture.ax.set_title(title, loc="left")
     return picture
 
@@ -97,7 +97,7 @@ def jacobian(
     Raises:
         InputError: If it is not one real, square matrix.
     """
-    values = _real(matrix, "a Jacobian")
+    values = _real(matrix, "the matrix of a Jacobian")
     if values.shape[0] != values.shape[1]:
         raise InputError(f"a Jacobian must be square, got shape {values.shape}: draw other matrices by heat_map")
     name = "J"
@@ -178,8 +178,8 @@ def token_layer_map(
     with drawing(ax, page, width=usual["width"], height=usual["height"]) as picture:
         image = _colored(picture.ax, table, symmetric, clip, cmap, label, "lower")
         picture.ax.set_aspect("auto")
-        _label(picture.ax, layers, depth, across=False)
-        _label(picture.ax, tokens, length, across=True)
+        _label(picture.ax, layers, depth, "layers", across=False)
+        _label(picture.ax, tokens, length, "tokens", across=True)
         picture.ax.set(ylabel="layer", xlabel="" if tokens is not None else "position")
         picture.ax.set_title(title, loc="left")
         if cells is not None:
@@ -229,13 +229,13 @@ def _colored(
     return image
 
 
-def _label(ax: Axes, labels: Sequence[object] | None, count: int, *, across: bool) -> None:
+def _label(ax: Axes, labels: Sequence[object] | None, count: int, name: str, *, across: bool) -> None:
     """Labels of columns (across) or rows: as many as there is room for, turned where they are wider than a column."""
     axis = ax.xaxis if across else ax.yaxis
     if labels is None:
         axis.set_major_locator(MaxNLocator(6, integer=True))
         return
-    words = labels_of(labels, count, "labels")
+    words = labels_of(labels, count, name)
     points = 72 * (_inches(ax)[0] if across else _inches(ax)[1])
     size = float(matplotlib.rcParams["font.size"])
     step = -(-count // max(int(points / (1.05 * size)), 1))

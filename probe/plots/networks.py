@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from probe.boundary import public
+from probe.boundary import public, shown
 from probe.errors import InputError
 from probe.plots.canvas import Page, Picture
 from probe.plots.pages import drawing, shared_legend
@@ -196,7 +196,7 @@ def null_comparison(
 def _of_nodes(values: Any, n: int, name: str) -> Float[np.ndarray, " node"]:
     found = array_of(values, name)
     if found.shape != (n,):
-        raise InputError(f"{name} must have a number for each of {n} nodes, got shape {found.shape}: pass ({n},)")
+        raise InputError(f"{name} must have a number for each of {n} nodes, got {shown(values)}: pass ({n},)")
     return found
 
 

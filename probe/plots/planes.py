@@ -91,7 +91,7 @@ def eigenvalues(
     Raises:
         InputError: If matrices came, or `by` has not a number for each.
     """
-    values = array_of(getattr(of, "eigenvalues", of), "eigenvalues")
+    values = array_of(getattr(of, "eigenvalues", of), "eigenvalues of=")
     if values.ndim > 1 and values.dtype.kind == "f" and values.shape[-1] == values.shape[-2]:
         raise InputError(
             f"eigenvalues must be computed before they are drawn, got real matrices of shape {values.shape}: pass "
@@ -161,7 +161,7 @@ def singular_values(
     Raises:
         InputError: If the values are complex, or `by` has not a number for each row.
     """
-    values = array_of(getattr(of, "singular_values", of), "singular values", range(1, 9))
+    values = array_of(getattr(of, "singular_values", of), "singular values of=", range(1, 9))
     if np.iscomplexobj(values):
         raise InputError("singular values must be real, got complex numbers: draw eigenvalues by plots.eigenvalues")
     values = np.where(values > 0, values, np.nan) if log else values

@@ -345,7 +345,7 @@ def record(
         InputError: If the windows are not of this model's ids, of several lengths, or begin with padding, a position
             lies outside its window, there is no such layer, or the blocks do not run once each.
     """
-    rows = as_rows(model, tokens)
+    rows = as_rows(model, tokens, argument="tokens")
     groups = rows.groups()
     if len(groups) > 1:
         raise InputError(

@@ -39,6 +39,8 @@ def write_comparison(
         InputError: If the file cannot be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"path= must be a file that can be written, and {path} is a directory: name a file in it")
     ids = dict.fromkeys(claim.id for result in results for claim in result.claims)
     by_id = [{claim.id: claim for claim in result.claims} for result in results]
     rows = [(next(claims[name] for claims in by_id if name in claims), [c.get(name) for c in by_id]) for name in ids]

@@ -86,7 +86,9 @@ class Result:
         """
         by_name = {figure.name: figure for figure in self.figures}
         if name not in by_name:
-            raise InputError(f"a figure must be one of the run's ({', '.join(by_name)}), got {name!r}: choose one")
+            raise InputError(
+                f"the name of a figure must be one of the run's ({', '.join(by_name)}), got {name!r}: choose one"
+            )
         return by_name[name]
 
     @public

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.boundary import at_least, public
+from probe.boundary import at_least, finite, public
 from probe.errors import InputError
 from probe.spectra.factors import Factors, Matrices, factors, frobenius_norm, scale_of
 from probe.spectra.lapack import SchurForm
@@ -39,7 +39,7 @@ def symmetrised(A: Matrices, *, match: Literal["frobenius"] | None = "frobenius"
     return _matched(known.matrices / 2 + known.matrices.mT / 2, known, match)
 
 
-@public
+@public(A=finite)
 def schur_normal(A: Matrices, *, match: Literal["frobenius"] | None = None) -> Float[Tensor, "*batch d d"]:
     """Remove non-normality: the normal matrix with A's eigenvalues and Schur vectors.
 
@@ -62,7 +62,7 @@ def schur_normal(A: Matrices, *, match: Literal["frobenius"] | None = None) -> F
     return _matched(Q @ _normal_part(form.T) @ Q.mT, known, match)
 
 
-@public(draws=at_least(1))
+@public(A=finite, draws=at_least(1))
 def schur_shuffle(A: Matrices, generator: torch.Generator, draws: int = 5) -> Float[Tensor, "draws *batch d d"]:
     """Shuffle the structure of non-normality, keeping its size, A's eigenvalues and Schur vectors.
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.boundary import public
+from probe.boundary import finite, public
 from probe.spectra import lapack
 from probe.spectra.factors import Matrices, factors
 
@@ -14,7 +14,7 @@ from probe.spectra.factors import Matrices, factors
 SINGULAR = 1e-8
 
 
-@public
+@public(A=finite)
 def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
     """Compute the singular values ``σ_i``, decreasing.
 
@@ -29,7 +29,7 @@ def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
     return factors(A).singular_values
 
 
-@public
+@public(A=finite)
 def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the stable rank ``‖A‖_F² / σ₁²``.
 
@@ -48,7 +48,7 @@ def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return relative.square().sum(-1)
 
 
-@public
+@public(A=finite)
 def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the effective rank ``exp(−Σ p ln p)`` with ``p = σ/Σσ``; about 0.80 d for a square Gaussian matrix.
 
@@ -68,7 +68,7 @@ def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return entropy_rank(_relative(singular_values(A)))
 
 
-@public
+@public(A=finite)
 def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the effective rank of the energies, ``exp(−Σ p ln p)`` with ``p = σ²/Σσ²``.
 
@@ -83,7 +83,7 @@ def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return entropy_rank(_relative(singular_values(A)).square())
 
 
-@public
+@public(A=finite)
 def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the participation ratio of singular values, ``(Σσ²)² / Σσ⁴``; d/2 for a square Gaussian matrix.
 
@@ -104,7 +104,7 @@ def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
     return ratio_of_squares(singular_values(A))
 
 
-@public
+@public(A=finite)
 def polar_rotation(A: Matrices) -> Float[Tensor, "*batch"]:
     """Measure the rotation of the orthogonal polar factor, the mean of ``|arg λ_i(U)|`` for ``A = U P``.
 

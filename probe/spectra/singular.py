@@ -90,7 +90,11 @@ def leading_triplets(
     require_real(matrix)
     matrix, short = matrix.detach(), min(matrix.shape)
     if not 1 <= k <= short:
-        raise InputError(f"k must lie in 1 … min(out, in) = {short}, got {k}: choose a k in this range")
+        raise InputError(
+            f"k must lie in 1 … min(out, in) = {short} for matrix= of shape {tuple(matrix.shape)}, got {k}: choose a "
+            "k in this "
+            "range"
+        )
     if not matrix.isfinite().all():
         raise InputError("a matrix of weights must be finite, got NaN or infinity: fetch it again")
     scale, range_of = float(scale_of(matrix)), torch.finfo(matrix.dtype)

@@ -101,7 +101,7 @@ def capture(
         raise InputError(
             f'the dtype of the states must be "float32" or "model", the model\'s own, got {dtype!r}: choose one'
         )
-    rows = as_rows(model, windows)
+    rows = as_rows(model, windows, argument="windows")
     names = _site_names(model, sites, layers)
     watched = [model.site(name) for name in names]
     inside = [site.layer for site in watched if site.layer is not None]

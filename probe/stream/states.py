@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from probe import display
-from probe.boundary import public
+from probe.boundary import public, shown
 from probe.errors import InputError
 from probe.model import (
     spelled,
@@ -156,8 +156,10 @@ class ResidualStream(Mapping[Any, Tensor]):
     def _require(self, site: Any) -> str:
         name = self._found(site)
         if name is None:
+            layered = isinstance(site, tuple) and len(site) == 2
+            asked = f"{site[0]!r} of layer {site[1]!r}" if layered else shown(site)
             raise InputError(
-                f"a site must have been captured to be read, and {site!r} was not; captured: {', '.join(self.sites)}"
+                f"a site must have been captured to be read, and {asked} was not; captured: {', '.join(self.sites)}"
             )
         return name
 
@@ -202,7 +204,7 @@ class ResidualStream(Mapping[Any, Tensor]):
         names = self._by_layer(short)
         if not names:
             raise InputError(
-                f"a site must have been captured to be read, and {short!r} was not at any layer; captured: "
+                f"a site must have been captured to be read, and short={short!r} was not at any layer; captured: "
                 f"{', '.join(dict.fromkeys(parted(name)[1] for name in self.sites))}"
             )
         return torch.stack([self[name] for name in names.values()])
@@ -316,7 +318,8 @@ class ResidualStream(Mapping[Any, Tensor]):
         index = Path(directory) / INDEX
         if not index.is_file():
             raise InputError(
-                f"a captured stream's folder must hold {INDEX}, and {directory} does not; capture it again"
+                f"directory= must be a captured stream's folder, which holds {INDEX}, and {directory} is not: capture "
+                "it again"
             )
         saved = json.loads(index.read_text(encoding="utf-8"))
         windows, positions, width = saved["shape"]

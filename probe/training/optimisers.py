@@ -75,7 +75,9 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         if self.kind not in LEARNING_RATES:
-            raise InputError(f"an optimiser must be one of {', '.join(LEARNING_RATES)}, got {self.kind!r}: choose one")
+            raise InputError(
+                f"the kind of an optimiser must be one of {', '.join(LEARNING_RATES)}, got {self.kind!r}: choose one"
+            )
 
     @public
     def begin(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from probe.boundary import at_least, public
+from probe.boundary import at_least, filled, public
 from probe.training.loop import Batch, Parameters, Stack
 from probe.training.measures import (
     LEADING,
@@ -69,7 +69,7 @@ class Watch:
         self._start = {name: acting(stack.start, name) for name in names}
         self._held_out, self._probes = data.held_out(held_out), data.probes(probes)
 
-    @public
+    @public(parameters=filled, before=filled)
     def __call__(self, parameters: Parameters, before: Parameters) -> dict[str, Float[Tensor, "seed ..."]]:
         """Measure `carried` and the gradients, (seed, matrix, ...), and `held_out_loss` (seed,), in float32."""
         by_matrix = []

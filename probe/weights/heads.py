@@ -85,7 +85,9 @@ def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head o
     heads = weights.heads
     if name not in ("q", "k", "v", "o", *SPREADERS) or heads is None:
         raise InputError(
-            f"heads are parts of q, k, v or o of a model with attention, or of q_b, k_b or v_b, got {name!r} of "
+            "the name of a projection with heads must be one of q, k, v or o of a model with attention, or of q_b, "
+            "k_b or "
+            f"v_b, got {name!r} of "
             f"{weights.name}: choose one of these"
         )
     matrix: Tensor = weights.matrix(layer, name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,6 +184,11 @@ def broadcast(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> N
 
 
 @public
+def rows(a: Float[Tensor, "#n d"], b: Float[Tensor, "#n d"]) -> None:
+    """Broadcast one axis."""
+
+
+@public
 def square(A: Float[Tensor, "*batch d d"], three: Float[Tensor, "3 _"] | None = None) -> None:
     """Take square matrices."""
 
@@ -198,11 +205,14 @@ def test_axes_of_one_name_have_one_size() -> None:
     refused(lambda: square(torch.zeros(2, 3)), "A= must have the shape (…, d, d)", "(2, 3)")
     refused(lambda: square(torch.zeros(2)), "A= must")
     refused(lambda: square(torch.eye(2), torch.zeros(4, 1)), "three= must have the shape (3, _)")
+    refused(lambda: two(torch.zeros(4, 2), torch.zeros(1, 3)), "with n = 4 as in x=")  # no broadcasting
     two(torch.zeros(4, 2), torch.zeros(4, 3))  # names last for one call
 
 
 def test_broadcast_axes_may_be_one() -> None:
     broadcast(torch.zeros(4, 1, 2), torch.zeros(3, 2))
+    rows(torch.zeros(1, 2), torch.zeros(3, 2))
+    refused(lambda: rows(torch.zeros(2, 2), torch.zeros(3, 2)), "b= must have the shape (n, d)")
     refused(lambda: broadcast(torch.zeros(4, 2), torch.zeros(3, 2)), "b= must have the shape (…, d)")
 
 
@@ -292,6 +302,22 @@ def test_a_function_keeps_its_face() -> None:
     assert dressed(np.int64(1), np.int64(2), flag=True, a=np.float64(3)) == (1, (2,), True, {"a": 3.0})
     refused(lambda: dressed(1, "a"), "rest= must be a whole number, got 'a'")  # type: ignore[arg-type]
     refused(lambda: dressed(1, a="b"), "more= must be a number, got 'b'")  # type: ignore[arg-type]
+
+
+@public(x=(filled, finite), share=within(0, 1))
+def scaled(x: Float[Tensor, " d"], share: Float[Tensor, ""] | float = 0.5) -> Float[Tensor, " d"]:
+    """Have limits that look at entries."""
+    return share * x.square()
+
+
+def test_a_decorated_function_is_pickled_read_and_transformed_as_before() -> None:
+    assert pickle.loads(pickle.dumps(scaled)) is scaled
+    assert list(inspect.signature(scaled).parameters) == ["x", "share"]
+    shares = torch.tensor([0.0, 1.0])
+    assert torch.equal(torch.func.vmap(scaled)(X[:2], shares), shares[:, None] * X[:2].square())
+    assert torch.equal(torch.func.jacrev(scaled)(X[0]), X[0].diag())
+    assert torch.equal(torch.func.vmap(torch.func.grad(lambda x: scaled(x).sum()))(X), X)
+    refused(lambda: torch.func.vmap(scaled)(X[None], shares[:1]), "x= must have the shape (d,)")
 
 
 def test_long_values_are_shortened_to_a_line() -> None:

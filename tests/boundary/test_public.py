@@ -36,7 +36,7 @@ def as_a_user(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_function_refuses_wrong_arguments_by_name(module: str) -> None:
     """A new public function is found by itself; one with arguments of a new kind needs a valid call."""
-    failures = []
+    failures: list[str] = []
     for function in everything():
         if function.module == module:
             failures += _failures(function)
@@ -52,16 +52,16 @@ def _failures(function: Public) -> Iterator[str]:
     for parameter in function.parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        valid = function.arguments().get(parameter.name, parameter.default)
-        for name, value in wrong(parameter.name, valid).items():
-            if said := _wrong_outcome(function, parameter, value):
+        arguments = function.arguments()
+        for name, value in wrong(parameter.name, arguments.get(parameter.name, parameter.default)).items():
+            if said := _wrong_outcome(function, arguments, parameter, value):
                 yield f"{function}({parameter.name}={name}): {said}"
 
 
-def _wrong_outcome(function: Public, parameter: inspect.Parameter, value: Any) -> str | None:
+def _wrong_outcome(function: Public, arguments: dict[str, Any], parameter: inspect.Parameter, value: Any) -> str | None:
     """What is wrong with the outcome of a call: an error of another kind, or a refusal that says too little."""
     try:
-        function.call({**function.arguments(), parameter.name: value})
+        function.call({**arguments, parameter.name: value})
     except InputError as error:
         return _missing(str(error), parameter.name, value)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
@@ -76,11 +76,34 @@ def _wrong_outcome(function: Public, parameter: inspect.Parameter, value: Any) -
 def _missing(message: str, name: str, value: Any) -> str | None:
     if "\n" in message:
         return f"more than one line: {message}"
-    if not any(word in message for word in (name, name.rstrip("s"), name.rpartition("_")[2])):
+    words = (name, name.rstrip("s"), name.rpartition("_")[2], *CALLED.get(name, ()))
+    if not any(word in message for word in words):
         return f"does not name the argument: {message}"
     told = {repr(value), str(value), type(value).__name__, str(getattr(value, "dtype", "?")).removeprefix("torch.")}
-    told |= {str(tuple(getattr(value, "shape", ("?",)))), "none", "an empty"}
+    told |= {str(tuple(getattr(value, "shape", ("?",)))), "none", "an empty", f"as in {name}="}
+    told |= {"()"} if isinstance(value, int | float | complex) else set()  # the shape of a number
+    if isinstance(value, list | dict | Tensor | np.ndarray):
+        told |= {"(0,)", "()", "[]", "got 0"} if not len(value) else {"NaN", "nan"} if _is_nan(value) else set()
     return None if any(word in message for word in told) else f"does not say what came: {message}"
+
+
+def _is_nan(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and not value.is_meta and bool(value.isnan().any())
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and bool(np.isnan(value).any())
+
+
+CALLED = {
+    "given": ("prompt",),
+    "graph": ("states",),
+    "name": ("site", "model", "device"),
+    "name_or_object": ("model",),
+    "path": ("run directory",),
+    "source": ("site",),
+    "target": ("site",),
+    "which": ("position",),
+}
+"""What messages call an argument whose name says less."""
 
 
 def _may_be(hint: Any, value: Any) -> bool:
@@ -116,7 +139,8 @@ def _is_numbers(value: Any) -> bool:
 def _assert_same(found: Any, expected: Any, where: str) -> None:
     assert type(found) is type(expected), where
     if isinstance(found, Tensor | np.ndarray):
-        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected), err_msg=where)
+        one, other = (value.detach().numpy() if isinstance(value, Tensor) else value for value in (found, expected))
+        np.testing.assert_array_equal(one, other, err_msg=where)
     elif isinstance(found, dict):
         for key, value in found.items():
             _assert_same(value, expected[key], f"{where}[{key}]")

@@ -161,6 +161,11 @@ def _x() -> Any:
     return xr.DataArray([0.0, 1.0], dims="layer", name="layer")
 
 
+@functools.cache
+def _continuity() -> Any:
+    return weights.continuity(model())
+
+
 ARGUMENTS: dict[str, Callable[[], Any]] = {
     # models, texts, states
     "model": model,
@@ -340,7 +345,13 @@ _TWENTY = {"x": lambda: floats(20, 3), "y": lambda: floats(20, 3, seed=1), "y_ha
 _RANKED = {"a": lambda: doubles(9), "b": lambda: doubles(9, seed=1), "weights": lambda: np.ones(9)}
 SPECIAL: dict[str, dict[str, Callable[[], Any]]] = {
     "Directions": {"vectors": lambda: floats(2, 4), "names": lambda: ("a", "b")},
-    "activation_patching": {"tokens": lambda: [65, 66]},
+    "activation_patching": {
+        "clean": lambda: tiny_tokens(1, 4),
+        "corrupted": lambda: tiny_tokens(1, 4, seed=1),
+        "tokens": lambda: [65, 66],
+        "positions": lambda: [2],
+        "layers": lambda: [0],
+    },
     "bound_text": {"direction": lambda: ">", "bound": lambda: 0.5},
     "difference_of_means": {"one": lambda: floats(6, 4), "other": lambda: floats(5, 4, seed=1)},
     "intervene": {},
@@ -348,9 +359,9 @@ SPECIAL: dict[str, dict[str, Callable[[], Any]]] = {
     "open_run": {"path": lambda: _run()},
     "open_runs": {"paths": lambda: _run()},
     "overlap": {"directions": lambda: floats(2, 4), "ranks": lambda: [1, 2]},
-    "path": {"from_layer": lambda: 0, "draws": lambda: 3},
-    "plots.continuity": {"data": lambda: weights.continuity(model())},
-    "plots.cosine_maps": {"data": lambda: weights.continuity(model())},
+    "path": {"tokens": lambda: tiny_tokens(1, 4), "from_layer": lambda: 0, "draws": lambda: 3},
+    "plots.continuity": {"data": _continuity},
+    "plots.cosine_maps": {"data": _continuity},
     "plots.eigenvalues": {"of": lambda: floats(3)},
     "plots.singular_values": {"of": lambda: floats(3).abs()},
     "plots.graph": {"of": graph},
@@ -436,6 +447,7 @@ SPECIAL: dict[str, dict[str, Callable[[], Any]]] = {
     "head_views": {"name": lambda: "q"},
     "hooked": {"sites": lambda: [model().site(SITE)], "receive": lambda: lambda site, tensor: None},
     "instability": {"first": local_map, "second": local_map, "neighbours": lambda: [6]},
+    "load_model": {"name_or_object": model},
     "load_windows": {
         "text": lambda: None,
         "dataset": lambda: "sample",
@@ -503,6 +515,7 @@ def _run() -> Path:
     return finished(Path("planted").absolute())
 
 
+@functools.cache
 def _opened() -> Any:
     return probe.open_run(_run())
 

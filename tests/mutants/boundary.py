@@ -39,7 +39,7 @@ BOUNDARY: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("value >= bound", "value > bound"),
                 ("low < value < high", "low <= value <= high"),
                 ("(low <= value) & (value <= high)", "(low < value) & (value < high)"),
-                ("return bool(value.isfinite().all())", "return True"),
+                ("return _all(value.isfinite())", "return True"),
                 ("return bool(count())", "return True"),
             ],
         )
