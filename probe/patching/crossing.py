@@ -256,7 +256,8 @@ def _require_pairs(model: LanguageModel, clean: TokenRows, corrupted: TokenRows)
         raise InputError(f"each clean prompt needs a corrupted one, got {' and '.join(counts)}: pass as many")
     for row, (one, other) in enumerate(zip(clean.ids, corrupted.ids, strict=True)):
         if len(one) != len(other):
-            cut = [f"{len(ids)} ({'|'.join(token_texts(model, ids))})" for ids in (one, other)]
+            texts = [token_texts(model, ids) for ids in (one, other)]
+            cut = [f"{len(text)} of {''.join(text)!r} ({'|'.join(text)})" for text in texts]
             raise InputError(
                 f"clean and corrupted prompts must have equally many tokens, and those of pair {row} have "
                 f"{cut[0]} and {cut[1]}: choose words of as many tokens"
