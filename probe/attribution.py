@@ -9,6 +9,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian import detached_tail
 from probe.model import HuggingFaceModel, LanguageModel, token_of, undisturbed
@@ -26,6 +27,7 @@ By = Literal["block", "sublayer", "head"]
 _WRITES = ("hook_attn_out", "hook_mixer_out", "hook_mlp_out")
 
 
+@public
 @undisturbed()
 @torch.no_grad()
 def logit_attribution(

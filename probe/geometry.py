@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from probe.boundary import at_least, filled, finite, public
 from probe.errors import InputError
 
 __all__ = [
@@ -38,6 +39,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
+@public
 def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
     """Compute the cosine of the angle between vectors, ``a·b / (‖a‖ ‖b‖)``.
 
@@ -54,6 +56,7 @@ def cosine(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Floa
     return (_unit(a) * _unit(b)).sum(-1).clamp(-1, 1)
 
 
+@public
 def angle(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
     """Compute the angle between vectors in degrees, ``2 atan2(‖â − b̂‖, ‖â + b̂‖)`` of the unit vectors.
 
@@ -75,6 +78,7 @@ def angle(a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float
     return torch.rad2deg(2 * half)
 
 
+@public
 def relative_error(y: Float[Tensor, "*#batch d"], y_hat: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
     """Measure the residual relative to the target, ``‖y − ŷ‖ / ‖y‖``.
 
@@ -92,6 +96,7 @@ def relative_error(y: Float[Tensor, "*#batch d"], y_hat: Float[Tensor, "*#batch 
     return error
 
 
+@public
 def explained_variance(y: Float[Tensor, "*batch n d"], y_hat: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
     """Compute the share of the variance of n targets that predictions explain, ``1 − Σ‖y − ŷ‖² / Σ‖y − ȳ‖²``.
 
@@ -111,6 +116,7 @@ def explained_variance(y: Float[Tensor, "*batch n d"], y_hat: Float[Tensor, "*ba
     return (1 - residual / total).to(y.dtype)
 
 
+@public
 def aligned_cosine_from_error(relative_error: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Bound the cosine of (y, ŷ) from below, ``sqrt(1 − e²)`` for an error e, whatever the residual's direction.
 
@@ -129,6 +135,7 @@ def aligned_cosine_from_error(relative_error: Float[Tensor, "*batch"]) -> Float[
     return (1 - relative_error.square()).clamp(min=0).sqrt()
 
 
+@public(x=finite)
 def dominant_subspace(
     x: Float[Tensor, "*batch n d"], rank: int, *, centred: bool = True
 ) -> Float[Tensor, "*batch d k"]:
@@ -151,7 +158,11 @@ def dominant_subspace(
     """
     most = min(x.shape[-2:])
     if not 1 <= rank <= most:
-        raise InputError(f"rank must lie in 1 … min(n, d) = {most}, got {rank}: choose another or pass more vectors")
+        raise InputError(
+            f"rank must lie in 1 … min(n, d) = {most} for x= of shape {tuple(x.shape)}, got {rank}: choose another or "
+            "pass "
+            "more vectors"
+        )
     rows = x.double()
     if centred:
         rows = rows - rows.mean(-2, keepdim=True)
@@ -159,6 +170,7 @@ def dominant_subspace(
     return directions[..., -rank:].flip(-1).to(x.dtype)
 
 
+@public
 def subspace_share(x: Float[Tensor, "*batch d"], basis: Float[Tensor, "d k"]) -> Float[Tensor, "*batch"]:
     """Compute the share of a vector's energy inside a subspace, ``‖Vᵀx‖² / ‖x‖²``; k/d for a random subspace.
 
@@ -175,6 +187,7 @@ def subspace_share(x: Float[Tensor, "*batch d"], basis: Float[Tensor, "d k"]) ->
     return (_unit(x) @ basis).square().sum(-1).clamp(max=1)
 
 
+@public
 def principal_angles(a: Float[Tensor, "*batch d k"], b: Float[Tensor, "*batch d m"]) -> Float[Tensor, "*batch angles"]:
     """Compute the principal angles between two column spaces, in degrees.
 
@@ -203,6 +216,7 @@ def principal_angles(a: Float[Tensor, "*batch d k"], b: Float[Tensor, "*batch d 
     return torch.where(finite[..., 0], angles, torch.nan)
 
 
+@public
 def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[Tensor, " d"]:
     """Mark the coordinates whose scale exceeds a multiple of the median scale.
 
@@ -223,6 +237,7 @@ def outlier_coordinates(x: Float[Tensor, "n d"], factor: float = 20.0) -> Bool[T
     return scale > factor * scale.median()
 
 
+@public(x=(filled, finite), y=finite)
 def procrustes_linearity(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> float:
     """Score the linearity of the map from x to y in sample, ``1 − min_A ‖X̃A − Ỹ‖_F²``, both centred, of unit norm.
 
@@ -244,6 +259,7 @@ def procrustes_linearity(x: Float[Tensor, "n d"], y: Float[Tensor, "n e"]) -> fl
     return float((kept.mT @ (y64 / y64.norm())).square().sum())
 
 
+@public(d=at_least(1), draws=at_least(1))
 def random_directions(
     norms: Float[Tensor, "*batch"], d: int, generator: torch.Generator, draws: int = 1
 ) -> Float[Tensor, "draws *batch d"]:
@@ -262,6 +278,7 @@ def random_directions(
     return norms[..., None] * _unit(normal)
 
 
+@public
 def haar_frame(
     d: int, k: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "d k"]:
@@ -289,6 +306,7 @@ def haar_frame(
     return frame
 
 
+@public(residual_covariance=finite, draws=at_least(1))
 def covariance_matched(
     residual_covariance: Float[Tensor, "d d"],
     norms: Float[Tensor, "*batch"],

@@ -16,6 +16,7 @@ from tests.plan import ROOT, circles, files, floors, graph, imported_rooms, room
 # from the ground up; a room imports only from rooms on lower floors
 FLOORS = [
     ("display", "errors", "machine"),
+    ("boundary",),
     ("geometry", "inference", "model"),
     ("claims", "plots", "text"),
     ("graphs", "maps", "runs", "spectra", "stream", "training"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from probe import analyses
+from probe.boundary import public
 from probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ Location: TypeAlias = str | PathLike[str]
 RECORD = "config.json"
 
 
+@public
 def open_run(path: Location) -> Result:
     """Open a finished run, of whatever analysis it is; nothing is computed and no model is read.
 
@@ -47,6 +49,7 @@ def open_run(path: Location) -> Result:
     return _analysis(_record(directory)["analysis"]).read(directory)
 
 
+@public
 def open_runs(
     paths: Location | Iterable[Location], *, model: str | None = None, analysis: str | None = None
 ) -> list[Result]:
@@ -76,6 +79,8 @@ def open_runs(
         if (model is None or fnmatch.fnmatchcase(_model(record), model))
         and (analysis is None or fnmatch.fnmatchcase(record["analysis"], analysis))
     }
+    if not records:
+        raise InputError("paths= must name at least one run, got none: name a folder of runs")
     if not wanted:
         kinds = {f"{record['analysis']} of {_model(record) or 'no model'}" for record in records.values()}
         asked = " and ".join(f"{name}={value!r}" for name, value in (("model", model), ("analysis", analysis)) if value)
@@ -104,8 +109,9 @@ def _places(path: Location) -> Iterator[tuple[Path, bool]]:
     )
     if not found:
         raise InputError(
-            f"runs are opened from a run directory, a folder of them or a pattern, but {directory} leads to no run: "
-            "name another"
+            f"runs are opened from the path of a run directory, a folder of them or a pattern, but {directory} leads "
+            "to no "
+            "run: name another"
         )
     yield from ((one, False) for one in found)
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 from probe.inference import Interval
 from probe.inference.resampling import Value
@@ -34,6 +35,7 @@ _OPPOSITE = {"above": "below", "below": "above"}
 SIGNS: dict[Verdict, str] = {"supported": "✓", "mechanical": "=", "not supported": "✗", "inconclusive": "?"}
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """One row of ``claims.json``.
@@ -104,6 +106,7 @@ class Claim:
         return plain
 
     @classmethod
+    @public
     def from_dict(cls, values: Mapping[str, Any]) -> Claim:
         """Rebuild the claim that `to_dict` wrote; None becomes NaN again.
 
@@ -120,7 +123,8 @@ class Claim:
         if set(values) != expected:
             odd = ", ".join(sorted(set(values) ^ expected))
             raise InputError(
-                f"a claim must have exactly its {len(expected)} fields, and these are missing or unknown: {odd}; "
+                f"values= must have exactly the {len(expected)} fields of a claim, got a dict in which these are "
+                f"missing or unknown: {odd}: "
                 "judge the run again with this version"
             )
         read: dict[str, Any] = dict(values)
@@ -129,6 +133,7 @@ class Claim:
         return cls(**read)
 
 
+@public
 @dataclass(frozen=True)
 class Sentence:
     """A claimed statement and its source, apart from any data."""
@@ -138,6 +143,7 @@ class Sentence:
     source: str
 
 
+@public
 @dataclass(frozen=True)
 class Criterion:
     """An interval that must lie beyond a bound: a θ and its threshold, or a contrast Δ and its margin.
@@ -181,6 +187,7 @@ class Criterion:
         return (math.nan, math.nan) if self.interval is None else (float(self.interval.low), float(self.interval.high))
 
 
+@public
 @dataclass(frozen=True)
 class Condition:
     """A condition of a verdict, and the reason to give if it does not hold."""
@@ -189,6 +196,7 @@ class Condition:
     otherwise: str
 
 
+@public
 @dataclass(frozen=True)
 class Evidence:
     """All that decides one claim.
@@ -208,6 +216,7 @@ class Evidence:
     fixed_by: str | None = None
 
 
+@public
 def judge(evidence: Evidence) -> tuple[Verdict, str]:
     """Judge the evidence in the order given at the head of this module.
 
@@ -248,6 +257,7 @@ def judge(evidence: Evidence) -> tuple[Verdict, str]:
     return "supported", f"{beyond}; {cleared}" if cleared else beyond
 
 
+@public
 def decide(
     sentence: Sentence,
     evidence: Evidence,
@@ -300,6 +310,7 @@ def decide(
     )
 
 
+@public
 def line(name: str, interval: Interval | None) -> dict[str, Any]:
     """Name a value with its interval, in the form of a claim's ``null`` and ``controls``.
 
@@ -315,6 +326,7 @@ def line(name: str, interval: Interval | None) -> dict[str, Any]:
     return {"name": name} | {key: _jsonable(value) for key, value in zip(keys, values, strict=True)}
 
 
+@public
 def bound_text(direction: Direction, bound: float) -> str:
     """Write a bound with the side on which an interval must lie.
 
@@ -331,6 +343,7 @@ def bound_text(direction: Direction, bound: float) -> str:
     return f"{direction} {_number(bound)}"
 
 
+@public
 def enough_units(n_units: int, needed: int, unit: str) -> Condition:
     """State the precondition that enough documents or seeds were resampled.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from probe import geometry, replay
+from probe.boundary import public
 from probe.directions.vectors import Directions, GivenDirections, directions_of
 from probe.errors import InputError
 from probe.jacobian import JacobianOptions, push_forward
@@ -48,7 +49,7 @@ class Query:
         Returns:
             The queries.
         """
-        rows = as_rows(model, tokens)
+        rows = as_rows(model, tokens, argument="tokens")
         documents = getattr(rows, "document", torch.arange(len(rows.ids)))
         return cls(rows, rows.positions(positions), documents.cpu().numpy())
 
@@ -131,13 +132,15 @@ def require_depths(model: LanguageModel, first: int | None, last: int | None, gi
     start = given.depth if first is None else first
     if start is None:
         raise InputError(
-            "directions must say at which depth of the stream they lie, and these do not: pass the block that they "
-            "enter, 0 for the first"
+            "directions must say at which depth of the stream they lie, and these say none: pass as from_layer= the "
+            "block "
+            "that they enter, 0 for the first"
         )
     end = model.n_layers if last is None else last
     if not 0 <= start < end <= model.n_layers:
         raise InputError(
-            f"directions go from one depth to a later one, 0 ≤ first < last ≤ {model.n_layers}, got {start} and {end}: "
+            f"directions go from one depth to a later one, 0 ≤ from_layer < to_layer ≤ {model.n_layers}, got {start} "
+            f"and {end}: "
             "choose two depths in this order"
         )
     replay.require_chain(model, start, end)
@@ -160,6 +163,7 @@ def require_context(context: ContextName) -> None:
         )
 
 
+@public
 def gain_and_turn(
     model: LanguageModel,
     tokens: Given,

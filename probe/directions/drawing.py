@@ -40,7 +40,8 @@ def path_figure(summary: xr.Dataset, directions: Sequence[str] | None) -> Figure
     chosen = known if directions is None else list(directions)
     if not 1 <= len(chosen) <= len(_STYLES) or not set(chosen) <= set(known):
         raise InputError(
-            f"a picture shows one to {len(_STYLES)} of the directions {', '.join(known[:8])}, got {', '.join(chosen)}: "
+            f"a picture shows one to {len(_STYLES)} of the directions {', '.join(known[:8])}, got "
+            f"{', '.join(chosen) or 'none'}: "
             "choose some by directions="
         )
     styles = {name: Style(name, *style) for name, style in zip(chosen, _STYLES, strict=False)}

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from probe import display
+from probe.boundary import public
 from probe.directions.vectors import Directions
 from probe.errors import InputError
 from probe.model import LanguageModel
@@ -76,6 +77,7 @@ class Decoder:
             },
         )
 
+    @public
     def directions(
         self, latents: Sequence[int] | Int[Tensor, " chosen"] | Int[ndarray, " chosen"], *, normalised: bool = False
     ) -> Directions:
@@ -111,6 +113,7 @@ class Decoder:
         return Directions(vectors, tuple(map(str, chosen)), self.depth, self.site)
 
 
+@public
 def open_decoder(
     path: Path | str,
     model: LanguageModel | int | None = None,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from probe import display, geometry
+from probe.boundary import public
 from probe.directions import drawing
 from probe.directions.carrying import (
     Query,
@@ -91,6 +92,7 @@ class DirectionPath:
         """Return the summary as a tidy table, one row a measure, direction, depth and null."""
         return self.summary.to_dataframe(dim_order=["direction", "depth", "measure", "null"]).reset_index()
 
+    @public
     def plot(self, directions: Sequence[str] | None = None) -> Figure:
         """Draw the four measures by depth, with the bands of the random directions.
 
@@ -103,6 +105,7 @@ class DirectionPath:
         return drawing.path_figure(self.summary, directions)
 
 
+@public
 def path(
     model: LanguageModel,
     tokens: Given,

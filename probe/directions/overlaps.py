@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Real
 from scipy import stats
 from scipy.linalg.lapack import dtrsen
 from torch import Tensor
 
 from probe import geometry, spectra
-from probe.directions.vectors import Arrays, GivenDirections, directions_of
+from probe.boundary import public
+from probe.directions.vectors import GivenDirections, directions_of
 from probe.errors import InputError
 from probe.spectra.decomposition import Spectrum
 
@@ -39,8 +40,9 @@ class _Leading:
     gap: float
 
 
+@public
 def overlap(
-    matrices: Arrays | Spectrum,
+    matrices: Real[Tensor, "*batch d d"] | Real[np.ndarray, "*batch d d"] | Spectrum,
     directions: GivenDirections,
     *,
     ranks: Sequence[int] = RANKS,
@@ -83,6 +85,13 @@ def overlap(
     Cost: an SVD and a Schur form with vectors a matrix: 0.2 s at d = 576.
     """
     found = matrices if isinstance(matrices, Spectrum) else spectra.decompose(torch.as_tensor(matrices))
+    shape = tuple(getattr(directions, "vectors", directions).shape)
+    if shape[-1:] != (found.d,):
+        raise InputError(
+            f"directions= must be as wide as matrices=, got {shape} and {tuple(found.matrices.shape)}: pass "
+            "directions of "
+            "this stream"
+        )
     given, d = directions_of(directions, found.d), found.d
     if not ranks or not all(1 <= k < d for k in ranks):
         raise InputError(f"ranks must lie in 1 … {d - 1}, got {list(ranks)}: choose at least one")

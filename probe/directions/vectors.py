@@ -8,21 +8,23 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from probe import display, replay
+from probe.boundary import finite, public
 from probe.errors import InputError
 from probe.geometry import cosine
 from probe.model import HuggingFaceModel, LanguageModel, token_of
 from probe.model.architectures.norms import NormLaw, law_of
 
-Arrays: TypeAlias = Shaped[Tensor, "..."] | Shaped[np.ndarray, "..."]
+Arrays: TypeAlias = Real[Tensor, "..."] | Real[np.ndarray, "..."]
 """What holds numbers: tensors and numpy arrays."""
 PARALLEL = 1 - 1e-4
 """Least cosine between what a final norm gives and what its law says, for the law to be taken."""
 
 
+@public
 @dataclass(frozen=True, eq=False, repr=False)
 class Directions(display.Shown):
     """Vectors of the residual stream, with names.
@@ -72,7 +74,9 @@ def directions_of(given: GivenDirections, width: int) -> Directions:
     lengths = vectors.norm(dim=-1)
     if not (lengths.isfinite() & (lengths > 0)).all():
         row = int((~(lengths.isfinite() & (lengths > 0))).nonzero()[0])
-        raise InputError(f"directions must be finite and not zero, and row {row} is not: leave it out")
+        raise InputError(
+            f"directions must be finite and not zero, and row {row} is {vectors[row, 0]:.3g}, …: leave it out"
+        )
     if named is None:
         return Directions(vectors, tuple(map(str, range(len(vectors)))))
     if len(named.names) != len(vectors):
@@ -82,6 +86,7 @@ def directions_of(given: GivenDirections, width: int) -> Directions:
     return Directions(vectors, named.names, named.depth, named.site)
 
 
+@public(one=finite, other=finite)
 def difference_of_means(one: Arrays, other: Arrays) -> Float[Tensor, " d"]:
     """Subtract the mean of one set of states from that of another, ``mean(one) − mean(other)``.
 
@@ -102,12 +107,11 @@ def difference_of_means(one: Arrays, other: Arrays) -> Float[Tensor, " d"]:
     if any(states.ndim < 1 or not states.numel() for states in sets) or sets[0].shape[-1] != sets[1].shape[-1]:
         shapes = " and ".join(str(tuple(states.shape)) for states in sets)
         raise InputError(f"two sets of states must be (..., d) of one width, none empty, got {shapes}: pass others")
-    if not all(bool(states.isfinite().all()) for states in sets):
-        raise InputError("states must be finite, got NaN or infinity: leave those tokens out")
     first, second = (states.reshape(-1, states.shape[-1]).mean(0) for states in sets)
     return first - second
 
 
+@public
 @torch.no_grad()
 def unembedding_rows(
     model: LanguageModel,

@@ -28,8 +28,9 @@ from jaxtyping import Float
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
 
+from probe.boundary import public
 from probe.errors import InputError
-from probe.graphs.graph import Graph
+from probe.graphs.graph import Graph, require_labels
 from probe.graphs.partition import Labels, canonical_labels
 
 Method: TypeAlias = Literal["leiden", "louvain", "infomap", "spectral"]
@@ -39,6 +40,7 @@ Signs: TypeAlias = Literal["signed", "layers", "merged"]
 _igraph_random = threading.Lock()
 
 
+@public
 @dataclass(frozen=True)
 class Algorithm:
     """A way to find communities: method, objective and treatment of signs.
@@ -73,14 +75,17 @@ class Algorithm:
             if value not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {value!r}: choose one of them")
 
+    @public
     def seen(self, graph: Graph) -> Graph:
         """Return the graph with the weights that the objective sees: merged signs are absolute values."""
         return graph.with_weights(np.abs(graph.weights)) if self.signs == "merged" else graph
 
+    @public
     def gamma(self, graph: Graph, resolution: float) -> float:
         """Convert a resolution to the objective's γ: for CPM it is in units of the mean ``|w|`` over pairs."""
         return resolution * graph.mean_weight if self.objective == "cpm" else resolution
 
+    @public
     def run(self, graph: Graph, resolution: float, seed: int) -> Labels:
         """Find one partition from one seed.
 
@@ -104,6 +109,7 @@ class Algorithm:
             return _spectral(graph, self._number(graph, resolution, seed), seed)
         return self._optimise(graph, resolution, seed)
 
+    @public
     def quality(self, graph: Graph, labels: Labels, resolution: float) -> float:
         """Evaluate the objective of a partition per edge weight: divided by ``Σ|w|``.
 
@@ -114,7 +120,11 @@ class Algorithm:
 
         Returns:
             0 for single nodes under CPM; at most 1. NaN for a graph without edges.
+
+        Raises:
+            InputError: If there is not one label a node.
         """
+        require_labels(graph, labels)
         graph = self.seen(graph)
         if not graph.n_edges:
             return float("nan")

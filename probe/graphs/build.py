@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from probe.boundary import finite, public
 from probe.errors import InputError
 from probe.geometry import haar_frame
 from probe.graphs.graph import Graph
@@ -31,6 +32,7 @@ TOP_K = 30
 BLOCK = 512
 
 
+@public
 def correlation_graph(
     states: States, *, kind: Kind = "signed", top_k: int | None = None, density: float | None = None
 ) -> Graph:
@@ -62,7 +64,9 @@ def correlation_graph(
     """
     found = torch.as_tensor(states)
     if len(found) < 3 or found.shape[1] < 2:
-        raise InputError(f"a correlation needs 3 tokens and 2 columns, got states {tuple(found.shape)}: pass (N, d)")
+        raise InputError(
+            f"a correlation needs 3 tokens and 2 columns, got states of shape {tuple(found.shape)}: pass (N, d)"
+        )
     if not bool(found.isfinite().all()):
         raise InputError("states must be finite, got NaN or infinity: leave such tokens or columns out")
     source = _Source(found, kind, TOP_K if top_k is None and density is None else top_k, density)
@@ -78,6 +82,7 @@ def correlation_graph(
     return Graph(standard.shape[1], edges, weights, f"{kind} correlation", source.null)
 
 
+@public(A=finite)
 def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None, density: float | None = None) -> Graph:
     """Build the graph of a matrix of couplings, such as weights or a Jacobian, made symmetric.
 
@@ -98,8 +103,6 @@ def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None,
     coupling = torch.as_tensor(A)
     if coupling.shape[0] != coupling.shape[1]:
         raise InputError(f"A must be square, got {tuple(coupling.shape)}: pass a coupling for each pair of nodes")
-    if not bool(coupling.isfinite().all()):
-        raise InputError("couplings must be finite, got NaN or infinity: leave such nodes out")
     coupling = coupling.abs() if magnitude else coupling
     edges, weights = sparsify(
         lambda start: (coupling[start : start + BLOCK] + coupling[:, start : start + BLOCK].mT).double() / 2,
@@ -110,6 +113,7 @@ def from_matrix(A: Matrix, *, magnitude: bool = False, top_k: int | None = None,
     return Graph(len(coupling), edges, weights, "coupling")
 
 
+@public
 def permuted_columns(
     states: States, seed: int, *, kind: Kind = "signed", top_k: int | None = None, density: float | None = None
 ) -> Graph:

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from probe import display, plots
+from probe.boundary import at_least, filled, public
 from probe.errors import InputError
 from probe.graphs.algorithms import Algorithm, Method, Objective, Signs
 from probe.graphs.build import States, correlation_graph
@@ -125,6 +126,7 @@ class NullComparison(display.Shown):
         return facts
 
 
+@public(seed=at_least(0))
 def communities(
     graph: Graph | States,
     *,
@@ -172,6 +174,7 @@ def communities(
     return _communities(found, algorithm, value, seeds, seed)
 
 
+@public(resolutions=filled, draws=at_least(1), seed=at_least(0))
 def resolution_profile(
     graph: Graph,
     *,
@@ -219,6 +222,7 @@ def resolution_profile(
     return data
 
 
+@public
 def choose_resolution(
     profile: xr.Dataset, *, least_communities: int = 8, least_excess: float = 0.2
 ) -> ResolutionChoice:
@@ -253,6 +257,7 @@ def choose_resolution(
     return ResolutionChoice(float(grid[chosen]), float(excess[chosen]), bool(excess[best] > least_excess))
 
 
+@public(draws=at_least(1), seed=at_least(0))
 def compare_with_null(graph: Graph, found: Communities, *, draws: int = 20, seed: int = 0) -> NullComparison:
     """Compare a graph's communities with those of its null graphs, found in the same way.
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from probe.boundary import public
 from probe.graphs.algorithms import seeded_igraph
-from probe.graphs.graph import Graph
+from probe.graphs.graph import Graph, require_labels
 from probe.graphs.partition import Labels
 
 INSIDE = 4.0  # the pull of a link inside a community, relative to others
 
 
+@public
 def layout(graph: Graph, labels: Labels, *, seed: int = 0) -> Float[np.ndarray, "node 2"]:
     """Place the nodes in the plane by Fruchterman and Reingold's forces, communities held together.
 
@@ -24,7 +26,11 @@ def layout(graph: Graph, labels: Labels, *, seed: int = 0) -> Float[np.ndarray, 
 
     Returns:
         Coordinates, centred, of unit root mean square, (n, 2).
+
+    Raises:
+        InputError: If there is not one label a node.
     """
+    require_labels(graph, labels)
     i, j = graph.edges.T
     pull = np.abs(graph.weights) * np.where(labels[i] == labels[j], INSIDE, 1.0)
     network = graph.to_igraph()

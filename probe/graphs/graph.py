@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from probe import display, plots
+from probe.boundary import public
 from probe.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from probe.graphs.detect import Communities
 
 
+@public
 @dataclass(frozen=True, eq=False, repr=False)
 class Graph(display.Shown):
     """Nodes 0 … n − 1 and signed weights on pairs of them; no loops, no second edge between a pair.
@@ -48,11 +50,12 @@ class Graph(display.Shown):
         inside = not len(code) or bool(self.edges.min() >= 0 and self.edges.max() < self.n_nodes)
         if not (inside and (self.edges[:, 0] < self.edges[:, 1]).all() and (np.diff(code) > 0).all()):
             raise InputError(
-                f"edges must be pairs i < j < {self.n_nodes} in lexicographic order, each once: "
+                f"edges must be pairs i < j < n_nodes = {self.n_nodes} in lexicographic order, each once, got others: "
                 "sort them, or build the graph with from_matrix"
             )
         if not (np.isfinite(self.weights).all() and self.weights.all()):
-            raise InputError("weights must be finite and not zero, got one that is not: leave such edges out")
+            bad = self.weights[~np.isfinite(self.weights) | (self.weights == 0)][0]
+            raise InputError(f"weights must be finite and not zero, got {bad:g}: leave such edges out")
 
     @property
     def n_edges(self) -> int:
@@ -92,6 +95,7 @@ class Graph(display.Shown):
         half = sparse.coo_array((self.weights, (i, j)), shape=(self.n_nodes, self.n_nodes))
         return sparse.csr_array(half + half.T)
 
+    @public
     def with_weights(self, weights: Float[np.ndarray, " edge"]) -> Graph:
         """Build the graph with other weights on the same edges; edges of weight zero are left out.
 
@@ -110,6 +114,7 @@ class Graph(display.Shown):
 
         return igraph.Graph(n=self.n_nodes, edges=self.edges, edge_attrs={"weight": self.weights.tolist()})
 
+    @public
     def to_networkx(self, labels: Int[np.ndarray, " node"] | None = None) -> nx.Graph:
         """Convert the graph to networkx, weights as the edge attribute ``weight``.
 
@@ -128,6 +133,7 @@ class Graph(display.Shown):
             nx.set_node_attributes(graph, dict(enumerate(labels.tolist())), "community")
         return graph
 
+    @public
     def layout(self, labels: Int[np.ndarray, " node"] | None = None, *, seed: int = 0) -> Float[np.ndarray, "node 2"]:
         """Place the nodes in the plane; see `probe.graphs.layout`.
 
@@ -142,6 +148,7 @@ class Graph(display.Shown):
 
         return layout(self, np.zeros(self.n_nodes, dtype=np.int64) if labels is None else labels, seed=seed)
 
+    @public
     def plot(self, communities: Communities | Int[np.ndarray, " node"] | None = None, **options: Any) -> plots.Picture:
         """Draw the graph, its nodes coloured by community; see `probe.plots.graph`.
 
@@ -154,16 +161,44 @@ class Graph(display.Shown):
         """
         return plots.graph(self, communities, **options)
 
+    @public
     def write_graphml(self, path: str | os.PathLike[str], labels: Int[np.ndarray, " node"] | None = None) -> None:
         """Write the graph as GraphML, which Gephi, Cytoscape, igraph and networkx read.
 
         Args:
             path: The file.
             labels: The community of each node, written beside it, (n,).
+
+        Raises:
+            InputError: If the file cannot be written.
         """
         import networkx as nx
 
-        nx.write_graphml(self.to_networkx(labels), os.fspath(path))
+        network = self.to_networkx(labels)
+        try:
+            nx.write_graphml(network, os.fspath(path))
+        except OSError as error:
+            raise InputError(
+                f"path= must be a file that can be written, and {path} is not ({error.strerror}): name another"
+            ) from error
+
+
+def require_labels(graph: Graph, labels: Int[np.ndarray, " node"]) -> None:
+    """Refuse what is no partition of a graph's nodes.
+
+    Args:
+        graph: The graph.
+        labels: The community of each node, (n,).
+
+    Raises:
+        InputError: If there is not one label a node, or one is negative.
+    """
+    if len(labels) != graph.n_nodes or (labels < 0).any():
+        start = f" from {labels.min()} on" if len(labels) else f" ({labels.dtype})"
+        raise InputError(
+            f"a partition of {graph.n_nodes} nodes needs as many labels 0, 1, …, got {len(labels)} labels{start}: "
+            "pass labels found on this graph"
+        )
 
 
 def n_pairs(n: int) -> int:

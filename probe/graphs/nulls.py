@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
+from probe.boundary import at_least, public
 from probe.graphs.algorithms import seeded_igraph
 from probe.graphs.graph import Graph
 
 
+@public(seed=at_least(0))
 def null_graph(graph: Graph, seed: int) -> Graph:
     """Draw a null graph: by the graph's own `null` (correlations: a Haar-random basis), else `rewired`.
 
@@ -22,6 +24,7 @@ def null_graph(graph: Graph, seed: int) -> Graph:
     return graph.null(seed) if graph.null is not None else rewired(graph, seed)
 
 
+@public(seed=at_least(0))
 def rewired(graph: Graph, seed: int, *, trials_per_edge: int = 10) -> Graph:
     """Rewire the edges at random, keeping every degree, and permute the weights.
 
@@ -45,6 +48,7 @@ def rewired(graph: Graph, seed: int, *, trials_per_edge: int = 10) -> Graph:
     return Graph(graph.n_nodes, pairs, weights, graph.kind)
 
 
+@public
 def degree_deciles(graph: Graph, groups: int = 10) -> Int[np.ndarray, " node"]:
     """Group nodes of similar degree, about as many in each group: strata in which labels or gains may be permuted.
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 from scipy.special import gammaln
 
+from probe.boundary import filled, public
 from probe.errors import InputError
 
 Labels = Int[np.ndarray, " node"]
@@ -20,6 +21,7 @@ RESTARTS = 5
 ROWS = 1024
 
 
+@public
 def canonical_labels(labels: Labels) -> Labels:
     """Label the communities of a partition by decreasing size, equal sizes by their smallest member.
 
@@ -38,6 +40,7 @@ def canonical_labels(labels: Labels) -> Labels:
     return rank[members]
 
 
+@public
 def ami(a: Labels, b: Labels) -> float:
     """Compute the adjusted mutual information of two partitions, ``(I − E I) / ((H_a + H_b)/2 − E I)``.
 
@@ -77,6 +80,7 @@ def ami(a: Labels, b: Labels) -> float:
     return (information - chance) / (ceiling - chance) if ceiling - chance > 1e-12 else 0.0
 
 
+@public
 def pairwise_ami(partitions: Partitions) -> Float[np.ndarray, "run run"]:
     """Compute the AMI of each two of several partitions of the same nodes.
 
@@ -92,6 +96,7 @@ def pairwise_ami(partitions: Partitions) -> Float[np.ndarray, "run run"]:
     return table
 
 
+@public
 def stability(partitions: Partitions) -> tuple[float, float]:
     """Average the pairwise AMI of several runs, with the standard error of the delete-one jackknife over runs.
 
@@ -106,7 +111,7 @@ def stability(partitions: Partitions) -> tuple[float, float]:
     """
     runs = len(partitions)
     if runs < 3:
-        raise InputError(f"stability needs at least 3 runs, got {runs}: use more seeds")
+        raise InputError(f"stability needs the partitions of at least 3 runs, got {runs}: use more seeds")
     table = pairwise_ami(partitions)
     np.fill_diagonal(table, 0.0)
     total = table.sum()
@@ -115,6 +120,7 @@ def stability(partitions: Partitions) -> tuple[float, float]:
     return float(total / (runs * (runs - 1))), float(error)
 
 
+@public(partitions=filled)
 def consensus(partitions: Partitions, seed: int = 0) -> Labels:
     """Find the partition that several runs agree on: their co-assignment graph, clustered again.
 

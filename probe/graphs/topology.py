@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
 
-from probe.errors import InputError
-from probe.graphs.graph import Graph, n_pairs
+from probe.boundary import public
+from probe.graphs.graph import Graph, n_pairs, require_labels
 from probe.graphs.partition import Labels
 
 Floats = Float[np.ndarray, " node"]
@@ -39,6 +39,7 @@ COMMUNITY_NAMES = {
 }
 
 
+@public
 def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dataset:
     """Measure the position of each node in the graph and in a partition of it.
 
@@ -71,7 +72,7 @@ def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dat
 
     Cost: O(edges), and O(n · edges · log n) for paths: 4,096 nodes of 30 neighbours take minutes.
     """
-    _check(graph, labels)
+    require_labels(graph, labels)
     membership = _membership(labels)
     adjacency = graph.adjacency()
     towards = (abs(adjacency) @ membership).toarray()  # k_ic, (n, community)
@@ -94,6 +95,7 @@ def node_topology(graph: Graph, labels: Labels, *, paths: bool = True) -> xr.Dat
     return _dataset("node", measures, NODE_NAMES).assign_coords(node=np.arange(graph.n_nodes))
 
 
+@public
 def participation_coefficient(graph: Graph, labels: Labels) -> Floats:
     """Compute the participation coefficient of each node in a partition: `participation` of `node_topology` alone.
 
@@ -109,10 +111,11 @@ def participation_coefficient(graph: Graph, labels: Labels) -> Floats:
 
     Source: Guimerà & Amaral, Nature 433 (2005).
     """
-    _check(graph, labels)
+    require_labels(graph, labels)
     return _participation((abs(graph.adjacency()) @ _membership(labels)).toarray())
 
 
+@public
 def community_topology(graph: Graph, labels: Labels, nodes: xr.Dataset | None = None) -> xr.Dataset:
     """Measure each community of a partition.
 
@@ -133,7 +136,7 @@ def community_topology(graph: Graph, labels: Labels, nodes: xr.Dataset | None = 
     Raises:
         InputError: If the labels are not those of the graph's nodes.
     """
-    _check(graph, labels)
+    require_labels(graph, labels)
     i, j = graph.edges.T
     inside = labels[i] == labels[j]
     weight, size = np.abs(graph.weights), np.bincount(labels)
@@ -154,14 +157,6 @@ def community_topology(graph: Graph, labels: Labels, nodes: xr.Dataset | None = 
         measures[f"mean_{name}"] = _ratio(total, np.bincount(labels[known], minlength=len(size)))
         names[f"mean_{name}"] = f"mean over members: {NODE_NAMES[str(name)]}"
     return _dataset("community", measures, names).assign_coords(community=np.arange(len(size)))
-
-
-def _check(graph: Graph, labels: Labels) -> None:
-    if len(labels) != graph.n_nodes or labels.min() < 0:
-        raise InputError(
-            f"a partition of {graph.n_nodes} nodes needs as many labels 0, 1, …, got {len(labels)} labels from "
-            f"{labels.min()} on: pass labels found on this graph"
-        )
 
 
 def _membership(labels: Labels) -> sparse.csr_array:

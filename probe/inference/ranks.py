@@ -12,6 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
+from probe.boundary import public
+from probe.errors import InputError
+
 Floats: TypeAlias = Float[np.ndarray, "..."]
 Ints: TypeAlias = Int[np.ndarray, "..."]
 Value: TypeAlias = float | Floats
@@ -30,6 +33,7 @@ class Ranking:
         values: (..., row); each leading index (layer, draw) is sorted separately.
     """
 
+    @public
     def __init__(self, values: Num[np.ndarray, "*lead row"]) -> None:
         self.finite: Bool[np.ndarray, "*lead row"] = np.isfinite(values)
         self._complete = bool(self.finite.all())
@@ -38,6 +42,7 @@ class Ranking:
         self._first, self._last = self._ties()
         self._tied = bool((self._last - self._first > 1).any())
 
+    @public
     def median(self, weights: Num[np.ndarray, "... row"]) -> Floats:
         """Take the median of the rows, each counted by its weight: (...,), NaN where all weights are zero."""
         cumulated = self._cumulated(weights)
@@ -46,6 +51,7 @@ class Ranking:
         lower, upper = (_gather(self._sorted, index[..., None])[..., 0] for index in middle)
         return np.where(cumulated[..., -1] > 0, (lower + upper) / 2, np.nan)
 
+    @public
     def midranks(self, weights: Num[np.ndarray, "... row"]) -> Floats:
         """Rank each row among all rows of the resample, from 1, ties by their mean; as if rows were repeated."""
         cumulated = self._cumulated(weights)
@@ -56,6 +62,11 @@ class Ranking:
 
     def _cumulated(self, weights: Num[np.ndarray, "... row"]) -> Floats:
         """Weight of the rows before each sorted position, with the total at the end: (..., row + 1)."""
+        if weights.shape[-1:] != self._order.shape[-1:]:
+            raise InputError(
+                f"weights= must have one for each of {self._order.shape[-1]} rows, got {weights.dtype} of shape "
+                f"{weights.shape}: pass as many"
+            )
         in_order = _gather(self._present(weights), self._order)
         cumulated = np.zeros((*in_order.shape[:-1], in_order.shape[-1] + 1))
         np.cumsum(in_order, axis=-1, out=cumulated[..., 1:])
@@ -78,6 +89,7 @@ class Ranking:
         return first, last
 
 
+@public
 def spearman(
     a: Num[np.ndarray, "... row"] | Ranking,
     b: Num[np.ndarray, "... row"] | Ranking,
@@ -105,6 +117,7 @@ def spearman(
     return np.where((weights > 0).sum(axis=-1) >= 3, rho, np.nan)
 
 
+@public
 def partial_spearman(
     a: Num[np.ndarray, "... row"] | Ranking,
     b: Num[np.ndarray, "... row"] | Ranking,
@@ -139,6 +152,7 @@ def partial_spearman(
     return np.where(undefined, np.nan, _cosine_of(left[..., 0, 1], left[..., 0, 0], left[..., 1, 1]))
 
 
+@public
 def fisher_mean(rho: Floats, axis: int | tuple[int, ...] = -1) -> Floats:
     """Average correlations on Fisher's scale: ``tanh(mean(atanh ρ))``.
 
@@ -151,7 +165,12 @@ def fisher_mean(rho: Floats, axis: int | tuple[int, ...] = -1) -> Floats:
 
     Returns:
         The mean correlation; NaN where any ρ is NaN.
+
+    Raises:
+        InputError: If ρ has no such axis.
     """
+    if any(not -rho.ndim <= each < rho.ndim for each in (axis if isinstance(axis, tuple) else (axis,))):
+        raise InputError(f"axis= must be an axis of rho=, got {axis} for the shape {rho.shape}: choose another")
     return np.asarray(np.tanh(np.arctanh(np.clip(rho, -LARGEST_RHO, LARGEST_RHO)).mean(axis=axis)))
 
 

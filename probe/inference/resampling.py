@@ -25,6 +25,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
 from probe import display
+from probe.boundary import at_least, between, public
 from probe.errors import InputError
 
 Floats: TypeAlias = Float[np.ndarray, "..."]
@@ -59,12 +60,14 @@ class Interval:
     method: str
     level: float = 0.95
 
+    @public
     def __getitem__(self, index: int) -> Interval:
         """The interval of one component of an array-valued statistic."""
         estimate, low, high = (float(np.asarray(end)[index]) for end in (self.estimate, self.low, self.high))
         return Interval(estimate, low, high, self.n_units, self.method, self.level)
 
 
+@public(resamples=at_least(1), seed=at_least(0), level=between(0, 1))
 def bootstrap(
     statistic: Statistic,
     documents: Shaped[np.ndarray, " row"],
@@ -103,7 +106,9 @@ def bootstrap(
     """
     if len(documents) == 0 or resamples < 2:
         raise InputError(
-            f"a bootstrap needs at least one row and two resamples, got {len(documents)} and {resamples}: pass more"
+            f"a bootstrap needs the documents of at least one row and two resamples, got {len(documents)} and "
+            f"{resamples}: "
+            "pass more"
         )
     estimate = statistic(np.arange(len(documents)))
     rows = resampled_rows(documents, resamples=resamples, seed=seed)
@@ -111,6 +116,7 @@ def bootstrap(
     return bootstrap_interval(estimate, draws, len(np.unique(documents)), level=level)
 
 
+@public(resamples=at_least(1), seed=at_least(0))
 def resampled_rows(
     documents: Shaped[np.ndarray, " row"], *, resamples: int, seed: int = 0
 ) -> Iterator[Int[np.ndarray, " row"]]:
@@ -130,6 +136,7 @@ def resampled_rows(
         yield np.concatenate([groups[g] for g in generator.integers(len(groups), size=len(groups))])
 
 
+@public
 def bootstrap_interval(
     estimate: Value, draws: Float[np.ndarray, "draw ..."], n_documents: int, *, level: float = 0.95
 ) -> Interval:
@@ -143,11 +150,20 @@ def bootstrap_interval(
 
     Returns:
         The interval.
+
+    Raises:
+        InputError: If the draws are not of the estimate's shape.
     """
     whole = np.asarray(estimate, dtype=np.float64)
+    if draws.shape[1:] != whole.shape or not draws.size:
+        raise InputError(
+            f"draws= must be (draw, …) with the shape {whole.shape} of estimate= behind, got {draws.dtype} of shape "
+            f"{draws.shape}: pass the same statistic of each resample"
+        )
     return _interval_of_draws(whole, draws, n_documents, level, "documents", t=n_documents < SMALL_SAMPLE)
 
 
+@public(resamples=at_least(1), seed=at_least(0), level=between(0, 1))
 def circular_block_bootstrap(
     statistic: Statistic,
     n: int,
@@ -187,6 +203,7 @@ def circular_block_bootstrap(
     return _interval_of_draws(estimate, np.stack(draws), n // block, level, f"circular blocks of {block}", t=False)
 
 
+@public
 def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, level: float = 0.95) -> Interval:
     """Estimate a statistic by the delete-one-document jackknife: no first-order bias, and a t interval.
 
@@ -209,7 +226,9 @@ def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, le
     groups = _rows_of_groups(documents)
     n = len(groups)
     if n < 2:
-        raise InputError(f"a jackknife needs at least two documents to leave one out, got {n}: pass more documents")
+        raise InputError(
+            f"a jackknife needs at least two documents to leave one out, got {n if len(documents) else 0}: pass more"
+        )
     left_out = np.stack([
         np.asarray(statistic(np.sort(np.concatenate(groups[:i] + groups[i + 1 :]))), dtype=np.float64) for i in range(n)
     ])
@@ -220,6 +239,7 @@ def jackknife(statistic: Statistic, documents: Shaped[np.ndarray, " row"], *, le
     return _interval(estimate, estimate - reach, estimate + reach, n, "documents, jackknife", level)
 
 
+@public
 def seed_interval(
     values: Float[np.ndarray, "seed ..."],
     control: Float[np.ndarray, "seed ..."] | None = None,
@@ -270,6 +290,7 @@ class PermutationNull(display.Shown):
         return facts | {"permutations": len(self.values)}
 
 
+@public(permutations=at_least(1), seed=at_least(0))
 def permutation_null(
     statistic: Callable[[Int[np.ndarray, " row"]], float],
     n: int,
@@ -304,6 +325,7 @@ def permutation_null(
     return PermutationNull(observed, values, permutation_p_value(observed, values, alternative=alternative))
 
 
+@public
 def permutation_p_value(
     observed: float, values: Float[np.ndarray, " draw"], *, alternative: Alternative = "greater"
 ) -> float:
@@ -330,6 +352,7 @@ def permutation_p_value(
     return float("nan") if np.isnan(observed) else float((1 + (~short).sum()) / (1 + len(values)))
 
 
+@public
 def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """Adjust p values so that rejecting those <= q keeps the false discovery rate at q.
 
@@ -355,6 +378,11 @@ def benjamini_hochberg(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray
 
 
 def _rows_of_groups(groups: Shaped[np.ndarray, " row"]) -> list[Int[np.ndarray, " member"]]:
+    if groups.dtype == object and len({type(one) for one in groups}) > 1:
+        raise InputError(
+            "documents= and groups= must hold names of one type, which can be sorted, got an array of "
+            f"{len({type(one) for one in groups})} types (object): pass numbers or texts"
+        )
     _, label = np.unique(groups, return_inverse=True)
     order = np.argsort(label, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(label[order])) + 1)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian import analytic, rows, sections
 from probe.jacobian.detached import detach, freeze_routing
@@ -33,6 +34,7 @@ from probe.text import Given, Which, as_rows
 logger = logging.getLogger("probe.jacobian")
 
 
+@public
 def block_jacobian(
     model: LanguageModel,
     tokens: Given,
@@ -91,6 +93,7 @@ def block_jacobian(
     return jacobian
 
 
+@public
 def iter_block_jacobians(
     model: LanguageModel,
     tokens: Given,
@@ -168,7 +171,7 @@ def jacobians_by_layer(
     for layer in chosen:
         require_layer(model, layer)
         options.resolved(model, layer)
-    rows = as_rows(model, tokens)
+    rows = as_rows(model, tokens, argument="tokens")
     where = rows.positions(positions)
     contexts = _contexts(model, rows.groups(), where, list(chosen), options, batch_size)
     if batch_size is not None:
@@ -210,6 +213,7 @@ def _by_window(recorded: replay.Context, layer: int, chosen: int, options: Jacob
     return jacobian.reshape(-1, chosen, *jacobian.shape[2:])
 
 
+@public
 @undisturbed()
 def recorded_jacobian(
     recorded: replay.Context, layer: int, options: JacobianOptions | None = None
@@ -228,6 +232,7 @@ def recorded_jacobian(
         InputError: If the model does not support an option.
     """
     options = options or JacobianOptions()
+    require_layer(recorded.model, layer)
     method = options.resolved(recorded.model, layer)
     cheaper_first: tuple[MethodName, ...] = ("analytic", "frozen", "jacrev")
     methods = cheaper_first[cheaper_first.index(method) :] if options.method == "auto" else (method,)
@@ -254,6 +259,7 @@ def recorded_jacobian(
     return jacobian
 
 
+@public
 @undisturbed()
 def mlp_neuron_gain(
     recorded: replay.Context, layer: int, dtype: torch.dtype = torch.float32
@@ -278,6 +284,7 @@ def mlp_neuron_gain(
         InputError: If the model's blocks are not standard (see `method_of`: "analytic").
     """
     model = recorded.model
+    require_layer(model, layer)
     if (
         not isinstance(model, HuggingFaceModel)
         or not is_standard(model, layer)
@@ -294,6 +301,7 @@ def mlp_neuron_gain(
     return gains.reshape(*recorded.positions.shape, -1)
 
 
+@public
 def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
     """Return the gains of the norms through which a block reads the stream: of attention and MLP, or of the mixer.
 
@@ -304,6 +312,7 @@ def norm_gains(model: LanguageModel, layer: int) -> list[Float[Tensor, " d"]]:
     Returns:
         One vector a norm; none for blocks whose norms are unknown, or come after the sub-layers.
     """
+    require_layer(model, layer)
     if not isinstance(model, HuggingFaceModel):
         return []
     block, laid_out = model.blocks[layer], model.at(layer)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.norms import DetachedNorm
 from probe.model import HuggingFaceModel
@@ -65,6 +66,7 @@ def detach(copy: nn.Module, form: Form, projections: Mapping[str, Matrix], heads
     return copy
 
 
+@public
 def detached_tail(model: HuggingFaceModel, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """Make what follows the last block, with the final norm's statistics held fixed and without a soft cap.
 

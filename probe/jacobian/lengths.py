@@ -28,7 +28,7 @@ def by_length(
     Returns:
         The rows, in the order of the windows.
     """
-    rows = as_rows(model, tokens)
+    rows = as_rows(model, tokens, argument="tokens")
     where = rows.positions(positions)
     parts = [(indices, compute(group, where[indices])) for indices, group in rows.groups()]
     if len(parts) == 1:

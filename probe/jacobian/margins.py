@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.lengths import by_length
 from probe.model import HuggingFaceModel, LanguageModel, evaluating, require_layer
@@ -26,6 +27,7 @@ from probe.model.mixtures import EXPERT_INDICES, EXPERT_WEIGHTS
 from probe.text import Given, Which
 
 
+@public
 @torch.no_grad()
 def routing_margin(model: LanguageModel, tokens: Given, layer: int, positions: Which) -> Float[Tensor, "window chosen"]:
     """Measure how far the experts of a block are from being chosen otherwise, at chosen positions.

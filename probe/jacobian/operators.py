@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.block import attention_of, working_copy_of
 from probe.jacobian.options import ContextName, JacobianOptions, OutputName
@@ -56,6 +57,7 @@ class _Products:
         return answer
 
 
+@public
 @undisturbed()
 def operator(
     model: LanguageModel,
@@ -94,7 +96,7 @@ def operator(
     """
     options = JacobianOptions(context=context, of=of, dtype=dtype)
     options.resolved(model)
-    rows = as_rows(model, tokens)
+    rows = as_rows(model, tokens, argument="tokens")
     end = layer + 1 if to_layer is None else to_layer
     if not 0 <= layer < end <= model.n_layers:
         raise InputError(

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.parts import PartName, require_part
 from probe.jacobian.proof import require_proved
-from probe.model import HuggingFaceModel, LanguageModel
+from probe.model import HuggingFaceModel, LanguageModel, require_layer
 from probe.model.architectures import query_heads
 from probe.replay import Context
 
@@ -31,6 +32,7 @@ MEMORY = 2**30
 """Bytes that a computation may use besides its result, unless the user sets them."""
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class JacobianOptions:
     """The options of `probe.block_jacobian`, where each is described, and one intervention.
@@ -195,6 +197,7 @@ def _runs_transformers(model: LanguageModel, layer: int | None = None) -> bool:
     return all(package.startswith(("torch.", "transformers.", "peft.")) for package in packages)
 
 
+@public
 def method_of(model: LanguageModel, layer: int | None = None) -> MethodName:
     """Choose the method that `method="auto"` takes for a model.
 
@@ -210,6 +213,8 @@ def method_of(model: LanguageModel, layer: int | None = None) -> MethodName:
     Returns:
         The method's name.
     """
+    if layer is not None:
+        require_layer(model, layer)
     if is_standard(model, layer) and _all_proved(model, range(model.n_layers) if layer is None else [layer]):
         return "analytic"
     return "frozen" if _runs_transformers(model, layer) else "jacrev"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import display, plots, replay
+from probe.boundary import filled, public
 from probe.errors import InputError
 from probe.jacobian.block import jacobians_by_layer
 from probe.jacobian.options import MEMORY, ContextName, JacobianOptions, MethodName, OutputName
@@ -19,6 +20,7 @@ from probe.model import LanguageModel
 from probe.text import Given, Which, as_rows
 
 
+@public
 def cumulative_jacobian(
     model: LanguageModel,
     tokens: Given,
@@ -69,7 +71,7 @@ def cumulative_jacobian(
     for _, block in jacobians_by_layer(model, tokens, range(from_layer, to_layer), positions, options):
         product = block.double() if product is None else block.double() @ product
     if product is None:
-        shape = (*as_rows(model, tokens).positions(positions).shape, model.d_model, model.d_model)
+        shape = (*as_rows(model, tokens, argument="tokens").positions(positions).shape, model.d_model, model.d_model)
         product = torch.eye(model.d_model, device=model.device).expand(shape)
     return product.to(dtype)
 
@@ -98,6 +100,7 @@ class MeanJacobian(display.Shown):
         spread: Tensor = torch.linalg.matrix_norm(self.deviation) / torch.linalg.matrix_norm(self.mean)
         return spread
 
+    @public
     def plot(self, layer: int | None = None, **options: Any) -> plots.Picture:
         """Draw the spread of the tokens' Jacobians about their mean, by block; or the mean of one block.
 
@@ -126,6 +129,7 @@ class MeanJacobian(display.Shown):
         return facts | {"spread": self.spread.tolist()}
 
 
+@public(layers=filled)
 def mean_jacobian(
     model: LanguageModel,
     tokens: Given,

@@ -10,16 +10,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.block import attention_of, pieces_of, primal_bytes, recorded_jacobian, working_copy_of
 from probe.jacobian.options import JacobianOptions, is_standard
 from probe.jacobian.parts import run_of
 from probe.jacobian.rows import ForwardProducts
-from probe.model import undisturbed
+from probe.model import require_layer, undisturbed
 
 PushName = Literal["auto", "products", "matrices"]
 
 
+@public
 @undisturbed()
 def push_forward(
     recorded: replay.Context,
@@ -49,6 +51,7 @@ def push_forward(
         InputError: If an option does not exist or the model does not support it, or the vectors do not fit the context.
     """
     options = options or JacobianOptions()
+    require_layer(recorded.model, layer)
     options.resolved(recorded.model, layer)
     shape = (*recorded.positions.shape, recorded.model.d_model)
     if vectors.shape[1:] != shape:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian.block import (
     attention_of,
@@ -30,6 +31,7 @@ LOGITS = "logits"
 _BLOCK_SITE = re.compile(r"blocks\.(\d+)\.(\w+)")
 
 
+@public
 @undisturbed()
 def cross_jacobian(
     model: LanguageModel,
@@ -81,8 +83,8 @@ def cross_jacobian(
         later, earlier = where[0].tolist()
         if later < earlier:
             raise InputError(
-                f"out_position must not lie before in_position, where a causal block's Jacobian is zero, got {later} "
-                f"and {earlier}: exchange them"
+                f"out_position must not lie before in_position, where a causal block's Jacobian is zero, got "
+                f"{out_position} and {in_position}: exchange them"
             )
         return _across(model, windows, layer, later, earlier, options)
 
@@ -102,6 +104,7 @@ def _across(
     return torch.stack(matrices)
 
 
+@public
 @undisturbed()
 def site_jacobian(
     model: LanguageModel,

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian import MEMORY, JacobianOptions, later_jacobians, recorded_jacobian
 from probe.model import LanguageModel, undisturbed
@@ -27,6 +28,7 @@ SKIP_FIRST = 16
 """Positions at the start of a document that do not count: attention sinks, as in the reference."""
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
     """Average that a lens takes: targets, layers and positions.
@@ -46,6 +48,7 @@ class Estimator:
     sources: int | None = None
 
     @classmethod
+    @public
     def of(
         cls,
         model: LanguageModel,
@@ -125,6 +128,7 @@ def _layer(model: LanguageModel, layer: int, name: str) -> int:
     return layer % model.n_layers
 
 
+@public
 @undisturbed()
 def document_jacobian(
     model: LanguageModel,

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian import MEMORY
 from probe.lens.estimators import SKIP_FIRST, Estimator, Targets, document_jacobian
@@ -31,6 +32,7 @@ logger = logging.getLogger("probe.lens")
 _FORMAT = "probe lens fit 1"
 
 
+@public
 def fit(
     model: LanguageModel,
     prompts: Given,
@@ -224,6 +226,7 @@ def _difference(said: Any, now: dict[str, Any]) -> str:
     return ", ".join(names) if names else "its documents"
 
 
+@public
 def merge(lenses: Sequence[JacobianLens]) -> JacobianLens:
     """Merge lenses that were fitted on disjoint documents, each counting as often as it has documents.
 

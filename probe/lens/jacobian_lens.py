@@ -14,6 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from probe import display, spectra
+from probe.boundary import public
 from probe.directions import Directions, unembedding_rows
 from probe.errors import InputError
 from probe.model import LanguageModel
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from probe.text import Given, Which
 
 
+@public
 @dataclass(frozen=True, eq=False, repr=False)
 class JacobianLens(display.Shown):
     r"""Transports J_l from the stream behind block l to that behind the target block, means over documents.
@@ -97,6 +99,7 @@ class JacobianLens(display.Shown):
             )
         return self.jacobians[self.layers.index(layer)]
 
+    @public
     def transport(self, states: Float[Tensor, "*batch d"], layer: int) -> Float[Tensor, "*batch d"]:
         """Carry states behind block `layer` to the target, ``J_l h``.
 
@@ -172,6 +175,7 @@ class JacobianLens(display.Shown):
 
     # Beside a model
 
+    @public
     def require(self, model: LanguageModel) -> None:
         """Refuse a model that the lens was not fitted on.
 
@@ -186,6 +190,7 @@ class JacobianLens(display.Shown):
         deepest = self.layers[-1] + 1 if self.to_layer is None else self.to_layer
         require_own(model, self.d_model, deepest, self.provenance)
 
+    @public
     def vectors(
         self,
         model: LanguageModel,
@@ -219,6 +224,7 @@ class JacobianLens(display.Shown):
             site=f"blocks.{layer}.hook_resid_post",
         )
 
+    @public
     def readout(
         self,
         model: LanguageModel,
@@ -254,6 +260,7 @@ class JacobianLens(display.Shown):
 
     # Files; see `probe.lens.files`
 
+    @public
     def save(self, path: Path | str, *, dtype: torch.dtype | None = None) -> Path:
         """Write the lens: a .safetensors file holds everything, a .pt file what other libraries read.
 
@@ -273,6 +280,7 @@ class JacobianLens(display.Shown):
         return write(self, Path(path), dtype)
 
     @classmethod
+    @public
     def load(cls, path: Path | str) -> JacobianLens:
         """Read a lens that `save`, TransformerLens or the reference wrote; no code of the file is run.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.lens.files import read
 from probe.lens.jacobian_lens import JacobianLens
@@ -47,6 +48,7 @@ def published() -> dict[str, dict[str, Any]]:
     return {name: {"revision": revision, **entry} for name, entry in listed.items() if isinstance(entry, dict)}
 
 
+@public
 def load(name: str | Path, model: LanguageModel | None = None, *, revision: str | None = None) -> JacobianLens:
     """Load a lens: a file, or the published lens of a model, from the hub's cache or the hub.
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import display, replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian import MEMORY, JacobianOptions
 from probe.lens.estimators import same_position
@@ -87,6 +88,7 @@ class Readout(display.Shown):
         facts: dict[str, object] = {"model": self.name, "lenses": list(self.lenses), "layers": list(self.layers)}
         return facts | {"rows": len(self.window), "k": self.top.shape[-1]}
 
+    @public
     def top_tokens(self, lens: str | None = None) -> list[list[list[str]]]:
         """List the most probable tokens.
 
@@ -220,6 +222,7 @@ class Readout(display.Shown):
         return token_layer_map(values[of][index][:, here], **(usual | options))
 
 
+@public
 @undisturbed()
 def readout(
     model: LanguageModel,
@@ -375,6 +378,7 @@ def _text(model: LanguageModel, token: int) -> str:
     return str(token) if model.tokenizer is None else str(model.tokenizer.decode([token]))
 
 
+@public
 @undisturbed()
 def own_lens(
     model: LanguageModel,

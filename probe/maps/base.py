@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 from probe.geometry import explained_variance
 
@@ -38,6 +39,7 @@ class Map(display.Shown, ABC):
     d_in_: int = field(init=False, repr=False)
     d_out_: int = field(init=False, repr=False)
 
+    @public
     def fit(
         self: AnyMap,
         x: Float[Tensor, "token d_in"],
@@ -73,6 +75,7 @@ class Map(display.Shown, ABC):
         self._fit(x, y, groups, validation)
         return self
 
+    @public
     def predict(
         self, x: Float[Tensor, "query d_in"], *, groups: Int[Tensor, " query"] | None = None
     ) -> Float[Tensor, "query d_out"]:
@@ -92,6 +95,7 @@ class Map(display.Shown, ABC):
         self._check_queries(x, groups)
         return self._predict(x.to(working_dtype(x)), groups)
 
+    @public
     def score(
         self,
         x: Float[Tensor, "query d_in"],
@@ -116,6 +120,7 @@ class Map(display.Shown, ABC):
         self._check_targets(x, y)
         return float(explained_variance(y.double(), self.predict(x, groups=groups).double()))
 
+    @public
     def save(self, path: str | Path) -> None:
         """Write options and fitted values to one safetensors file, whole or not at all.
 
@@ -123,7 +128,7 @@ class Map(display.Shown, ABC):
             path: The file.
 
         Raises:
-            InputError: If the map is not fitted.
+            InputError: If the map is not fitted, or the file cannot be written.
         """
         self._check_fitted()
         tensors: dict[str, Tensor] = {}
@@ -139,10 +144,15 @@ class Map(display.Shown, ABC):
         try:
             save_file(tensors, partial, metadata={"map": type(self).__name__, "values": json.dumps(values)})
             partial.replace(path)
+        except OSError as error:
+            raise InputError(
+                f"path= must be a file that can be written, and {path} is not ({error.strerror}): name another"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 
     @classmethod
+    @public
     def load(cls: type[AnyMap], path: str | Path) -> AnyMap:
         """Read a map that `save` wrote; ``Map.load`` reads a map of any class.
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import display, plots
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.maps.base import Map, Validation, check_pair, row_blocks
 
@@ -43,12 +44,18 @@ class SufficientStatistics(display.Shown):
         yy: Σ (y − ȳ)² of each coordinate, (e,).
     """
 
+    @public(d=at_least(1), e=at_least(1))
     def __init__(self, d: int, e: int, device: torch.device | str = "cpu") -> None:
+        try:
+            device = torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"device= must be one that torch knows, got {device!r}: try cpu") from error
         self.count = 0
         self.mean_x, self.mean_y = (torch.zeros(width, dtype=torch.float64, device=device) for width in (d, e))
         self.xx, self.xy = (torch.zeros(d, width, dtype=torch.float64, device=device) for width in (d, e))
         self.yy = torch.zeros(e, dtype=torch.float64, device=device)
 
+    @public
     def update(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> SufficientStatistics:
         """Add tokens: one more block of a stream.
 
@@ -75,6 +82,7 @@ class SufficientStatistics(display.Shown):
             self.yy += y64.square().sum(0)
         return self
 
+    @public
     def merge(self, other: SufficientStatistics) -> SufficientStatistics:
         """Add the tokens of other statistics.
 
@@ -112,6 +120,7 @@ class SufficientStatistics(display.Shown):
         self.count = total
 
 
+@public
 @dataclass(eq=False)
 class ZeroMap(Map):
     """The map to no update at all, ``ŷ = 0``: relative error 1 by definition."""
@@ -123,6 +132,7 @@ class ZeroMap(Map):
         return x.new_zeros(len(x), self.d_out_)
 
 
+@public
 @dataclass(eq=False)
 class MeanMap(Map):
     """The map to the mean of the fitted targets, ``ŷ = ȳ``.
@@ -140,6 +150,7 @@ class MeanMap(Map):
         return self.mean_y_.to(x).repeat(len(x), 1)
 
 
+@public
 @dataclass(eq=False)
 class DiagonalMap(Map):
     """A scale and an offset for each coordinate by least squares, ``ŷ_j = ȳ_j + (x_j − x̄_j) w_j``; needs e = d.
@@ -170,6 +181,7 @@ class DiagonalMap(Map):
         return self.mean_y_.to(x) + (x - self.mean_x_.to(x)) * self.weight_.to(x)
 
 
+@public
 @dataclass(eq=False)
 class LinearMap(Map):
     """One affine map for all tokens by ridge regression, ``W = (XᵀX + λI)⁻¹ XᵀY`` with x and y centred.
@@ -206,6 +218,7 @@ class LinearMap(Map):
         if self.ridge is not None and self.ridge < 0:
             raise InputError(f"ridge must be at least 0, or None to choose it, got {self.ridge}: pass another")
 
+    @public
     def fit_statistics(
         self: AnyLinear,
         statistics: SufficientStatistics,
@@ -292,6 +305,7 @@ class LinearMap(Map):
         return float(around + held.count * off.square().sum())
 
 
+@public
 @dataclass(eq=False)
 class ReducedRankMap(LinearMap):
     """The best affine map whose matrix has at most rank r, by the ridge objective ``‖Y − XW‖² + λ‖W‖²``.

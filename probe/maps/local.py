@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.geometry import relative_error
 from probe.maps.base import Map, Validation, working_dtype
@@ -33,6 +34,7 @@ LEAST_CONDITION = 1e-3
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e3, 1e4)
 
 
+@public
 @dataclass(eq=False)
 class LocalMap(Map):
     """A separate map for each query, fitted on its k nearest neighbours (arXiv 2604.02459).
@@ -86,6 +88,7 @@ class LocalMap(Map):
         if self.metric not in {"standardised", "euclidean"}:
             raise InputError(f"metric must be standardised or euclidean, got {self.metric!r}")
 
+    @public
     def sweep(
         self,
         x: Float[Tensor, "query d_in"],
@@ -110,6 +113,7 @@ class LocalMap(Map):
         self._check_queries(x, groups)
         return torch.cat(self._blocks(x, groups, neighbours, ranks, lambda rows, block: block), dim=2)
 
+    @public
     def sweep_errors(
         self,
         x: Float[Tensor, "query d_in"],
@@ -256,6 +260,7 @@ def in_threads(work: Callable[[slice], Tensor], items: Sequence[slice], workers:
         torch.set_num_threads(before)
 
 
+@public
 def instability(
     first: LocalMap,
     second: LocalMap,

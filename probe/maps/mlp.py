@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 from tqdm.auto import tqdm
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.geometry import explained_variance
 from probe.maps.base import Map, Validation, row_blocks, working_dtype
@@ -24,6 +25,7 @@ PATIENCE = 25  # half a schedule: the loss often rises at first and falls only a
 PARAMETERS = ("skip_", "weight_in_", "bias_in_", "weight_out_", "bias_out_")
 
 
+@public
 @dataclass(eq=False)
 class MLPMap(Map):
     """One hidden layer beside a linear skip, ``z = (x − x̄) / σ``, ``ŷ = ȳ + τ (zS + GELU(zA + a) B + b)``.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model.attending import AttentionCall, attending
 from probe.model.hooks import Argument, Item, Site, first_tensor, folded, with_first_tensor
@@ -20,6 +21,7 @@ Change = Callable[[Tensor], Tensor]
 """From a site's tensor, as a capture reads it, (windows, positions, ...), to the one that takes its place."""
 
 
+@public
 @contextmanager
 def changed(model: LanguageModel, changes: Mapping[str, Change]) -> Iterator[None]:
     """Replace sites in every pass of a model while the context lasts; nothing is left of it afterwards.

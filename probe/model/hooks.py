@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model.attending import attending
 
@@ -95,6 +96,7 @@ class Seen(dict[str, Tensor]):
         raise InputError(not_run(name, "did not run in this pass"))
 
 
+@public
 def not_run(name: str, what: str) -> str:
     """Say that a pass did not bring a site as it should.
 
@@ -115,6 +117,7 @@ Returned = Tensor | tuple[Any, ...] | list[Any]
 """What a block or an attention module returns: a tensor, or a tuple or list that begins with it."""
 
 
+@public
 def first_tensor(output: Returned) -> Tensor:
     """Return a block's hidden state: blocks return a tensor, or a tuple or list that begins with it.
 
@@ -123,10 +126,20 @@ def first_tensor(output: Returned) -> Tensor:
 
     Returns:
         The hidden state.
+
+    Raises:
+        InputError: If there is none.
     """
-    return output if isinstance(output, Tensor) else cast("Tensor", output[0])
+    first = output if isinstance(output, Tensor) else next(iter(output), None)
+    if not isinstance(first, Tensor):
+        raise InputError(
+            f"output= must be a tensor or begin with one, got a {type(output).__name__} that begins with "
+            f"{type(first).__name__}: pass what a block returned"
+        )
+    return first
 
 
+@public
 def with_first_tensor(output: Returned, state: Tensor) -> Returned:
     """Put another hidden state into a block's output, which stays a tensor, a tuple or a list as it was.
 
@@ -142,6 +155,7 @@ def with_first_tensor(output: Returned, state: Tensor) -> Returned:
     return type(output)((state, *output[1:]))
 
 
+@public
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Switch dropout off: evaluation mode inside the context, every sub-module's own mode restored afterwards.
@@ -171,6 +185,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
+@public
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Compute as asked for, whatever surrounds the call: with gradients, not in inference mode, without autocast.
@@ -186,6 +201,7 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
+@public
 @contextmanager
 def hooked(sites: Iterable[Site], receive: Callable[[Site, Tensor], None]) -> Iterator[None]:
     """Call a function with each site's tensor whenever the site's module runs.
@@ -208,6 +224,7 @@ class Reached(Exception):
     """The signal that all that was wanted of a pass is there."""
 
 
+@public
 @contextmanager
 def ending_after(block: nn.Module) -> Iterator[None]:
     """Stop a pass behind a block, whose output is the last that is needed; hooks put on before see that output.
@@ -231,6 +248,7 @@ def ending_after(block: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
+@public
 @contextmanager
 def entering(block: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Replace the stream that enters a block, while the context lasts.

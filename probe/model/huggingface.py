@@ -14,11 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model.architectures import BlockLayout, Layout, SitePath, number_of, query_heads
 from probe.model.hooks import Side, Site, evaluating
 from probe.model.inner import ATTENTION_SITES, MLP_SITES, inner_sites
 from probe.model.looking import Found, look
+from probe.model.protocol import require_layer
 from probe.model.support import Support, spans, support_of
 from probe.model.token_ids import require_tokens
 
@@ -126,6 +128,7 @@ class HuggingFaceModel(LaidOut):
         """Results of running blocks: by layer, the method of its Jacobian, and the way that sets its cost."""
         return {}
 
+    @public
     def method(self, layer: int) -> tuple[str, str, bool]:
         """Say how the Jacobian of a block is computed.
 
@@ -135,6 +138,7 @@ class HuggingFaceModel(LaidOut):
         Returns:
             The method, what sets its cost (a key of `probe.model.support.COSTS`), and whether it was tried.
         """
+        require_layer(self, layer)
         if layer in self.trials:
             return *self.trials[layer], True
         packages = {type(module).__module__ for module in self.blocks[layer].modules()}
@@ -153,6 +157,7 @@ class HuggingFaceModel(LaidOut):
         """The stream, its blocks and what follows them, as two short passes show them."""
         return look(self.module, self._stated)
 
+    @public
     def laid_out(self, layout: Layout) -> HuggingFaceModel:
         """Return the same model under another layout.
 
@@ -250,6 +255,7 @@ class HuggingFaceModel(LaidOut):
         inside = tuple(f"blocks.{layer}.{name}" for layer in range(self.n_layers) for name in self._sites_of(layer))
         return inside if self.found.tail.norm is None else (*inside, "ln_final.hook_in", "ln_final.hook_out")
 
+    @public
     def site(self, name: str) -> Site:
         """Return the site of that name.
 
@@ -285,6 +291,7 @@ class HuggingFaceModel(LaidOut):
         around, factor = block if path.flat else None, number_of(block, path.factor)
         return Site(name, module, path.side, layer, around, factor, path.reading)
 
+    @public
     def projections(self, layer: int) -> dict[str, Tensor]:
         """Return the matrices of a block by name, joint ones taken apart.
 
@@ -298,6 +305,7 @@ class HuggingFaceModel(LaidOut):
             rotary part of the keys, one for all heads) read the stream, `q_b`, `k_b` and `v_b` the normed latents that
             `q_a` and `kv_a` make; rows of the latter stand head by head.
         """
+        require_layer(self, layer)
         heads = query_heads(self.config) or 1
         block = self.blocks[layer]
         return {name: projection.weight(block, heads) for name, projection in self.at(layer).projections.items()}
@@ -311,6 +319,7 @@ class HuggingFaceModel(LaidOut):
             )
         return self.tokenizer
 
+    @public
     def encode(self, text: str) -> list[int]:
         """Turn a text into token ids, without special tokens.
 
@@ -337,6 +346,7 @@ class HuggingFaceModel(LaidOut):
 
     # Passes
 
+    @public
     def forward(
         self, tokens: Int[Tensor, "window position"], **kwargs: Any
     ) -> Float[Tensor, "window position n_vocab"]:
@@ -357,6 +367,7 @@ class HuggingFaceModel(LaidOut):
             output = self.module(input_ids=tokens.to(self.device), **_PLAIN | kwargs)
         return cast("Tensor", output.logits)
 
+    @public
     def final_states(
         self, tokens: Int[Tensor, "window position"], **kwargs: Any
     ) -> Float[Tensor, "window position d_model"]:
@@ -384,6 +395,7 @@ class HuggingFaceModel(LaidOut):
             head.remove()
         return seen[-1] if seen else cast("Tensor", output.last_hidden_state)
 
+    @public
     def embed(self, tokens: Int[Tensor, "window position"]) -> Float[Tensor, "window position d_model"]:
         """Return the token embeddings, scaled as the module scales them, without positions.
 
@@ -399,6 +411,7 @@ class HuggingFaceModel(LaidOut):
         tokens = require_tokens(self, tokens)
         return cast("Tensor", self.module.get_submodule(self.found.embedding)(tokens.to(self.device)))
 
+    @public
     def unembed(self, states: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch n_vocab"]:
         """Apply what follows the last block: final norm, head, the logits' scale or soft cap.
 
@@ -407,7 +420,15 @@ class HuggingFaceModel(LaidOut):
 
         Returns:
             The logits; for the module's own states they equal those of `forward`.
+
+        Raises:
+            InputError: If the states are not as wide as the stream.
         """
+        if states.shape[-1:] != (self.d_model,):
+            raise InputError(
+                f"states= must have the width {self.d_model} of the stream, got a Tensor of shape "
+                f"{tuple(states.shape)}: pass states of this model"
+            )
         tail, states = self.found.tail, states.to(self.device, self.found.stream_dtype)
         with evaluating(self.module):
             return tail.logits(self.module, tail.normed(self.module, states))

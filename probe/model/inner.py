@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from probe.boundary import public
 from probe.model.architectures import BlockLayout, Projection, SitePath, matrix_of
 from probe.model.attending import can_be_watched
 from probe.model.hooks import first_tensor
@@ -38,6 +39,7 @@ ATTENTION_SITES = (
 MLP_SITES = ("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post")
 
 
+@public
 def spelled(short: str, known: Collection[str]) -> str:
     """Find the name of a site inside a block that was written short, as "mlp_out" or "attn.z".
 
@@ -53,6 +55,7 @@ def spelled(short: str, known: Collection[str]) -> str:
     return next((form for form in (forms[:2] if group else forms) if form in known), short)
 
 
+@public
 def site_name(model: LanguageModel, name: str) -> str:
     """Find the full name of a site that was written short, as "blocks.3.mlp_out".
 

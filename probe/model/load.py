@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from probe.boundary import public, shown
 from probe.errors import InputError
 from probe.model import adapters, loading, sources
 from probe.model.architectures import BlockLayout, Layout, Matrix, matrix_of
@@ -28,6 +29,7 @@ from probe.model.tracing import probe_tokens
 logger = logging.getLogger("probe.model")
 
 
+@public
 def load_model(
     name_or_object: str | Path | nn.Module | LanguageModel = DEFAULT_MODEL,
     *,
@@ -65,12 +67,20 @@ def load_model(
     control = Control(random_init, shuffled_weights)
     if isinstance(name_or_object, str | Path):
         if tokenizer is not None:
-            raise InputError("tokenizer= goes with a loaded model, and a name brings its own tokenizer; leave it out")
+            raise InputError(
+                f"tokenizer= goes with a loaded model, and a name brings its own tokenizer, got {shown(tokenizer)}: "
+                "leave it out"
+            )
         source = sources.resolve(str(name_or_object), revision)
         return _read(source, device or "cpu", dtype or "float32", control, trust_remote_code=trust_remote_code)
-    if any(option is not None for option in (revision, device, dtype)):
+    given = {"revision": revision, "device": device, "dtype": dtype}
+    if any(option is not None for option in given.values()):
+        named = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        raise InputError(f"a loaded model is used as it is, got {named}: leave it out, or move the model yourself")
+    if tokenizer is not None and not all(callable(getattr(tokenizer, name, None)) for name in ("encode", "decode")):
         raise InputError(
-            "a loaded model is used as it is: leave out revision=, device= and dtype=, or move the model yourself"
+            f"tokenizer= must encode and decode, got {shown(tokenizer)}: pass one of transformers, or leave it out to "
+            "pass token ids"
         )
     if isinstance(name_or_object, HuggingFaceModel):
         return _wrapped_again(name_or_object, tokenizer, control)
@@ -227,6 +237,7 @@ def _name_of(module: nn.Module) -> str:
     return str(getattr(config, "name_or_path", "")) or type(module).__name__
 
 
+@public
 def device_named(name: str) -> torch.device:
     """Find the torch device of that name.
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model.hooks import Site
 
@@ -132,6 +133,7 @@ class HasBlocks(Protocol):
         """Number of blocks."""
 
 
+@public
 def require_layer(model: HasBlocks, layer: int) -> None:
     """Refuse a block that a model does not have.
 

@@ -150,7 +150,10 @@ def resolve(name: str, revision: str | None = None) -> Source:
             f"there is no model {name!r}{close_to(name)}: no alias, file, directory or hub id; {_what_works()}"
         )
     if revision is not None and source.kind != "hub":
-        raise InputError(f"only models on the hub have revisions, and {name} is not one of them; leave revision= out")
+        raise InputError(
+            f"only models on the hub have revisions, and {name} is not one of them, got {revision!r}: leave revision= "
+            "out"
+        )
     return source
 
 

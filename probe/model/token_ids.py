@@ -9,37 +9,45 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from probe.boundary import public, shown
 from probe.errors import InputError
 from probe.model.protocol import LanguageModel
 
 
+@public
 def require_tokens(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window position"]:
     """Refuse what is not windows of this model's token ids.
 
     Args:
         model: The model.
-        tokens: What came as tokens.
+        tokens: What came as tokens, a tensor or an array.
 
     Returns:
         The tokens, as int64.
 
     Raises:
-        InputError: If it is no tensor of integers, not (windows, positions), empty, or has an id outside the
+        InputError: If it holds no integers, not (windows, positions), empty, or has an id outside the
             vocabulary.
     """
+    if isinstance(tokens, np.ndarray) and tokens.dtype.kind in "biufc":
+        tokens = torch.from_numpy(tokens)
     if not isinstance(tokens, Tensor):
         raise InputError(
-            "tokens must be a tensor of integers, (windows, positions), got "
-            f"{type(tokens).__name__}: pass torch.as_tensor(tokens)"
+            f"tokens must be a tensor of integers, (windows, positions), got {shown(tokens)}: pass "
+            "torch.as_tensor(tokens)"
         )
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype is torch.bool:
         raise InputError(
-            f"tokens must be integers, got {str(tokens.dtype).removeprefix('torch.')}: pass the ids that "
-            "model.encode or load_windows gives"
+            f"tokens must be integers, got {shown(tokens)}: pass the ids that model.encode or load_windows gives"
         )
     if tokens.ndim != 2:
         repair = "pass tokens[None] for one window" if tokens.ndim == 1 else "give them two axes"
         raise InputError(f"tokens must be (windows, positions), got shape {tuple(tokens.shape)}: {repair}")
+    if tokens.is_meta:
+        raise InputError(
+            f"tokens must hold numbers, got a tensor of shape {tuple(tokens.shape)} on meta, where there are none: "
+            "pass one on the CPU"
+        )
     if not tokens.numel():
         raise InputError(
             "tokens must hold at least one window of at least one position, got tokens of shape "
@@ -56,6 +64,7 @@ def require_tokens(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window p
     return ids
 
 
+@public
 def require_windows(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window position"]:
     """Refuse what is not windows of this model's token ids without padding in front.
 
@@ -85,6 +94,7 @@ def require_windows(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window 
     return windows
 
 
+@public
 def token_of(model: LanguageModel, token: str | int) -> int:
     """Find the id of one token.
 

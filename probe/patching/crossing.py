@@ -14,17 +14,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe import display
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.inference import bootstrap
 from probe.model import LanguageModel, require_layer, site_name, undisturbed
 from probe.patching.effects import measured, token_ids, token_texts
 from probe.patching.ladder import Crossing, crossed
-from probe.text import TokenRows, Which, as_rows
+from probe.text import Given, TokenRows, Which, as_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Measure = Literal["logit_difference", "kl", "loss", "rank"]
+VariableName = Literal["normalised", "effect"]
 Direction = Literal["denoising", "noising"]
 
 _LONG_NAMES = {
@@ -89,8 +91,14 @@ class ActivationPatching:
         same = bool((labels == labels[:1]).all())
         return [str(label) for label in (labels[0] if same else self.data["position"].values)]
 
+    @public
     def intervals(
-        self, variable: str = "normalised", *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+        self,
+        variable: VariableName = "normalised",
+        *,
+        level: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
     ) -> xr.Dataset:
         """Estimate the mean over pairs at each place, with intervals that resample pairs.
 
@@ -121,7 +129,8 @@ class ActivationPatching:
         table: pd.DataFrame = self.data[["effect", "normalised"]].to_dataframe().reset_index()
         return table
 
-    def plot(self, variable: str = "normalised", *, head: int | None = None, **options: Any) -> Any:
+    @public
+    def plot(self, variable: VariableName = "normalised", *, head: int | None = None, **options: Any) -> Any:
         """Draw a heat map over tokens and layers, of the mean over pairs.
 
         Args:
@@ -152,12 +161,13 @@ class ActivationPatching:
 _SIDES = ("clean", "corrupted")
 
 
+@public(rows_at_once=at_least(1))
 @undisturbed()
 @torch.no_grad()
 def activation_patching(
     model: LanguageModel,
-    clean: Any,
-    corrupted: Any,
+    clean: Given,
+    corrupted: Given,
     *,
     site: str = "resid_pre",
     tokens: Any = None,
@@ -209,10 +219,10 @@ def activation_patching(
     for name, value, known in (("measure", measure, Measure), ("direction", direction, Direction)):
         if value not in get_args(known):
             raise InputError(f"{name}= must be one of {', '.join(get_args(known))}, got {value!r}: choose one")
-    pair = as_rows(model, clean), as_rows(model, corrupted)
+    pair = as_rows(model, clean, argument="clean"), as_rows(model, corrupted, argument="corrupted")
     _require_pairs(model, *pair)
     where = _positions(pair[0], positions)
-    reading = pair[0].positions(read)
+    reading = pair[0].positions(read, argument="read")
     if reading.shape[1] != 1:
         raise InputError(f"read= must name one position in each prompt, got {reading.shape[1]}: pass an index")
     listed = list(range(model.n_layers)) if layers is None else [int(layer) for layer in layers]
@@ -240,12 +250,14 @@ def activation_patching(
 
 def _require_pairs(model: LanguageModel, clean: TokenRows, corrupted: TokenRows) -> None:
     if len(clean.ids) != len(corrupted.ids):
-        raise InputError(
-            f"each clean prompt needs a corrupted one, got {len(clean.ids)} and {len(corrupted.ids)}: pass as many"
-        )
+        counts = [
+            f"{len(rows.ids)} from {''.join(token_texts(model, rows.ids[0]))!r} on" for rows in (clean, corrupted)
+        ]
+        raise InputError(f"each clean prompt needs a corrupted one, got {' and '.join(counts)}: pass as many")
     for row, (one, other) in enumerate(zip(clean.ids, corrupted.ids, strict=True)):
         if len(one) != len(other):
-            cut = [f"{len(ids)} ({'|'.join(token_texts(model, ids))})" for ids in (one, other)]
+            texts = [token_texts(model, ids) for ids in (one, other)]
+            cut = [f"{len(text)} of {''.join(text)!r} ({'|'.join(text)})" for text in texts]
             raise InputError(
                 f"clean and corrupted prompts must have equally many tokens, and those of pair {row} have "
                 f"{cut[0]} and {cut[1]}: choose words of as many tokens"

@@ -115,7 +115,7 @@ def edits_of(model: LanguageModel, edits: Edits, positions: Any, prompts: int | 
             raise InputError(f"heads must be named by indices from 0, got {heads!r} at {name}: pass one or a list")
         found.setdefault(name, []).append(Edit(model.site(name), value, positions, listed, one, None, prompts))
     if not found:
-        raise InputError("an intervention must name at least one site, got none: pass {site: value}")
+        raise InputError("edits= must name at least one site, got none: pass {site: value}")
     return found
 
 

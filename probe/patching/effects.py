@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from probe.boundary import shown
 from probe.errors import InputError
 from probe.model import LanguageModel, token_of
 from probe.patching.replacing import kl_divergence
@@ -79,19 +80,26 @@ def token_ids(model: LanguageModel, tokens: Any, rows: int) -> Int[Tensor, "row 
     Raises:
         InputError: If a string is not one token, an id is not of the vocabulary, or the groups do not fit the rows.
     """
-    if isinstance(tokens, Tensor | np.ndarray):
+    given = tokens
+    if isinstance(tokens, np.ndarray) or (isinstance(tokens, Tensor) and not tokens.is_meta):
         tokens = tokens.tolist()
-    if isinstance(tokens, str | int):
-        tokens = [tokens]
-    listed = list(tokens)
-    groups = listed if listed and not isinstance(listed[0], str | int | np.integer) else [listed] * rows
+    listed: Any = [tokens] if _is_token(tokens) else tokens
+    groups: Any = [listed] * rows if isinstance(listed, Sequence) and all(map(_is_token, listed)) else listed
+    if not isinstance(groups, Sequence) or not all(
+        isinstance(group, Sequence) and all(map(_is_token, group)) for group in groups
+    ):
+        raise InputError(f"tokens= must be texts or ids, or groups of them, got {shown(given)}: pass a list")
     ids = [[token_of(model, token) for token in group] for group in groups]
     if len(ids) != rows or not all(ids) or len({len(group) for group in ids}) > 1:
         raise InputError(
             f"tokens= must be one group of tokens for all prompts or one for each of {rows}, all of one size, got "
-            f"{len(ids)} of sizes {', '.join(str(len(group)) for group in ids)}: pass a list of pairs"
+            f"{len(ids)} of sizes {', '.join(str(len(group)) for group in ids)} by {shown(given)}: pass a list of pairs"
         )
     return torch.tensor(ids)
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str | int | np.integer) and not isinstance(value, bool)
 
 
 def token_texts(model: LanguageModel, ids: Sequence[int] | Int[Tensor, " position"]) -> list[str]:

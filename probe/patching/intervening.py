@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import display
+from probe.boundary import at_least, public
 from probe.model import LanguageModel, changed, ending_after, undisturbed
 from probe.patching.edits import Edit, Edits, edits_of, joined
 from probe.stream import watch
-from probe.text import TokenRows, Which, as_rows
+from probe.text import Given, TokenRows, Which, as_rows
 
 _UNDER_WAY: ContextVar[int] = ContextVar("interventions that a pass meets", default=0)
 
@@ -35,8 +36,9 @@ class Intervention:
     sites: tuple[str, ...]
     positions: Any = None
 
+    @public(batch_size=at_least(1))
     def __call__(
-        self, prompts: Any, *, read: Which = "last", batch_size: int = 8
+        self, prompts: Given, *, read: Which = "last", batch_size: int = 8
     ) -> Float[Tensor, "prompt read n_vocab"]:
         """Compute the logits of prompts.
 
@@ -50,13 +52,14 @@ class Intervention:
             The logits, float32 on the CPU.
         """
         rows = as_rows(self.model, prompts)
-        return logits_at(self.model, rows, rows.positions(read), batch_size=batch_size)
+        return logits_at(self.model, rows, rows.positions(read, argument="read"), batch_size=batch_size)
 
     def _repr_html_(self) -> str:
         where = "all" if self.positions is None else str(self.positions)
         return display.table(f"Intervention in {self.model.name}", {"sites": ", ".join(self.sites), "positions": where})
 
 
+@public
 @contextmanager
 def intervene(model: LanguageModel, edits: Edits, *, positions: Any = None) -> Iterator[Intervention]:
     """Replace tensors in every pass of a model while the context lasts; afterwards nothing is left of it.

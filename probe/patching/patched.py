@@ -13,13 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import display, replay
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.inference import Interval, bootstrap
 from probe.model import LanguageModel, undisturbed
 from probe.patching.edits import Edit, Edits, edits_of
 from probe.patching.effects import measured, token_ids, token_texts
 from probe.patching.intervening import intervened, is_intervened, logits_at
-from probe.text import TokenRows, Which, as_rows
+from probe.text import Given, TokenRows, Which, as_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +81,7 @@ class Patched:
             found |= {f"{name}_before": before, f"{name}_after": after, f"{name}_change": after - before}
         return {name: values.double().numpy() for name, values in found.items()}
 
+    @public
     def __getitem__(self, measure: str) -> Float[np.ndarray, "prompt read"]:
         """Return a measure at each position read of each prompt.
 
@@ -100,6 +102,7 @@ class Patched:
             )
         return self._measures[measure]
 
+    @public
     def interval(self, measure: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
         """Estimate the mean of a measure over prompts, with an interval that resamples prompts.
 
@@ -142,11 +145,12 @@ class Patched:
         return table
 
 
+@public(batch_size=at_least(1))
 @undisturbed()
 @torch.no_grad()
 def patch(
     model: LanguageModel,
-    prompts: Any,
+    prompts: Given,
     edits: Edits,
     *,
     positions: Which | None = (-1,),
@@ -181,7 +185,7 @@ def patch(
     rows = as_rows(model, prompts)
     count = len(rows.ids)
     where = None if positions is None else rows.positions(positions)
-    reading = rows.positions(read)
+    reading = rows.positions(read, argument="read")
     found = edits_of(model, edits, where, count)
     named = _next_tokens(rows, reading) if tokens is None else token_ids(model, tokens, count)[:, None]
 

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from probe.boundary import filled, public
 from probe.errors import InputError
-from probe.model import LanguageModel
+from probe.model import LanguageModel, require_layer
 from probe.replay import Context
 
 __all__ = [
@@ -44,6 +45,7 @@ OUTCOMES = ("kl", "loss_change", "logit_distance", "logit_cosine", "top1")
 """
 
 
+@public
 def kl_divergence(
     log_p: Float[Tensor, "*batch vocab"], log_q: Float[Tensor, "*batch vocab"]
 ) -> Float[Tensor, "*batch"]:
@@ -59,6 +61,7 @@ def kl_divergence(
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0.0)
 
 
+@public
 def compare_outputs(
     model: LanguageModel,
     original: Float[Tensor, "row d_model"],
@@ -115,11 +118,13 @@ def _outcomes(logits: Tensor, changed: Tensor, next_tokens: Tensor, measures: Se
     return outcomes
 
 
+@public
 def following_tokens(tokens: Int[Tensor, "window position"]) -> Int[Tensor, "window position"]:
     """Return the token after each position; −1 at a window's last position."""
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
 
 
+@public(states=filled)
 @torch.no_grad()
 def one_position(
     context: Context,
@@ -139,9 +144,11 @@ def one_position(
     Returns:
         Each measure, (alternative, window, chosen).
     """
+    require_layer(context.model, layer)
     return _at_chosen(context, context.run_on(layer + 1, states), measures)
 
 
+@public(states=filled)
 @torch.no_grad()
 def one_position_later(
     context: Context, layer: int, states: Float[Tensor, "window alternative chosen d_model"]
@@ -156,6 +163,7 @@ def one_position_later(
     Returns:
         Σ_{s ≥ t} KL_s in nats, for each alternative and chosen position.
     """
+    require_layer(context.model, layer)
     windows, alternatives, chosen, _ = states.shape
     total = torch.empty((alternatives, windows, chosen))
     last = context.states[context.model.n_layers]
@@ -171,6 +179,7 @@ def one_position_later(
     return total
 
 
+@public(states=filled)
 @torch.no_grad()
 def all_positions(
     context: Context,
@@ -192,6 +201,7 @@ def all_positions(
     Returns:
         Each measure, (alternative, window, chosen).
     """
+    require_layer(context.model, layer)
     windows, alternatives, _, width = states.shape
     kept = context.states[layer + 1][:, None]
     mixed = torch.where(counted[:, None, :, None], states, kept).flatten(0, 1)

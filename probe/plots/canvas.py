@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import font_family_aliases, fontManager
 
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.plots.style import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 
@@ -85,6 +86,7 @@ def look_of(font: str | None = None, font_size: float | int = FONT_SIZE) -> dict
     }
 
 
+@public
 @contextmanager
 def page_style(font: str | None = None, font_size: float | int = FONT_SIZE) -> Iterator[None]:
     """Apply the style of a printed page in a context, and restore matplotlib's settings after it.
@@ -182,6 +184,7 @@ class Picture:
         """The first panel, to change what is drawn there."""
         return self.axes[0]
 
+    @public(dpi=at_least(1))
     def save(self, path: str | Path, *, dpi: int = PRINT_DPI) -> Path:
         """Save the figure for a paper: words stay words in SVG and PDF, so that they can be searched and edited.
 
@@ -214,7 +217,10 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = PRINT_DPI) -> Pa
     undated = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     kind = path.suffix.lower()
     if kind not in undated:
-        raise InputError(f"a figure is saved as .png, .svg or .pdf, got {path.name!r}: end its name in one of these")
+        raise InputError(
+            f"a figure is saved at a path that ends in .png, .svg or .pdf, got {path.name!r}: end its name in one of "
+            "these"
+        )
     if not path.parent.is_dir():
         raise InputError(f"a figure is saved into a folder that exists, and {path.parent} does not: make it first")
     words: dict[Any, Any] = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "probe"}

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Shaped
 from matplotlib.axes import Axes
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.inference import Interval, Ranking, bootstrap
 from probe.plots.canvas import COLORS, Page, Picture
@@ -20,6 +21,7 @@ from probe.plots.values import Numbers, array_of
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", "-.", ":")
 
 
+@public
 def by_depth(
     values: Numbers | Interval | Mapping[str, Numbers | Interval],
     *,

@@ -13,6 +13,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
+from probe.boundary import at_least, filled, public
 from probe.errors import InputError
 from probe.plots.canvas import WIDTH, Page, Picture
 from probe.plots.pages import axes_or_new, color_bar, drawing, outer_labels, shared_legend
@@ -22,6 +23,7 @@ SIDE_STYLES = {"input": Style("v₁, input space", BLUE, "o"), "output": Style("
 MEANINGLESS = 1.05  # σ₁/σ₂ below which a leading vector means nothing
 
 
+@public(projections=filled, columns=at_least(1))
 def continuity(
     data: xr.Dataset, projections: Sequence[str] | None = None, *, columns: int = 3, **page: Unpack[Page]
 ) -> Picture:
@@ -50,6 +52,7 @@ def continuity(
     return picture
 
 
+@public(projections=filled, columns=at_least(1))
 def cosine_maps(
     data: xr.Dataset,
     projections: Sequence[str] | None = None,

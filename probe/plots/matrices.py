@@ -13,6 +13,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.plots.canvas import WIDTH, Page, Picture
 from probe.plots.pages import color_bar, drawing
@@ -25,6 +26,7 @@ LETTER = 0.68  # width of most letters over the size of their type
 Table = Float[np.ndarray, "row column"]
 
 
+@public
 def heat_map(
     matrix: Numbers,
     *,
@@ -66,12 +68,13 @@ def heat_map(
     with drawing(ax, page, width=width, height=float(np.clip(0.8 * width * ratio + 0.7, 1.6, 9.0))) as picture:
         image = _colored(picture.ax, values, symmetric, clip, cmap, label, "upper")
         image.axes.set_aspect("equal" if 0.1 < ratio < 10 else "auto")
-        _label(picture.ax, rows, len(values), across=False)
-        _label(picture.ax, columns, len(values.T), across=True)
+        _label(picture.ax, rows, len(values), "rows", across=False)
+        _label(picture.ax, columns, len(values.T), "columns", across=True)
         picture.ax.set_title(title, loc="left")
     return picture
 
 
+@public
 def jacobian(
     matrix: Numbers, *, of: Literal["state", "update"] = "update", clip: float | int = 0.999, **page: Unpack[Page]
 ) -> Picture:
@@ -94,7 +97,7 @@ def jacobian(
     Raises:
         InputError: If it is not one real, square matrix.
     """
-    values = _real(matrix, "a Jacobian")
+    values = _real(matrix, "the matrix of a Jacobian")
     if values.shape[0] != values.shape[1]:
         raise InputError(f"a Jacobian must be square, got shape {values.shape}: draw other matrices by heat_map")
     name = "J"
@@ -121,6 +124,7 @@ def jacobian(
     return picture
 
 
+@public
 def token_layer_map(
     values: Numbers,
     *,
@@ -174,8 +178,8 @@ def token_layer_map(
     with drawing(ax, page, width=usual["width"], height=usual["height"]) as picture:
         image = _colored(picture.ax, table, symmetric, clip, cmap, label, "lower")
         picture.ax.set_aspect("auto")
-        _label(picture.ax, layers, depth, across=False)
-        _label(picture.ax, tokens, length, across=True)
+        _label(picture.ax, layers, depth, "layers", across=False)
+        _label(picture.ax, tokens, length, "tokens", across=True)
         picture.ax.set(ylabel="layer", xlabel="" if tokens is not None else "position")
         picture.ax.set_title(title, loc="left")
         if cells is not None:
@@ -211,6 +215,8 @@ def _colored(
         low = -high
     else:
         low, high = (float(end) for end in np.quantile(finite, [(1 - clip) / 2, (1 + clip) / 2]))
+    if cmap is not None and cmap not in matplotlib.colormaps:
+        raise InputError(f"cmap= must be a colour map of matplotlib, got {cmap!r}: pass viridis, for example")
     colors = matplotlib.colormaps[cmap or ("RdBu_r" if both else "viridis")].with_extremes(bad=ABSENT)
     image = ax.imshow(values, origin=origin, cmap=colors, norm=Normalize(low, high if high > low else low + 1))
     ends: dict[tuple[bool, bool], Literal["neither", "min", "max", "both"]] = {
@@ -223,13 +229,13 @@ def _colored(
     return image
 
 
-def _label(ax: Axes, labels: Sequence[object] | None, count: int, *, across: bool) -> None:
+def _label(ax: Axes, labels: Sequence[object] | None, count: int, name: str, *, across: bool) -> None:
     """Labels of columns (across) or rows: as many as there is room for, turned where they are wider than a column."""
     axis = ax.xaxis if across else ax.yaxis
     if labels is None:
         axis.set_major_locator(MaxNLocator(6, integer=True))
         return
-    words = labels_of(labels, count, "labels")
+    words = labels_of(labels, count, name)
     points = 72 * (_inches(ax)[0] if across else _inches(ax)[1])
     size = float(matplotlib.rcParams["font.size"])
     step = -(-count // max(int(points / (1.05 * size)), 1))

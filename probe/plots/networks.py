@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from probe.boundary import public, shown
 from probe.errors import InputError
 from probe.plots.canvas import Page, Picture
 from probe.plots.pages import drawing, shared_legend
@@ -78,6 +79,7 @@ def community_colors(labels: Int[np.ndarray, " node"]) -> list[str]:
     return [COMMUNITY_COLORS[label] if 0 <= label < len(COMMUNITY_COLORS) else REST for label in labels.tolist()]
 
 
+@public
 def graph(
     of: HasEdges,
     communities: Any = None,
@@ -163,6 +165,7 @@ def nodes_and_links(
     ax.set_axis_off()
 
 
+@public
 def null_comparison(
     found: HasNull, *, title: str | None = None, ax: Axes | None = None, **page: Unpack[Page]
 ) -> Picture:
@@ -193,7 +196,7 @@ def null_comparison(
 def _of_nodes(values: Any, n: int, name: str) -> Float[np.ndarray, " node"]:
     found = array_of(values, name)
     if found.shape != (n,):
-        raise InputError(f"{name} must have a number for each of {n} nodes, got shape {found.shape}: pass ({n},)")
+        raise InputError(f"{name} must have a number for each of {n} nodes, got {shown(values)}: pass ({n},)")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, Unpack
@@ -15,6 +16,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from probe.boundary import at_least, between, filled, public
 from probe.errors import InputError
 from probe.plots.canvas import FONT_SIZE, WIDTH, Page, PageAxes, PageFigure, Picture
 
@@ -22,6 +24,7 @@ Panel: TypeAlias = Callable[..., object]  # draws on the Axes that it is given a
 Shared: TypeAlias = Literal["none", "row", "all"]
 
 
+@public(rows=at_least(1), columns=at_least(1), height=between(0, math.inf), width=between(0, math.inf))
 def new_figure(
     rows: int = 1,
     columns: int = 1,
@@ -85,6 +88,7 @@ def new_grid(
     return figure, every[:count]
 
 
+@public(panels=filled, columns=at_least(1))
 def panel_rows(
     panels: Sequence[Panel], columns: int = 1, *, share_y: Shared = "none", legend: int = 0, **page: Unpack[Page]
 ) -> PageFigure:
@@ -109,6 +113,7 @@ def panel_rows(
     return figure
 
 
+@public
 def titled(title: str, panel: Panel, *arguments: Any, **options: Any) -> Panel:
     """Put a title over the left corner of a panel, for `panel_rows`.
 
@@ -130,6 +135,7 @@ def titled(title: str, panel: Panel, *arguments: Any, **options: Any) -> Panel:
     return draw
 
 
+@public
 def outer_labels(figure: Figure) -> Figure:
     """Keep axis labels only at the edge of the page: left of each row, below each column.
 
@@ -185,6 +191,7 @@ def drawing(
         yield picture
 
 
+@public
 def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
     """Return the given Axes, or those of a new figure.
 
@@ -199,6 +206,7 @@ def axes_or_new(ax: Axes | None) -> tuple[Axes, bool]:
     return new_figure(height=3.2)[1][0, 0], True
 
 
+@public
 def shared_legend(figure: Figure, columns: int = 4) -> None:
     """Put one legend below all panels, each label once; it is as wide as the figure at most.
 
@@ -219,6 +227,7 @@ def shared_legend(figure: Figure, columns: int = 4) -> None:
         legend.remove()
 
 
+@public
 def legend_below(ax: Axes, columns: int = 2) -> None:
     """Put a panel's own legend under its horizontal axis.
 
@@ -239,6 +248,7 @@ def legend_below(ax: Axes, columns: int = 2) -> None:
     )
 
 
+@public
 def color_bar(
     ax: Axes, shown: ScalarMappable, label: str = "", extend: Literal["neither", "min", "max", "both"] = "neither"
 ) -> Colorbar:

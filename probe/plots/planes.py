@@ -15,6 +15,7 @@ from matplotlib.patches import Circle
 from matplotlib.typing import ColorType
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.plots.canvas import Page, Picture
 from probe.plots.pages import color_bar, drawing
@@ -59,6 +60,7 @@ class HasResolvent(Protocol):
         ...
 
 
+@public
 def eigenvalues(
     of: HasEigenvalues | Numbers,
     *,
@@ -89,7 +91,7 @@ def eigenvalues(
     Raises:
         InputError: If matrices came, or `by` has not a number for each.
     """
-    values = array_of(getattr(of, "eigenvalues", of), "eigenvalues")
+    values = array_of(getattr(of, "eigenvalues", of), "eigenvalues of=")
     if values.ndim > 1 and values.dtype.kind == "f" and values.shape[-1] == values.shape[-2]:
         raise InputError(
             f"eigenvalues must be computed before they are drawn, got real matrices of shape {values.shape}: pass "
@@ -128,6 +130,7 @@ def scatter_plane(ax: Axes, values: Complex[np.ndarray, " point"], color: ColorT
     ax.set_aspect("equal", adjustable="datalim")
 
 
+@public
 def singular_values(
     of: HasSingularValues | Numbers,
     *,
@@ -158,7 +161,7 @@ def singular_values(
     Raises:
         InputError: If the values are complex, or `by` has not a number for each row.
     """
-    values = array_of(getattr(of, "singular_values", of), "singular values")
+    values = array_of(getattr(of, "singular_values", of), "singular values of=", range(1, 9))
     if np.iscomplexobj(values):
         raise InputError("singular values must be real, got complex numbers: draw eigenvalues by plots.eigenvalues")
     values = np.where(values > 0, values, np.nan) if log else values
@@ -184,6 +187,7 @@ def singular_values(
     return picture
 
 
+@public
 def pseudospectrum(
     found: HasResolvent,
     *,

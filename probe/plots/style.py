@@ -11,9 +11,11 @@ import xarray as xr
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import to_rgb
+from matplotlib.colors import is_color_like, to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from probe.boundary import public, within
+from probe.errors import InputError
 from probe.inference import Interval, Ranking, bootstrap
 
 # Okabe and Ito's colours, distinct under every common colour vision, without their yellow, which is faint on white.
@@ -27,6 +29,7 @@ Floats: TypeAlias = Float[np.ndarray, "..."]
 Rows: TypeAlias = Int[np.ndarray, " row"]  # indices of scored tokens, with repeats
 
 
+@public
 @dataclass(frozen=True)
 class Style:
     """The look of a curve in every figure.
@@ -57,6 +60,7 @@ def over_documents(data: xr.Dataset, statistic: Callable[[Rows], Floats]) -> Int
     return bootstrap(statistic, np.asarray(data["document"].values), resamples=RESAMPLES, seed=0)
 
 
+@public
 def median_over_documents(data: xr.Dataset, values: xr.DataArray, average: bool = False) -> Interval:
     """Compute the median over queries with its interval; rows without a value are left out.
 
@@ -67,7 +71,12 @@ def median_over_documents(data: xr.Dataset, values: xr.DataArray, average: bool 
 
     Returns:
         Estimate and bounds of shape (...), without its last axis if averaged.
+
+    Raises:
+        InputError: If there is no axis to average over.
     """
+    if average and values.ndim < 2:
+        raise InputError(f"average=True needs another dimension than query, got {values.dims}: leave it out for False")
     array = np.asarray(values.transpose(..., "query").values, dtype=np.float64)
     present = np.isfinite(array).any(axis=tuple(range(array.ndim - 1)))
     ranking, n = Ranking(array[..., present]), int(present.sum())  # sorted once for all resamples
@@ -159,6 +168,7 @@ def of_kind(names: xr.DataArray, kind: str) -> list[str]:
     return [str(name) for name in names.values if name == kind or str(name).startswith(f"{kind}-")]
 
 
+@public
 def curve(ax: Axes, x: xr.DataArray, interval: Interval, style: Style, spread: xr.DataArray | None = None) -> None:
     """Draw an estimate in a narrow band for its interval, and a pale band for the middle half of the tokens.
 
@@ -191,6 +201,7 @@ def line(ax: Axes, x: xr.DataArray, y: xr.DataArray | Float[np.ndarray, " point"
     ax.plot(x, y, color=style.color, marker=style.marker, ls=style.line, label=style.label, markevery=every)
 
 
+@public(alpha=within(0, 1))
 def band(
     ax: Axes,
     x: xr.DataArray,
@@ -211,8 +222,31 @@ def band(
         color: Colour of the band.
         alpha: Opacity.
         label: Name in the legend; by default none.
+
+    Raises:
+        InputError: If the ends do not fit the coordinate, or the colour is none.
     """
+    require_color(color)
+    for name, values in (("low", low), ("high", high)):
+        if np.shape(values) not in ((), x.shape):
+            raise InputError(
+                f"{name}= must be a number or of the shape {x.shape} of x=, got a {type(values).__name__} of shape "
+                f"{np.shape(values)}: pass a value for each point"
+            )
     ax.fill_between(x, low, high, color=color, alpha=alpha, lw=0, label=label)
+
+
+def require_color(color: str) -> None:
+    """Refuse what is no colour.
+
+    Args:
+        color: A name or a hexadecimal number.
+
+    Raises:
+        InputError: If matplotlib knows no such colour.
+    """
+    if not is_color_like(color):
+        raise InputError(f"color= must be a colour of matplotlib, got {color!r}: pass a name or #rrggbb")
 
 
 def dark(color: str) -> tuple[float, float, float]:
@@ -228,6 +262,7 @@ def dark(color: str) -> tuple[float, float, float]:
     return red / 2, green / 2, blue / 2
 
 
+@public
 def null_line(ax: Axes, value: float, label: str = "_", color: str = GREY) -> None:
     """Draw the dotted line of a null value or a threshold.
 
@@ -237,9 +272,11 @@ def null_line(ax: Axes, value: float, label: str = "_", color: str = GREY) -> No
         label: Name in the legend; by default none.
         color: Colour of the line.
     """
+    require_color(color)
     ax.axhline(value, color=color, lw=1, ls=DOTTED, label=label)
 
 
+@public
 def finish(ax: Axes, label: str, *, log: bool = False, legend: bool = False, xlabel: str = "block") -> Axes:
     """Label the axes of a panel over whole numbers, such as blocks.
 

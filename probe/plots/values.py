@@ -11,6 +11,7 @@ from jaxtyping import Num
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from torch import Tensor
 
+from probe.boundary import shown
 from probe.display import word
 from probe.errors import InputError
 
@@ -33,20 +34,18 @@ def array_of(values: Any, name: str, axes: Sequence[int] | None = None) -> np.nd
     Raises:
         InputError: If these are no numbers, none at all, or have another number of axes.
     """
-    if isinstance(values, Tensor):
+    if isinstance(values, Tensor) and not values.is_meta:
         values = values.detach().cpu().resolve_conj()
         values = (values.to(torch.complex128) if values.is_complex() else values.double()).numpy()
     try:
         found = np.asarray(values)
-    except ValueError:  # lists of unequal lengths
+    except (ValueError, TypeError):  # lists of unequal lengths, tensors without numbers
         found = np.asarray(None)
     if found.dtype.kind not in "biufc" or not found.size:
-        raise InputError(
-            f"{name} must be numbers, got {type(values).__name__}: pass a tensor or an array that has some"
-        )
+        raise InputError(f"{name} must be numbers, got {shown(values)}: pass a tensor or an array that has some")
     if axes is not None and found.ndim not in axes:
         raise InputError(
-            f"{name} must have {' or '.join(map(str, axes))} axes, got shape {found.shape}: choose a part of it"
+            f"{name} must have {' or '.join(map(str, axes))} axes, got {shown(values)}: choose a part of it"
         )
     return found.astype(np.complex128 if found.dtype.kind == "c" else np.float64)
 
@@ -67,7 +66,7 @@ def labels_of(labels: Sequence[object] | None, count: int, name: str) -> list[st
     """
     found = [drawable(str(label)) for label in (range(count) if labels is None else labels)]
     if len(found) != count:
-        raise InputError(f"{name} must label each of {count}, got {len(found)}: pass one for each")
+        raise InputError(f"{name} must label each of {count}, got {len(found)} in {shown(labels)}: pass one for each")
     return found
 
 

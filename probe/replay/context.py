@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.model import (
     LanguageModel,
@@ -314,6 +315,7 @@ class Context(Recorded):
         return {layer: calls[layer][0] for layer in self.calls}
 
 
+@public
 @torch.no_grad()
 def record(
     model: LanguageModel,
@@ -343,7 +345,7 @@ def record(
         InputError: If the windows are not of this model's ids, of several lengths, or begin with padding, a position
             lies outside its window, there is no such layer, or the blocks do not run once each.
     """
-    rows = as_rows(model, tokens)
+    rows = as_rows(model, tokens, argument="tokens")
     groups = rows.groups()
     if len(groups) > 1:
         raise InputError(
@@ -388,6 +390,7 @@ def _recorded(
     return Context(model, tokens, positions, states, {layer: calls[layer][0] for layer in wanted}, kept)
 
 
+@public(batch=at_least(1))
 @undisturbed()
 @torch.no_grad()
 def alone(
@@ -463,6 +466,7 @@ def _write_nothing(_module: nn.Module, _args: Any, output: Any) -> Any:
     return with_first_tensor(output, torch.zeros_like(first_tensor(output)))
 
 
+@public
 def is_chained(model: LanguageModel) -> bool:
     """Tell whether each block of a model is given the stream that the one before it left, and nothing else of it.
 
@@ -475,6 +479,7 @@ def is_chained(model: LanguageModel) -> bool:
     return profile_of(model).chained(model, 0, model.n_layers)
 
 
+@public
 def require_chain(model: LanguageModel, first: int, last: int) -> None:
     """Refuse to multiply Jacobians of blocks of which one is given more than the stream.
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probe.boundary import public
 from probe.model import Site, first_tensor
 
 
+@public
 def working_copy(
     block: nn.Module, dtype: torch.dtype, attention: str | None = None, *, without: nn.Module | None = None
 ) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.model import LanguageModel, entering
 from probe.replay.axes import Axes, compare
@@ -216,6 +217,7 @@ def profile_of(model: LanguageModel) -> Profile:
     return profile
 
 
+@public(windows=at_least(1), length=at_least(1))
 def tiny_tokens(model: LanguageModel, windows: int, length: int) -> Int[Tensor, "window position"]:
     """Draw tokens for a tiny pass, all different in each window where the vocabulary allows, none of them special.
 

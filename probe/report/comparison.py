@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from probe import plots
+from probe.boundary import filled, public
 from probe.claims import Claim
 from probe.errors import InputError
 from probe.report.figure import DPI, Figure, data_uri, image_of
@@ -16,6 +17,7 @@ from probe.report.result import Result, flat
 from probe.runs import write_file
 
 
+@public(results=filled)
 def write_comparison(
     results: Sequence[Result], path: Path | str, across: Sequence[Claim] = (), figures: Sequence[Figure] = ()
 ) -> Path:
@@ -37,6 +39,8 @@ def write_comparison(
         InputError: If the file cannot be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"path= must be a file that can be written, and {path} is a directory: name a file in it")
     ids = dict.fromkeys(claim.id for result in results for claim in result.claims)
     by_id = [{claim.id: claim for claim in result.claims} for result in results]
     rows = [(next(claims[name] for claims in by_id if name in claims), [c.get(name) for c in by_id]) for name in ids]

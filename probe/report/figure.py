@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from probe import plots
+from probe.boundary import public
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 DPI = 200
 
 
+@public
 @dataclass(frozen=True, repr=False)
 class Figure:
     """A figure of a report.

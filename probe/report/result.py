@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from probe import plots
+from probe.boundary import public
 from probe.claims import Claim
 from probe.errors import InputError
 from probe.report.figure import Figure, data_uri, image_of
@@ -30,6 +31,7 @@ SETTINGS = {
 }
 
 
+@public
 @dataclass(frozen=True, repr=False)
 class Result:
     """The result of a run.
@@ -69,6 +71,7 @@ class Result:
         record: dict[str, Any] = json.loads(self.data.attrs.get("provenance") or "{}")
         return {"config": {}} | record
 
+    @public
     def figure(self, name: str) -> Figure:
         """Find a figure by its name; Jupyter shows it with its caption.
 
@@ -83,9 +86,12 @@ class Result:
         """
         by_name = {figure.name: figure for figure in self.figures}
         if name not in by_name:
-            raise InputError(f"a figure must be one of the run's ({', '.join(by_name)}), got {name!r}: choose one")
+            raise InputError(
+                f"the name of a figure must be one of the run's ({', '.join(by_name)}), got {name!r}: choose one"
+            )
         return by_name[name]
 
+    @public
     def table(self, *names: str, missing: bool = False) -> pd.DataFrame:
         """Tabulate variables: one row for each value, along the variable's own axes alone.
 
@@ -118,6 +124,7 @@ class Result:
 
         return tables.claims_table(self.claims)
 
+    @public
     def paired(
         self,
         other: Result,
@@ -157,6 +164,7 @@ class Result:
 
         return pairing.paired(self, other, name, labels, centre=centre, over=over, resamples=resamples, seed=seed)
 
+    @public
     def rejudge(self, thresholds: Mapping[str, Any] | None = None, /, **named: Any) -> Result:
         """Judge the claims again with other thresholds, by the analysis's own rules, from the Dataset alone.
 
@@ -185,6 +193,7 @@ class Result:
         told = "; ".join(f"{name} is {value:g}, was {getattr(old, name):g}" for name, value in changes.items())
         return replace(own, notes=[*self.notes, f"Judged again with other thresholds: {told}."]) if told else own
 
+    @public
     def write_report(self, folder: Path | str | None = None) -> Path:
         """Draw the figures and write the page.
 

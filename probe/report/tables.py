@@ -107,7 +107,7 @@ def variable(data: xr.Dataset, name: str) -> xr.DataArray:
         close = difflib.get_close_matches(str(name), map(str, data.data_vars), n=3)
         meant = f"perhaps {' or '.join(close)}" if close else "table() lists them"
         label = " is a label, which the tables of variables hold;" if name in data.coords else ""
-        raise InputError(f"a variable must be one that the run measured, got {name!r}:{label} {meant}")
+        raise InputError(f"the name of a variable must be one that the run measured, got {name!r}:{label} {meant}")
     return data[name]
 
 

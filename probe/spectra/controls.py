@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import at_least, finite, public
 from probe.errors import InputError
 from probe.spectra.factors import Factors, Matrices, factors, frobenius_norm, scale_of
 from probe.spectra.lapack import SchurForm
 from probe.spectra.normality import strictly_upper
 
 
+@public
 def symmetrised(A: Matrices, *, match: Literal["frobenius"] | None = "frobenius") -> Float[Tensor, "*batch d d"]:
     """Take the symmetric part ``(A + Aᵀ)/2``, rescaled to ``‖A‖_F``.
 
@@ -37,6 +39,7 @@ def symmetrised(A: Matrices, *, match: Literal["frobenius"] | None = "frobenius"
     return _matched(known.matrices / 2 + known.matrices.mT / 2, known, match)
 
 
+@public(A=finite)
 def schur_normal(A: Matrices, *, match: Literal["frobenius"] | None = None) -> Float[Tensor, "*batch d d"]:
     """Remove non-normality: the normal matrix with A's eigenvalues and Schur vectors.
 
@@ -59,6 +62,7 @@ def schur_normal(A: Matrices, *, match: Literal["frobenius"] | None = None) -> F
     return _matched(Q @ _normal_part(form.T) @ Q.mT, known, match)
 
 
+@public(A=finite, draws=at_least(1))
 def schur_shuffle(A: Matrices, generator: torch.Generator, draws: int = 5) -> Float[Tensor, "draws *batch d d"]:
     """Shuffle the structure of non-normality, keeping its size, A's eigenvalues and Schur vectors.
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Real
 from torch import Tensor
 
 from probe import display, plots
+from probe.boundary import public
 from probe.errors import InputError
 from probe.spectra import normality, ranks, resolvent
 from probe.spectra.factors import Factors
@@ -190,7 +191,8 @@ MEANINGS = {
 """The scores in a line each, for tables and figures."""
 
 
-def decompose(A: Float[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
+@public
+def decompose(A: Real[Tensor, "*batch d d"] | Spectrum) -> Spectrum:
     """Decompose matrices: all scores of `probe.spectra` as lazy attributes that share factorisations.
 
     >>> import torch

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Real
 from torch import Tensor
 from torch.linalg import matrix_norm
 
@@ -171,7 +171,7 @@ class Factors:
         return lapack.svdvals(self.matrices) if known is None else known[1]
 
 
-Matrices: TypeAlias = Float[Tensor, "*batch d d"] | Factors
+Matrices: TypeAlias = Real[Tensor, "*batch d d"] | Factors
 
 
 def factors(A: Matrices) -> Factors:

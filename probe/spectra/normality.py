@@ -7,6 +7,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.linalg import matrix_norm
 
+from probe.boundary import finite, public
 from probe.spectra import lapack
 from probe.spectra.factors import Matrices, factors
 
@@ -14,6 +15,7 @@ from probe.spectra.factors import Matrices, factors
 REAL_TOLERANCE = 1e-6
 
 
+@public(A=finite)
 def eigenvalues(A: Matrices) -> Complex[Tensor, "*batch d"]:
     """Compute the eigenvalues ``λ_i``, in the order of the real Schur form.
 
@@ -34,6 +36,7 @@ def eigenvalues(A: Matrices) -> Complex[Tensor, "*batch d"]:
     return factors(A).eigenvalues
 
 
+@public(A=finite)
 def spectral_radius(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the spectral radius ``max |λ_i|``; at most ``‖A‖₂``.
 
@@ -48,6 +51,7 @@ def spectral_radius(A: Matrices) -> Float[Tensor, "*batch"]:
     return eigenvalues(A).abs().amax(-1)
 
 
+@public(A=finite)
 def spectral_abscissa(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the spectral abscissa ``max Re λ_i``: the growth rate of ``ḣ = A h`` in the long run.
 
@@ -62,6 +66,7 @@ def spectral_abscissa(A: Matrices) -> Float[Tensor, "*batch"]:
     return eigenvalues(A).real.amax(-1)
 
 
+@public(A=finite)
 def complex_fraction(A: Matrices, scale: Float[Tensor, "*#batch"] | float | None = None) -> Float[Tensor, "*batch"]:
     """Compute the share of eigenvalues with ``|Im λ| > 1e-6 · scale``.
 
@@ -85,6 +90,7 @@ def complex_fraction(A: Matrices, scale: Float[Tensor, "*#batch"] | float | None
     return (values.imag.abs() > bound[..., None]).double().mean(-1)
 
 
+@public(A=finite)
 def rotation_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the rotation fraction ``Σ|Im λ_i| / Σ|λ_i|``: 0 for a symmetric, 1 for an antisymmetric matrix.
 
@@ -104,6 +110,7 @@ def rotation_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
     return values.imag.abs().sum(-1) / values.abs().sum(-1)
 
 
+@public
 def antisymmetric_fraction(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the antisymmetric fraction ``‖A − Aᵀ‖_F / (2 ‖A‖_F)``.
 
@@ -141,6 +148,7 @@ def symmetric_share(A: Matrices) -> Float[Tensor, "*batch"]:
     return share
 
 
+@public(A=finite)
 def henrici_departure(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute Henrici's departure from normality, relative: ``sqrt(‖A‖_F² − Σ|λ_i|²) / ‖A‖_F``.
 
@@ -185,6 +193,7 @@ def strictly_upper(T: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"
     return upper
 
 
+@public
 def commutator_norm(A: Matrices) -> Float[Tensor, "*batch"]:
     """Measure the commutator with the transpose, ``‖AᵀA − AAᵀ‖_F / ‖A‖_F²``; 0 iff A is normal.
 
@@ -206,6 +215,7 @@ def commutator_norm(A: Matrices) -> Float[Tensor, "*batch"]:
     return norm
 
 
+@public(A=finite)
 def eigenvector_condition(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the condition number ``κ₂(V)`` of the eigenvectors, columns of length 1; 1 iff A is normal.
 
@@ -224,6 +234,7 @@ def eigenvector_condition(A: Matrices) -> Float[Tensor, "*batch"]:
     return torch.where(condition * known.d * torch.finfo(torch.float64).eps < 1, condition, torch.inf)
 
 
+@public(A=finite)
 def numerical_abscissa(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the numerical abscissa ``λ_max((A + Aᵀ)/2)``.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.linalg import matrix_norm, vector_norm
 
 from probe import display, plots
+from probe.boundary import finite, public
 from probe.errors import InputError
 from probe.spectra import lapack
 from probe.spectra.factors import frobenius_norm, real, scale_of
@@ -91,6 +92,7 @@ class CumulativeSpectra(display.Shown):
         return facts | {"participation_ratio": [float(value) for value in medians]}
 
 
+@public(J=finite)
 def cumulative_spectra(
     J: Float[Tensor, "*batch layer d d"], *, ranks: Sequence[int] = OVERLAP_RANKS
 ) -> CumulativeSpectra:
@@ -125,6 +127,7 @@ def cumulative_spectra(
     return CumulativeSpectra(torch.stack(logs, -2), kept, overlap)
 
 
+@public(J=finite)
 def lyapunov_exponents(J: Float[Tensor, "*batch layer d d"]) -> Float[Tensor, "*batch layer d"]:
     """Compute the finite-depth Lyapunov exponents ``ln σ_i(J_l ⋯ J_0) / (l + 1)`` at every depth l.
 
@@ -145,6 +148,7 @@ def lyapunov_exponents(J: Float[Tensor, "*batch layer d d"]) -> Float[Tensor, "*
     return cumulative_spectra(J, ranks=()).lyapunov_exponents
 
 
+@public(J=finite)
 def cumulative_product(
     J: Float[Tensor, "*batch layer d d"],
 ) -> tuple[Float[Tensor, "*batch layer d d"], Float[Tensor, "*batch layer"]]:
@@ -163,6 +167,7 @@ def cumulative_product(
     return torch.stack(products, -3), torch.stack(scales, -1)
 
 
+@public(K=finite)
 def block_coupling(K: Float[Tensor, "*batch layer d d"], k: int = 10) -> Float[Tensor, "*batch layer layer"]:
     """Measure how far each layer's update is from diagonal in another's top-k singular vectors; 0 is perfect coupling.
 
@@ -188,7 +193,9 @@ def block_coupling(K: Float[Tensor, "*batch layer d d"], k: int = 10) -> Float[T
     K = real(K)
     d = K.shape[-1]
     if not 1 <= k <= d:
-        raise InputError(f"k must lie in 1 … d = {d}, got {k}: choose a k in this range")
+        raise InputError(
+            f"k must lie in 1 … d = {d} for K= of shape {tuple(K.shape)}, got {k}: choose a k in this range"
+        )
     K = K / scale_of(K)[..., None, None]
     left, values, right = lapack.svd(K)
     U, V = left[..., :k], right[..., :k, :].mT
@@ -209,6 +216,12 @@ def _triangles(J: Float[Tensor, "*batch layer d d"]) -> Iterator[tuple[Tensor, T
         basis, factor = lapack.qr(step @ basis)
         triangle = factor @ triangle
         size = frobenius_norm(triangle)
+        if not size.all():
+            raise InputError(
+                f"J= must not multiply to zero, got a product that does in shape {tuple(J.shape)}: leave such "
+                "Jacobians "
+                "out"
+            )
         triangle = triangle / size[..., None, None]
         log_scale = log_scale + size.log()
         yield basis, triangle, log_scale

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import finite, public
 from probe.spectra import lapack
 from probe.spectra.factors import Matrices, factors
 
@@ -13,6 +14,7 @@ from probe.spectra.factors import Matrices, factors
 SINGULAR = 1e-8
 
 
+@public(A=finite)
 def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
     """Compute the singular values ``σ_i``, decreasing.
 
@@ -27,6 +29,7 @@ def singular_values(A: Matrices) -> Float[Tensor, "*batch d"]:
     return factors(A).singular_values
 
 
+@public(A=finite)
 def identity_share(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the share of ``‖A‖_F²`` that the nearest multiple of the identity has, ``(tr A)² / (d ‖A‖_F²)``.
 
@@ -49,6 +52,7 @@ def identity_share(A: Matrices) -> Float[Tensor, "*batch"]:
     return share
 
 
+@public(A=finite)
 def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the stable rank ``‖A‖_F² / σ₁²``.
 
@@ -67,6 +71,7 @@ def stable_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return relative.square().sum(-1)
 
 
+@public(A=finite)
 def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the effective rank ``exp(−Σ p ln p)`` with ``p = σ/Σσ``; about 0.80 d for a square Gaussian matrix.
 
@@ -86,6 +91,7 @@ def effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return entropy_rank(_relative(singular_values(A)))
 
 
+@public(A=finite)
 def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the effective rank of the energies, ``exp(−Σ p ln p)`` with ``p = σ²/Σσ²``.
 
@@ -100,6 +106,7 @@ def energy_effective_rank(A: Matrices) -> Float[Tensor, "*batch"]:
     return entropy_rank(_relative(singular_values(A)).square())
 
 
+@public(A=finite)
 def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
     """Compute the participation ratio of singular values, ``(Σσ²)² / Σσ⁴``; d/2 for a square Gaussian matrix.
 
@@ -120,6 +127,7 @@ def participation_ratio(A: Matrices) -> Float[Tensor, "*batch"]:
     return ratio_of_squares(singular_values(A))
 
 
+@public(A=finite)
 def polar_rotation(A: Matrices) -> Float[Tensor, "*batch"]:
     """Measure the rotation of the orthogonal polar factor, the mean of ``|arg λ_i(U)|`` for ``A = U P``.
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from probe import display, plots
+from probe.boundary import at_least, filled, finite, public
 from probe.errors import InputError
 from probe.spectra import lapack
 from probe.spectra.factors import Factors, Matrices, factors
@@ -73,6 +74,7 @@ class Pseudospectrum(display.Shown):
         return {"grid": grid, "matrices": every[: len(every) - len(grid)], "sigma_min": ends}
 
 
+@public(A=(filled, finite))
 def pseudospectrum(A: Matrices, points: Complex[Tensor, "*grid"], *, tolerance: float = 1e-4) -> Pseudospectrum:
     """Compute the pseudospectrum ``σ_min(zI − A)`` at the points z, the same points for every matrix.
 
@@ -98,6 +100,7 @@ def pseudospectrum(A: Matrices, points: Complex[Tensor, "*grid"], *, tolerance: 
     return Pseudospectrum(z, 1 / norms, residuals)
 
 
+@public(A=(filled, finite), resolution=at_least(2))
 def spectral_grid(A: Matrices, resolution: int = 64, margin: float = 0.3) -> Complex[Tensor, "rows columns"]:
     """Lay a rectangle of points in the upper half-plane around the eigenvalues of all the matrices.
 
@@ -120,6 +123,7 @@ def spectral_grid(A: Matrices, resolution: int = 64, margin: float = 0.3) -> Com
     return torch.complex(*torch.broadcast_tensors(real, imaginary[:, None]))
 
 
+@public(A=(filled, finite))
 def kreiss_constant(A: Matrices, *, form: Literal["half_plane", "disc"] = "half_plane") -> Float[Tensor, "*batch"]:
     """Estimate from below the Kreiss constant, itself a lower bound of transient growth.
 

@@ -11,6 +11,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 from probe.spectra.factors import real, require_real, scale_of
 
@@ -57,6 +58,7 @@ class Triplets(display.Shown):
         return facts | {"error": self.error, "method": self.method}
 
 
+@public
 def leading_triplets(
     matrix: Float[Tensor, "out in"],
     k: int = 8,
@@ -88,7 +90,11 @@ def leading_triplets(
     require_real(matrix)
     matrix, short = matrix.detach(), min(matrix.shape)
     if not 1 <= k <= short:
-        raise InputError(f"k must lie in 1 … min(out, in) = {short}, got {k}: choose a k in this range")
+        raise InputError(
+            f"k must lie in 1 … min(out, in) = {short} for matrix= of shape {tuple(matrix.shape)}, got {k}: choose a "
+            "k in this "
+            "range"
+        )
     if not matrix.isfinite().all():
         raise InputError("a matrix of weights must be finite, got NaN or infinity: fetch it again")
     scale, range_of = float(scale_of(matrix)), torch.finfo(matrix.dtype)

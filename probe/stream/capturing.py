@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from probe.boundary import filled, public
 from probe.errors import InputError
 from probe.model import (
     LanguageModel,
@@ -32,6 +33,7 @@ from probe.stream.states import INDEX, ResidualStream, shard_path
 from probe.text import Given, TokenRows, as_rows
 
 
+@public
 @contextmanager
 def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Keep a copy of each site's tensor whenever its module runs, in a whole pass or in a call of a single block.
@@ -53,6 +55,7 @@ def watch(model: LanguageModel, sites: Iterable[str]) -> Iterator[dict[str, Tens
         yield seen
 
 
+@public(sites=filled)
 @undisturbed()
 def capture(
     model: LanguageModel,
@@ -98,7 +101,7 @@ def capture(
         raise InputError(
             f'the dtype of the states must be "float32" or "model", the model\'s own, got {dtype!r}: choose one'
         )
-    rows = as_rows(model, windows)
+    rows = as_rows(model, windows, argument="windows")
     names = _site_names(model, sites, layers)
     watched = [model.site(name) for name in names]
     inside = [site.layer for site in watched if site.layer is not None]

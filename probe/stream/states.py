@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from probe import display
+from probe.boundary import public, shown
 from probe.errors import InputError
 from probe.model import (
     spelled,
@@ -90,6 +91,7 @@ class ResidualStream(Mapping[Any, Tensor]):
     def _ipython_key_completions_(self) -> list[str]:
         return list(self.sites)
 
+    @public
     def __getitem__(self, site: str | tuple[str, int]) -> Shaped[Tensor, "window position ..."]:
         """Return the states at a site; a stream on disk reads that site only, and reads it again at every call.
 
@@ -113,6 +115,7 @@ class ResidualStream(Mapping[Any, Tensor]):
         assert states is not None
         return states
 
+    @public
     def get(self, site: Any, default: Any = None) -> Any:
         """Return the states at a site, or a default if it was not captured.
 
@@ -125,6 +128,7 @@ class ResidualStream(Mapping[Any, Tensor]):
         """
         return default if self._found(site) is None else self[site]
 
+    @public
     def parts(self, site: str | tuple[str, int]) -> Iterator[tuple[slice, Shaped[Tensor, "part position ..."]]]:
         """Iterate over a site's states in the batches of the capture, with one in memory at a time.
 
@@ -152,8 +156,10 @@ class ResidualStream(Mapping[Any, Tensor]):
     def _require(self, site: Any) -> str:
         name = self._found(site)
         if name is None:
+            layered = isinstance(site, tuple) and len(site) == 2
+            asked = f"{site[0]!r} of layer {site[1]!r}" if layered else shown(site)
             raise InputError(
-                f"a site must have been captured to be read, and {site!r} was not; captured: {', '.join(self.sites)}"
+                f"a site must have been captured to be read, and {asked} was not; captured: {', '.join(self.sites)}"
             )
         return name
 
@@ -170,6 +176,7 @@ class ResidualStream(Mapping[Any, Tensor]):
         """Number of positions of each window."""
         return torch.full((self.shape[0],), self.shape[1]) if self.rows is None else self.rows.lengths
 
+    @public
     def layers(self, short: str) -> list[int]:
         """List the layers at which a site was captured.
 
@@ -181,6 +188,7 @@ class ResidualStream(Mapping[Any, Tensor]):
         """
         return list(self._by_layer(short))
 
+    @public
     def site(self, short: str) -> Shaped[Tensor, "layer window position ..."]:
         """Stack a site over the layers at which it was captured.
 
@@ -196,11 +204,12 @@ class ResidualStream(Mapping[Any, Tensor]):
         names = self._by_layer(short)
         if not names:
             raise InputError(
-                f"a site must have been captured to be read, and {short!r} was not at any layer; captured: "
+                f"a site must have been captured to be read, and short={short!r} was not at any layer; captured: "
                 f"{', '.join(dict.fromkeys(parted(name)[1] for name in self.sites))}"
             )
         return torch.stack([self[name] for name in names.values()])
 
+    @public
     def updates(
         self, layer: int, positions: Which | None = None
     ) -> tuple[Shaped[Tensor, "*rows d_model"], Shaped[Tensor, "*rows d_model"]]:
@@ -225,6 +234,7 @@ class ResidualStream(Mapping[Any, Tensor]):
         )
         return before, after - before
 
+    @public
     def at(self, site: str | tuple[str, int], positions: Which = "counted") -> Shaped[Tensor, "n ..."]:
         """Return the states at chosen positions, window by window: one row each, as maps and graphs take them.
 
@@ -292,6 +302,7 @@ class ResidualStream(Mapping[Any, Tensor]):
         return data.assign_coords(token=(("window", "position"), tokens))
 
     @classmethod
+    @public
     def open(cls, directory: Path | str) -> ResidualStream:
         """Open a stream that `capture(..., out=directory)` has written.
 
@@ -307,7 +318,8 @@ class ResidualStream(Mapping[Any, Tensor]):
         index = Path(directory) / INDEX
         if not index.is_file():
             raise InputError(
-                f"a captured stream's folder must hold {INDEX}, and {directory} does not; capture it again"
+                f"directory= must be a captured stream's folder, which holds {INDEX}, and {directory} is not: capture "
+                "it again"
             )
         saved = json.loads(index.read_text(encoding="utf-8"))
         windows, positions, width = saved["shape"]

@@ -53,7 +53,7 @@ class Choice:
                 f"only one text can be read, got data set {self.dataset} and file {self.text}: leave one of them out"
             )
         if self.dataset is None and self.text is None:
-            raise InputError("exactly one of a data set and a text file must be named: pass either dataset= or text=")
+            raise InputError("one of a data set and a text file must be named, got none: pass either dataset= or text=")
         for name, identity in DATASETS.items():
             if self.hub == identity:
                 object.__setattr__(self, "dataset", name)

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe import display
+from probe.boundary import public, shown
 from probe.errors import InputError
 from probe.model import LanguageModel, require_windows
 from probe.text.selection import Span, Substring, TokenRows
@@ -94,6 +95,7 @@ class Prompts(TokenRows):
         """Hash of all token ids."""
         return hashlib.sha256(json.dumps([row.tolist() for row in self.ids]).encode()).hexdigest()
 
+    @public
     def part(self, row: int, part: Substring) -> list[int]:
         """Find the tokens of a substring in a prompt.
 
@@ -108,6 +110,8 @@ class Prompts(TokenRows):
             InputError: If the prompt's text or the characters of its tokens are not known, or the text does not hold
                 the substring once.
         """
+        if not -len(self.texts) <= row < len(self.texts):
+            raise InputError(f"row= must be one of {len(self.texts)} prompts, got {row}: choose another")
         text, spans = self.texts[row], self.spans[row]
         if text is None or spans is None:
             why = "came as tokens" if text is None else "was read by a tokenizer that does not say which characters"
@@ -131,6 +135,7 @@ Given = TokenRows | HasTokens | str | Path | Sequence[Any] | Mapping[str, Any] |
 """What passes through a model: the windows of `load_windows`, the prompts of `load_prompts`, or what that takes."""
 
 
+@public
 def load_prompts(
     model: LanguageModel,
     prompts: str | Path | Sequence[Any] | Mapping[str, Any] | npt.NDArray[Any] | Tensor,
@@ -167,12 +172,26 @@ def load_prompts(
     """
     if generate < 0:
         raise InputError(f"generate= must be at least 0 tokens, got {generate}: leave it out for none")
+    return _loaded(model, prompts, column, bos, reply, generate, quiet)
+
+
+def _loaded(
+    model: LanguageModel,
+    prompts: Any,
+    column: str | None = None,
+    bos: bool | None = None,
+    reply: bool = True,
+    generate: int = 0,
+    quiet: bool = True,
+    argument: str = "prompts",
+) -> Prompts:
+    """The prompts; messages call them by the name of the argument that they came as."""
     name = "prompts"
     if isinstance(prompts, Path) or (isinstance(prompts, str) and prompts.endswith(".jsonl")):
         name, prompts = Path(prompts).name, _lines(Path(prompts), column)
-    rows = [_row(model, given, bos, reply) for given in _each(prompts)]
+    rows = [_row(model, given, bos, reply, argument) for given in _each(prompts, argument)]
     if not rows:
-        raise InputError("there must be at least one prompt, got none: pass a string or a list of strings")
+        raise InputError(f"{argument}= must hold at least one prompt, got none: pass a string or a list of strings")
     for index, (ids, _, _) in enumerate(rows):
         if not len(ids):
             raise InputError(f"a prompt must hold at least one token, and prompt {index} holds none: leave it out")
@@ -189,12 +208,14 @@ def load_prompts(
     return _continued(model, found, generate, quiet) if generate else found
 
 
-def as_rows(model: LanguageModel, given: Given) -> TokenRows:
+@public
+def as_rows(model: LanguageModel, given: Given, *, argument: str = "prompts") -> TokenRows:
     """Take anything that can pass through a model as rows of its tokens.
 
     Args:
         model: The model.
         given: Windows of `load_windows`, prompts of `load_prompts`, or what that takes.
+        argument: What messages call them.
 
     Returns:
         The rows; their ids are the model's.
@@ -206,8 +227,8 @@ def as_rows(model: LanguageModel, given: Given) -> TokenRows:
         _require_fit(model, given)
         return given
     if isinstance(given, HasTokens) and not isinstance(given, Tensor):
-        return load_prompts(model, given.tokens)
-    return load_prompts(model, given)
+        given = given.tokens
+    return _loaded(model, given, argument=argument)
 
 
 def _require_fit(model: LanguageModel, rows: TokenRows, more: int = 0) -> None:
@@ -217,51 +238,55 @@ def _require_fit(model: LanguageModel, rows: TokenRows, more: int = 0) -> None:
     if model.max_positions is not None and longest > model.max_positions:
         raise InputError(
             f"a window must fit the model's {model.max_positions} positions, got {longest}: pass shorter ones"
+            + (f", or generate= fewer tokens than {more}" if more else "")
         )
 
 
-def _each(prompts: Any) -> list[Any]:
+def _each(prompts: Any, argument: str) -> list[Any]:
     """The single prompts: a string, a mapping list or integers each."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if isinstance(prompts, np.ndarray) and prompts.dtype.kind in "OU":  # texts, as pandas holds them
+        prompts = prompts.tolist()
     if isinstance(prompts, Tensor | np.ndarray):
         tensor = torch.as_tensor(prompts).cpu()
-        return [tensor] if tensor.ndim == 1 else list(tensor) if tensor.ndim == 2 else [_refused(prompts)]
+        return [tensor] if tensor.ndim == 1 else list(tensor) if tensor.ndim == 2 else [_refused(prompts, argument)]
     if not isinstance(prompts, Sequence):
-        return [_refused(prompts)]
+        return [_refused(prompts, argument)]
     first = prompts[0] if len(prompts) else None
     whole = isinstance(first, Mapping | int | np.integer) and not isinstance(first, bool)
     return [prompts] if whole else list(prompts)
 
 
-def _refused(given: Any) -> Any:
-    shape = getattr(given, "shape", None)
-    what = type(given).__name__ if shape is None else f"{type(given).__name__} of shape {tuple(shape)}"
+def _refused(given: Any, argument: str) -> Any:
     raise InputError(
-        "prompts must be strings, chats, integer tokens (T,) or (W, T), or lists of them, got "
-        f"{what}: pass a string, or tokens of two axes"
+        f"{argument}= must be strings, chats, integer tokens (T,) or (W, T), or lists of them, got {shown(given)}: "
+        "pass "
+        "a string, or tokens of two axes"
     )
 
 
-def _row(model: LanguageModel, given: Any, bos: bool | None, reply: bool) -> tuple[Tensor, str | None, Any]:
+def _row(
+    model: LanguageModel, given: Any, bos: bool | None, reply: bool, argument: str
+) -> tuple[Tensor, str | None, Any]:
     """Tokens, text and spans of one prompt."""
     if isinstance(given, str):
         first = [model.bos_id] if model.bos_id is not None and bos is not False else []
         if bos and not first:
             raise InputError(f"bos=True needs a token that begins a text, and {model.name} has none: leave it out")
         return _encoded(model, given, first)
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and given:
         given = [given]
     if isinstance(given, Sequence) and len(given) and all(isinstance(message, Mapping) for message in given):
         return _encoded(model, _chat(model, list(given), reply), [])
     if isinstance(given, Sequence | Tensor | np.ndarray):
-        ids = _integers(given)
+        ids = _integers(given, argument)
         if ids is not None:
             return ids, None, None
-    return cast("tuple[Tensor, str | None, Any]", _refused(given))
+    return cast("tuple[Tensor, str | None, Any]", _refused(given, argument))
 
 
-def _integers(given: Any) -> Tensor | None:
+def _integers(given: Any, argument: str) -> Tensor | None:
     try:
         ids = torch.as_tensor(given).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -270,8 +295,8 @@ def _integers(given: Any) -> Tensor | None:
         return None
     if (ids.is_floating_point() and ids.numel()) or ids.is_complex() or ids.dtype is torch.bool:
         raise InputError(
-            f"tokens must be integers, got {str(ids.dtype).removeprefix('torch.')}: pass the ids that model.encode or "
-            "load_windows gives"
+            f"{argument}= must be integers where it is tokens, got {str(ids.dtype).removeprefix('torch.')}: pass the "
+            "ids that model.encode or load_windows gives"
         )
     return ids.to(torch.int64)
 

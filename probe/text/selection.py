@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from probe.boundary import public, shown
 from probe.errors import InputError
 
 Take = Literal["first", "last", "all"]
 Span = tuple[int, int]
 
 
+@public
 @dataclass(frozen=True)
 class Substring:
     """The tokens that hold a part of a prompt's text.
@@ -41,6 +43,7 @@ class Substring:
         if not self.text:
             raise InputError("a substring must hold at least one character, got an empty one: name some text")
 
+    @public
     def tokens(self, text: str, spans: Sequence[Span], prompt: int) -> list[int]:
         """Find the positions of the tokens.
 
@@ -58,8 +61,8 @@ class Substring:
         starts = [start for start in range(len(text)) if text.startswith(self.text, start)]
         if not starts:
             raise InputError(
-                f"a substring must stand in every prompt, and {self.text!r} is not in prompt {prompt}, {_short(text)}: "
-                "write it as it stands there"
+                f"a substring must stand in every prompt, and {self.text!r} is not in the text of prompt {prompt}, "
+                f"{_short(text)}: write it as it stands there"
             )
         if len(starts) > 1 and self.occurrence is None:
             raise InputError(
@@ -102,6 +105,7 @@ class TokenRows(ABC):
             """Index of the document of each row."""
 
     @abstractmethod
+    @public
     def part(self, row: int, part: Substring) -> list[int]:
         """Find the tokens of a substring in a row."""
 
@@ -123,13 +127,17 @@ class TokenRows(ABC):
             found.append((rows, torch.stack([self.ids[row] for row in rows.tolist()])))
         return found
 
-    def positions(self, which: Which, *, skip_first: int = 1) -> Int64[Tensor, "window chosen"]:
+    @public
+    def positions(
+        self, which: Which, *, skip_first: int = 1, argument: str = "positions"
+    ) -> Int64[Tensor, "window chosen"]:
         """Find the same number of positions in each row.
 
         Args:
             which: Indices, (P,) for all rows or (W, P), negative ones counted from a row's end; "last"; "counted"; or
                 a `Substring`.
             skip_first: Of "counted": positions at the start that do not count.
+            argument: What messages call them.
 
         Returns:
             Positions counted from the start, (W, P).
@@ -137,17 +145,18 @@ class TokenRows(ABC):
         Raises:
             InputError: If a row has no such position, or rows have different numbers of them.
         """
-        found = self._listed(which, skip_first)
+        found = self._listed(which, skip_first, argument)
         numbers = [len(row) for row in found]
         if len(set(numbers)) > 1:
             raise InputError(
                 f"each row must give the same number of positions, and rows give {min(numbers)} to {max(numbers)}: "
-                'take one of each, as by positions="last" or Substring(text, take="last")'
+                f'take one of each, as by {argument}="last" or Substring(text, take="last")'
             )
         if not numbers[0]:
-            raise InputError("positions must name at least one position, got none: pass a list of positions")
+            raise InputError(f"{argument}= must name at least one position, got none: pass a list of positions")
         return torch.stack(found)
 
+    @public
     def chosen(self, which: Which, *, skip_first: int = 1) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
         """Find positions, whose number may differ from row to row.
 
@@ -165,7 +174,7 @@ class TokenRows(ABC):
         rows = torch.repeat_interleave(torch.arange(len(found)), torch.tensor([len(row) for row in found]))
         return rows, torch.cat(found)
 
-    def _listed(self, which: Which, skip_first: int) -> list[Int64[Tensor, " _"]]:
+    def _listed(self, which: Which, skip_first: int, argument: str = "positions") -> list[Int64[Tensor, " _"]]:
         if isinstance(which, Substring):
             return [torch.tensor(self.part(row, which), dtype=torch.int64) for row in range(len(self.ids))]
         if isinstance(which, str):
@@ -174,10 +183,10 @@ class TokenRows(ABC):
             if which == "counted":
                 return [counted(row, self.special_ids, skip_first).nonzero()[:, 0] for row in self.ids]
             raise InputError(
-                f'positions= must be indices, "last", "counted" or a Substring, got {which!r}: for the tokens of a '
+                f'{argument}= must be indices, "last", "counted" or a Substring, got {which!r}: for the tokens of a '
                 f"text pass probe.Substring({which!r})"
             )
-        return list(positions_in(which, self.lengths))
+        return list(positions_in(which, self.lengths, argument=argument))
 
 
 def counted(tokens: Int64[Tensor, " position"], special: frozenset[int], skip_first: int) -> Bool[Tensor, " position"]:
@@ -195,12 +204,16 @@ def counted(tokens: Int64[Tensor, " position"], special: frozenset[int], skip_fi
     return ~torch.isin(tokens, ids) & (torch.arange(len(tokens)) >= skip_first)
 
 
-def positions_in(which: Any, lengths: Int64[Tensor, " window"]) -> Int64[Tensor, "window chosen"]:
+@public
+def positions_in(
+    which: Any, lengths: Int64[Tensor, " window"], *, argument: str = "positions"
+) -> Int64[Tensor, "window chosen"]:
     """Resolve indices of positions, counted from the start of each row.
 
     Args:
         which: (P,) for all rows or (W, P): a number, lists, an array or a tensor; negative ones count from a row's end.
         lengths: The length of each row.
+        argument: What messages call them.
 
     Returns:
         Int64 (W, P).
@@ -208,29 +221,29 @@ def positions_in(which: Any, lengths: Int64[Tensor, " window"]) -> Int64[Tensor,
     Raises:
         InputError: If they are no integers, there is none, their shape is another, or one lies outside its row.
     """
-    indices, count = _indices(which), len(lengths)
+    indices, count = _indices(which, argument), len(lengths)
     if indices.ndim > 2 or (indices.ndim == 2 and len(indices) != count) or not indices.numel():
         raise InputError(
-            f"positions must be (P,) for all windows or (W, P) with W = {count}, at least one, got shape "
+            f"{argument}= must be (P,) for all windows or (W, P) with W = {count}, at least one, got shape "
             f"{tuple(indices.shape)}: pass a list of positions"
         )
     every, ends = indices.expand(count, -1), lengths[:, None]
     if ((every < -ends) | (every >= ends)).any():
         shortest = int(lengths.min())
         raise InputError(
-            f"positions must lie in [0, {shortest}), or [-{shortest}, -1] counted from the window's end, got "
+            f"{argument}= must lie in [0, {shortest}), or [-{shortest}, -1] counted from the window's end, got "
             f"{int(indices.min())} to {int(indices.max())}: choose positions inside the windows"
         )
     return every.remainder(ends)
 
 
-def _indices(which: Any) -> Tensor:
+def _indices(which: Any, argument: str) -> Tensor:
     try:
         indices = torch.as_tensor(which).cpu()
     except (TypeError, ValueError, RuntimeError):
-        indices = torch.empty(0, dtype=torch.float64)
+        raise InputError(f"{argument}= must be integers, got {shown(which)}: pass indices") from None
     if indices.numel() and (indices.is_floating_point() or indices.is_complex() or indices.dtype is torch.bool):
-        raise InputError(f"positions must be integers, got {str(indices.dtype).removeprefix('torch.')}: pass indices")
+        raise InputError(f"{argument}= must be integers, got {shown(which)}: pass indices")
     found: Tensor = torch.atleast_1d(indices.to(torch.int64))
     return found
 

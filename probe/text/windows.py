@@ -23,6 +23,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from probe import display
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.text import corpora
 from probe.text.names import Choice
@@ -95,6 +96,7 @@ class Windows(TokenRows):
         """The token ids of each window."""
         return self.tokens.unbind()
 
+    @public
     def part(self, row: int, part: Substring) -> list[int]:
         """Refuse to look for a substring: windows are cut from a text by tokens.
 
@@ -125,6 +127,7 @@ class Windows(TokenRows):
         """Number of different documents that the windows come from: the n of every interval over documents."""
         return len(set(self.document.tolist()))
 
+    @public
     def counted(self, skip_first: int = 1) -> Bool[Tensor, "window position"]:
         """Mark the positions that enter statistics: index at least `skip_first` and not a special token.
 
@@ -148,6 +151,7 @@ class Windows(TokenRows):
         return ~torch.isin(self.tokens, special) & (torch.arange(self.window_length) >= skip_first)
 
 
+@public(seed=at_least(0))
 def load_windows(
     model: _Reader,
     *,

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from probe.boundary import at_least, filled, public
 from probe.errors import InputError
 from probe.training.names import TEACHERS
 
@@ -56,6 +57,7 @@ class Regression:
         InputError: If there is no such teacher.
     """
 
+    @public(seeds=filled, inputs=at_least(1), outputs=at_least(1), batch=at_least(1))
     def __init__(
         self,
         seeds: Sequence[int],
@@ -83,6 +85,7 @@ class Regression:
         self._std = (raw - self._mean).square().mean((1, 2), keepdim=True).sqrt()
         self._chunk: tuple[int, Tensor, Tensor] | None = None
 
+    @public(step=at_least(0))
     def batch(self, step: int) -> tuple[Float[Tensor, "seed batch inputs"], Float[Tensor, "seed batch outputs"]]:
         """Draw the inputs and outputs of one step."""
         index, offset = divmod(step, CHUNK)
@@ -91,10 +94,12 @@ class Regression:
         rows = slice(offset * self.size, (offset + 1) * self.size)
         return self._chunk[1][:, rows], self._chunk[2][:, rows]
 
+    @public(n=at_least(1))
     def held_out(self, n: int) -> tuple[Float[Tensor, "seed n inputs"], Float[Tensor, "seed n outputs"]]:
         """Draw inputs and outputs that no step sees."""
         return self._pair(n, _HELD_OUT)
 
+    @public
     def probes(
         self, count: int
     ) -> list[tuple[Float[Tensor, "seed batch inputs"], Float[Tensor, "seed batch outputs"]]]:
@@ -114,6 +119,7 @@ class Regression:
         return (x @ self._layers[-1] - self._mean) / self._std
 
 
+@public
 @dataclass(frozen=True)
 class Bytes:
     """A reader of text byte by byte, with the members that `probe.text.load_windows` asks of a model.
@@ -130,6 +136,7 @@ class Bytes:
     special_ids: frozenset[int] = frozenset()
     bos_id: int | None = None
 
+    @public
     def encode(self, text: str) -> list[int]:
         """Encode a text as its bytes."""
         return list(text.encode())
@@ -145,6 +152,7 @@ class NextByte:
         batch: Windows of a step.
     """
 
+    @public(seeds=filled, batch=at_least(1))
     def __init__(
         self,
         seeds: Sequence[int],
@@ -156,15 +164,18 @@ class NextByte:
         self.seeds, self.size = tuple(seeds), batch
         self._train, self._held_out = train, held_out
 
+    @public(step=at_least(0))
     def batch(self, step: int) -> tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]:
         """Draw the windows of one step and the bytes that follow."""
         return self._draw(self._train, _TRAIN, step)
 
+    @public(n=at_least(1))
     def held_out(self, n: int) -> tuple[Int64[Tensor, "seed n context"], Int64[Tensor, "seed n context"]]:
         """Return windows that no step sees: the first n, or all there are, the same for all seeds."""
         rows = self._held_out[:n].expand(len(self.seeds), -1, -1)
         return rows[..., :-1], rows[..., 1:]
 
+    @public
     def probes(
         self, count: int
     ) -> list[tuple[Int64[Tensor, "seed batch context"], Int64[Tensor, "seed batch context"]]]:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from probe.boundary import at_least, filled, public
 from probe.training.optimisers import Optimiser
 
 Parameters = Mapping[str, Tensor]
@@ -44,6 +45,7 @@ class Stack:
         batched: False: run one seed after the other, for modules with operations that `vmap` has no rule for.
     """
 
+    @public(modules=filled)
     def __init__(
         self, modules: Sequence[nn.Module], loss: Callable[[Tensor, Tensor], Tensor], *, batched: bool = True
     ) -> None:
@@ -52,6 +54,7 @@ class Stack:
         self._skeleton = copy.deepcopy(modules[0])
         self._loss, self._batched = loss, batched
 
+    @public(parameters=filled)
     def losses(self, parameters: Parameters, batch: Batch) -> Float[Tensor, " seed"]:
         """Compute the loss of every seed on its own part of the batch.
 
@@ -75,6 +78,7 @@ class Stack:
         ]
         return torch.stack(each)
 
+    @public(parameters=filled)
     def gradients(self, parameters: Parameters, batch: Batch) -> tuple[Float[Tensor, " seed"], dict[str, Tensor]]:
         """Compute the losses of all seeds, and the gradient of each by its own parameters.
 
@@ -90,6 +94,7 @@ class Stack:
         return losses.detach(), dict(zip(free, torch.autograd.grad(losses.sum(), list(free.values())), strict=True))
 
 
+@public
 @dataclass(frozen=True)
 class Schedule:
     """Steps of a training, its snapshots and its learning rate.
@@ -105,6 +110,7 @@ class Schedule:
     snapshots: tuple[int, ...]
     warmup: float | None = None
 
+    @public
     def factor(self, step: int) -> float:
         """Compute the factor of the learning rate at a step.
 
@@ -123,6 +129,7 @@ class Schedule:
         return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
 
+@public(count=at_least(2))
 def snapshot_steps(steps: int, count: int = 24) -> tuple[int, ...]:
     """Choose the steps at which a training is watched: evenly spread, and some more early, where most happens.
 
@@ -138,6 +145,7 @@ def snapshot_steps(steps: int, count: int = 24) -> tuple[int, ...]:
     return tuple(sorted({*even, *(step for step in early if step > 0)}))
 
 
+@public
 def train(
     stack: Stack,
     batch: Callable[[int], Batch],

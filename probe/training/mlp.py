@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.training.activations import FUNCTION_OF, normalise
 from probe.training.data import generator
@@ -32,6 +33,7 @@ from probe.training.names import NORMS, TOY_FORMS
 HIDDEN = 2  # width of block2's hidden layer, in widths of the stream
 
 
+@public
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a toy.
@@ -69,6 +71,7 @@ class ToyMLP(nn.Module):
 
     decayed = ("embed", "reader", "writer", "readout")  # gains and biases are not
 
+    @public(seed=at_least(0))
     def __init__(
         self,
         *,
@@ -112,6 +115,7 @@ class ToyMLP(nn.Module):
         return {"input": "reader", "output": "writer" if self.form == "block2" else "reader"}
 
     @staticmethod
+    @public
     def acting(parameters: Mapping[str, Tensor], name: str) -> Float[Tensor, "*seed layer out in"]:
         """Return the matrices as they act on the normalised stream: ``W diag(gain)`` for a reader after a gain.
 
@@ -121,10 +125,19 @@ class ToyMLP(nn.Module):
 
         Returns:
             Matrices (..., L, out, in).
+
+        Raises:
+            InputError: If the parameters have no such matrix.
         """
+        if name not in parameters:
+            raise InputError(
+                f"name= must be a matrix of parameters=, got {name!r} for a dict of "
+                f"{', '.join(parameters) or 'nothing'}: choose another"
+            )
         folds = name == "reader" and "gain" in parameters
         return parameters[name] * parameters["gain"].unsqueeze(-2) if folds else parameters[name]
 
+    @public
     def forward(self, x: Float[Tensor, "batch inputs"]) -> Float[Tensor, "batch outputs"]:
         """Compute the outputs of inputs."""
         h = x @ self.embed.mT

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 
 LEARNING_RATES = MappingProxyType({"adamw": 1e-3, "sgd": 0.05, "muon": 0.02})
@@ -49,6 +50,7 @@ def orthogonalise(matrices: Float[Tensor, "*batch out in"], steps: int = 5) -> F
     return level
 
 
+@public
 @dataclass(frozen=True)
 class Optimiser:
     """The rule by which parameters follow their gradients.
@@ -73,8 +75,11 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         if self.kind not in LEARNING_RATES:
-            raise InputError(f"an optimiser must be one of {', '.join(LEARNING_RATES)}, got {self.kind!r}: choose one")
+            raise InputError(
+                f"the kind of an optimiser must be one of {', '.join(LEARNING_RATES)}, got {self.kind!r}: choose one"
+            )
 
+    @public
     def begin(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Make the moments before the first step, which are zero.
 
@@ -88,6 +93,7 @@ class Optimiser:
         adam = [name for name in parameters if self._rule(name) == "adamw"]
         return moments | {f"second.{name}": torch.zeros_like(parameters[name]) for name in adam}
 
+    @public
     @torch.no_grad()
     def step(
         self,
@@ -105,7 +111,15 @@ class Optimiser:
             moments: Moments from `begin`, as earlier steps left them.
             step: Number of the step, from 0.
             factor: Factor of the learning rate, from a schedule.
+
+        Raises:
+            InputError: If a parameter has no gradient or no moments.
         """
+        if missing := [name for name in parameters if name not in gradients or f"first.{name}" not in moments]:
+            raise InputError(
+                f"gradients= and moments= must have all of parameters=, got a dict without {missing[0]!r}: pass "
+                "gradients of the same parameters, and moments of begin"
+            )
         for name, value in parameters.items():
             rule = self._rule(name)
             named = self.learning_rate if rule == self.kind else None

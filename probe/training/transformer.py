@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.training.activations import gate_factor, normalise
 from probe.training.data import generator
@@ -28,6 +29,7 @@ READERS = ("q", "k", "v", "gate", "up")
 STD = 0.02  # of the weights at the start; the writers' is divided by √(2L)
 
 
+@public
 @dataclass(frozen=True)
 class Arm:
     """The changes of one arm.
@@ -69,6 +71,7 @@ ARM_OF = MappingProxyType({
 """Arms by name; the first three are trained by default."""
 
 
+@public
 @dataclass(frozen=True)
 class Size:
     """Sizes of a small transformer.
@@ -100,6 +103,7 @@ class SmallTransformer(nn.Module):
 
     decayed = (*PROJECTIONS, "embed", "readout")
 
+    @public(seed=at_least(0))
     def __init__(self, arm: Arm, *, seed: int, size: Size) -> None:
         super().__init__()
         self.arm, self.heads = arm, size.heads
@@ -118,6 +122,7 @@ class SmallTransformer(nn.Module):
             self.final_gain = nn.Parameter(torch.ones(d))
 
     @staticmethod
+    @public
     def acting(parameters: Mapping[str, Tensor], projection: str) -> Float[Tensor, "*seed layer out in"]:
         """Return a projection as it acts on the normalised stream: ``W diag(gain)`` for those that read it.
 
@@ -127,11 +132,20 @@ class SmallTransformer(nn.Module):
 
         Returns:
             Matrices (..., L, out, in).
+
+        Raises:
+            InputError: If the parameters have no such matrix.
         """
+        if projection not in parameters:
+            raise InputError(
+                f"projection= must be a matrix of parameters=, got {projection!r} for a dict of "
+                f"{', '.join(parameters) or 'nothing'}: choose another"
+            )
         gain = parameters.get("mlp_gain" if projection in ("gate", "up") else "attention_gain")
         matrices = parameters[projection]
         return matrices if gain is None or projection not in READERS else matrices * gain.unsqueeze(-2)
 
+    @public
     def forward(self, tokens: Int64[Tensor, "batch position"]) -> Float[Tensor, "batch position byte"]:
         """Compute the logits of the next byte."""
         h = functional.embedding(tokens, self.embed)
@@ -188,6 +202,7 @@ def _rotated(x: Float[Tensor, "batch head position width"], turn: tuple[Tensor, 
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
 
+@public
 def next_byte_loss(logits: Float[Tensor, "batch position byte"], targets: Int64[Tensor, "batch position"]) -> Tensor:
     """Compute the cross-entropy in nats a byte."""
     return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import at_least, filled, public
 from probe.training.loop import Batch, Parameters, Stack
 from probe.training.measures import (
     LEADING,
@@ -53,6 +54,7 @@ class Watch:
         probes: Number of batches over which the coherence of gradients is averaged.
     """
 
+    @public(held_out=at_least(1), probes=at_least(1))
     def __init__(
         self,
         stack: Stack,
@@ -67,6 +69,7 @@ class Watch:
         self._start = {name: acting(stack.start, name) for name in names}
         self._held_out, self._probes = data.held_out(held_out), data.probes(probes)
 
+    @public(parameters=filled, before=filled)
     def __call__(self, parameters: Parameters, before: Parameters) -> dict[str, Float[Tensor, "seed ..."]]:
         """Measure `carried` and the gradients, (seed, matrix, ...), and `held_out_loss` (seed,), in float32."""
         by_matrix = []

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from probe import display
+from probe.boundary import filled, public
 from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.model.architectures import SPREADERS
@@ -152,6 +153,7 @@ def comparable(weights: Weights, *, composites: bool = True) -> tuple[str, ...]:
     return names
 
 
+@public(projections=filled)
 def continuity(
     model: str | Path | LanguageModel | Weights,
     *,

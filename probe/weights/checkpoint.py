@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model import LanguageModel, load_model
 from probe.model.adapters import layout_of
@@ -268,6 +269,7 @@ class GGUFReader:
         )
 
 
+@public
 def open_weights(
     name: str | Path,
     *,
@@ -335,6 +337,7 @@ def _changes(module: Any) -> tuple[list[Any], list[Any]]:
     return renamings, [change for change in changes if isinstance(change, WeightConverter)]
 
 
+@public
 def weights_of(model: str | Path | LanguageModel | Weights) -> Weights:
     """Return the weights of anything that names or is a model.
 

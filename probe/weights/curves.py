@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from probe.boundary import filled, finite, public
 from probe.errors import InputError
 
 Vectors = Float[Tensor, "block n"]
 
 
+@public
 def cosine_matrix(vectors: Vectors) -> Float[Tensor, "block block"]:
     """Compute ``|v(l) · v(m)|`` for all pairs of blocks; the first off-diagonal is the continuity.
 
@@ -28,6 +30,7 @@ def cosine_matrix(vectors: Vectors) -> Float[Tensor, "block block"]:
     return (vectors @ vectors.mT).abs().clamp(max=1)
 
 
+@public
 def adjacent_cosines(vectors: Vectors) -> Float[Tensor, " pair"]:
     """Compute the continuity ``|v(l) · v(l+1)|`` (arXiv 2605.04971) of the leading left or right singular vectors.
 
@@ -40,6 +43,7 @@ def adjacent_cosines(vectors: Vectors) -> Float[Tensor, " pair"]:
     return (vectors[:-1] * vectors[1:]).sum(-1).abs().clamp(max=1)
 
 
+@public
 def adjacent_overlaps(bases: Float[Tensor, "block n k"], k: int) -> Float[Tensor, " pair"]:
     """Compute ``‖V_k(l)ᵀ V_k(l+1)‖_F² / k``, the mean squared cosine of the leading k-subspaces' principal angles.
 
@@ -61,6 +65,7 @@ def adjacent_overlaps(bases: Float[Tensor, "block n k"], k: int) -> Float[Tensor
     return overlap.square().sum((-2, -1)) / k
 
 
+@public(cosines=filled)
 def lag_curve(cosines: Float[Tensor, "*batch block block"]) -> Float[Tensor, "*batch lag"]:
     """Average ``|v(l) · v(l+m)|`` over l for every lag m; on a smooth trajectory the mean falls with m.
 
@@ -69,11 +74,19 @@ def lag_curve(cosines: Float[Tensor, "*batch block block"]) -> Float[Tensor, "*b
 
     Returns:
         Means for m = 1 … L − 1, (..., L − 1).
+
+    Raises:
+        InputError: If there are fewer than two blocks.
     """
+    if cosines.shape[-1] < 2:
+        raise InputError(
+            f"cosines= must be those of at least 2 blocks, got a Tensor of shape {tuple(cosines.shape)}: pass more"
+        )
     lags = range(1, cosines.shape[-1])
     return torch.stack([cosines.diagonal(lag, -2, -1).mean(-1) for lag in lags], -1)
 
 
+@public
 def aligned(vectors: Vectors) -> Vectors:
     """Choose the vectors' signs along depth, so that no product of a vector with the one before is negative.
 
@@ -88,6 +101,7 @@ def aligned(vectors: Vectors) -> Vectors:
     return torch.cat([vectors[:1], vectors[1:] * signs[:, None].to(vectors.dtype)])
 
 
+@public(vectors=(filled, finite))
 def trajectory(vectors: Vectors, axes: int = 3) -> tuple[Float[Tensor, "block axis"], Float[Tensor, " axis"]]:
     """Compute the path of a direction through depth: the principal components of the sign-aligned vectors.
 
@@ -104,6 +118,7 @@ def trajectory(vectors: Vectors, axes: int = 3) -> tuple[Float[Tensor, "block ax
     return left[:, :axes] * singular[:axes], energy[:axes] / energy.sum()
 
 
+@public
 def vector_participation(vectors: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
     """Count the coordinates on which a unit vector lives, ``1 / Σ vᵢ⁴``; about n/3 for a random one.
 
@@ -116,6 +131,7 @@ def vector_participation(vectors: Float[Tensor, "*batch n"]) -> Float[Tensor, "*
     return 1 / vectors.pow(4).sum(-1)
 
 
+@public
 def best_cosines(a: Float[Tensor, "n i"], b: Float[Tensor, "n j"]) -> Float[Tensor, " i"]:
     """Find the largest |cosine| of each column of a with a column of b: continuity up to exchanged ranks or heads.
 
@@ -129,6 +145,7 @@ def best_cosines(a: Float[Tensor, "n i"], b: Float[Tensor, "n j"]) -> Float[Tens
     return (a.mT @ b).abs().amax(-1).clamp(max=1)
 
 
+@public(cosines=finite)
 def assigned(
     cosines: Float[np.ndarray, "one other"],
 ) -> tuple[Float[np.ndarray, " one"], Int[np.ndarray, " one"]]:
@@ -144,6 +161,7 @@ def assigned(
     return cosines[rows, partners], partners
 
 
+@public
 def kept_coordinates(vectors: Vectors, share: float) -> Int[Tensor, " kept"]:
     """Select all coordinates but those that hold most of the vectors' energy, averaged over blocks.
 

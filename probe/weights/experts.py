@@ -16,6 +16,7 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import filled, public
 from probe.errors import InputError
 from probe.model import LanguageModel
 from probe.spectra.singular import Method, leading_triplets
@@ -28,6 +29,7 @@ from probe.weights.reading import ModuleWeights, Weights
 DRAWS = 20
 
 
+@public(projections=filled)
 def expert_continuity(
     model: str | Path | LanguageModel | Weights,
     *,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model.architectures import SPREADERS
 from probe.weights.reading import Heads, Matrix, Weights
@@ -48,6 +49,7 @@ def shapes_of(weights: Weights, *, composites: bool = True) -> list[tuple[str, i
     return [*stored, *((name, weights.d_model, weights.d_model) for name in extra)]
 
 
+@public
 def matrix_of(weights: Weights, layer: int, name: str) -> Matrix:
     """Read a projection or compute a composite, summed over the heads: O(d² · heads · d_head).
 
@@ -65,6 +67,7 @@ def matrix_of(weights: Weights, layer: int, name: str) -> Matrix:
     return left.transpose(0, 1).flatten(1) @ right.flatten(0, 1)
 
 
+@public
 def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head out in"]:
     """Cut a projection of attention into its heads.
 
@@ -82,7 +85,9 @@ def head_views(weights: Weights, layer: int, name: str) -> Float[Tensor, "head o
     heads = weights.heads
     if name not in ("q", "k", "v", "o", *SPREADERS) or heads is None:
         raise InputError(
-            f"heads are parts of q, k, v or o of a model with attention, or of q_b, k_b or v_b, got {name!r} of "
+            "the name of a projection with heads must be one of q, k, v or o of a model with attention, or of q_b, "
+            "k_b or "
+            f"v_b, got {name!r} of "
             f"{weights.name}: choose one of these"
         )
     matrix: Tensor = weights.matrix(layer, name)

@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 from scipy import special, stats
 from torch import Tensor
 
+from probe.boundary import at_least, public, within
 from probe.geometry import haar_frame
 from probe.inference import PermutationNull, permutation_null
 from probe.weights.curves import assigned
 
 
+@public
 def haar_cosine(n: int) -> float:
     """Compute the mean |cosine| of two random directions, ``Γ(n/2) / (√π Γ((n+1)/2))``, about ``sqrt(2 / (π n))``.
 
@@ -28,6 +30,7 @@ def haar_cosine(n: int) -> float:
     return float(np.exp(special.gammaln(n / 2) - special.gammaln((n + 1) / 2)) / np.sqrt(np.pi))
 
 
+@public(level=within(0, 1))
 def haar_quantile(n: int, level: float) -> float:
     """Compute a quantile of the |cosine| of two random directions, whose square has the law Beta(1/2, (n − 1)/2).
 
@@ -41,6 +44,7 @@ def haar_quantile(n: int, level: float) -> float:
     return float(np.sqrt(stats.beta.ppf(level, 0.5, (n - 1) / 2)))
 
 
+@public(levels=within(0, 1), draws=at_least(1), seed=at_least(0))
 def haar_mean_quantiles(
     pairs: Mapping[int, int], levels: Float[np.ndarray, " level"], *, draws: int = 20_000, seed: int = 0
 ) -> Float[np.ndarray, " level"]:
@@ -65,6 +69,7 @@ def haar_mean_quantiles(
     return np.asarray(np.quantile(total / sum(pairs.values()), levels))
 
 
+@public
 def haar_best_match(n: int, others: int) -> float:
     """Compute the mean of the largest |cosine| of a random direction to some others, ``∫ 1 − F(x)^others dx``.
 
@@ -80,6 +85,7 @@ def haar_best_match(n: int, others: int) -> float:
     return float(np.trapezoid(1 - below, x))
 
 
+@public(n=at_least(1), count=at_least(1), draws=at_least(1))
 def haar_matched(n: int, count: int, *, draws: int = 20, seed: int = 0) -> float:
     """Simulate the mean |cosine| of some random directions with as many others, assigned so that their sum is largest.
 
@@ -101,6 +107,7 @@ def haar_matched(n: int, count: int, *, draws: int = 20, seed: int = 0) -> float
     return total / draws
 
 
+@public(n=at_least(1), draws=at_least(1))
 def simulated_cosines(n: int, draws: int, generator: torch.Generator) -> Float[Tensor, " draw"]:
     """Draw pairs of random directions and return their |cosine|, to check the formulas above.
 
@@ -118,6 +125,7 @@ def simulated_cosines(n: int, draws: int, generator: torch.Generator) -> Float[T
     return cosines.abs()
 
 
+@public(permutations=at_least(1), seed=at_least(0))
 def permuted_order(
     cosines: Float[np.ndarray, "projection block block"],
     statistic: Callable[[Float[np.ndarray, "projection block block"]], float],

@@ -348,7 +348,7 @@ def require_projection(weights: Weights, layer: int, name: str) -> None:
     """
     if name not in weights.stored:
         raise InputError(
-            f"a projection must be one that every block of this {weights.architecture} has "
+            f"the name of a projection must be one that every block of this {weights.architecture} has "
             f"({', '.join(weights.stored)}), got {name!r}: choose one of them"
         )
     require_layer(weights, layer)

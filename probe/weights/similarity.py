@@ -7,9 +7,12 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from probe.boundary import filled, finite, public
+
 CHUNK = 2**26  # entries of the matrix of cosines at a time
 
 
+@public(x=(filled, finite), y=(filled, finite))
 def docs_similarity(x: Float[Tensor, "out i"], y: Float[Tensor, "out j"]) -> float:
     """Compute DOCS, ``(u_X + u_Y) / 2``.
 

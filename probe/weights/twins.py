@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.model.control import Control
 from probe.model.loading import seeded
@@ -47,6 +48,7 @@ class Initialiser:
             part.apply(initialise)  # children first, as in transformers
 
 
+@public
 def fresh_twin(weights: Weights, seed: int) -> ModuleWeights:
     """Make a twin of the same architecture, freshly initialised one sub-layer at a time.
 
@@ -68,6 +70,7 @@ def fresh_twin(weights: Weights, seed: int) -> ModuleWeights:
     return replace(original, module=module, filler=Initialiser(seed), permuted=None, description=description)
 
 
+@public
 def shuffled_twin(weights: Weights, seed: int) -> ModuleWeights:
     """Make a twin with the entries of every matrix permuted, and the gains kept.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.mutants.boundary import BOUNDARY
 from tests.mutants.communities import COMMUNITIES
 from tests.mutants.directions import DIRECTIONS
 from tests.mutants.dynamics import DYNAMICS
@@ -506,6 +507,7 @@ TOKENWISE_CLAIMS = _mutants(
 
 ROOMS = {
     **COMMUNITIES,
+    **BOUNDARY,
     **DIRECTIONS,
     **DYNAMICS,
     **JACOBIAN,

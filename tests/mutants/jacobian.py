@@ -27,7 +27,7 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("scores.max(dim, keepdim=True)", "input.double().max(dim, keepdim=True)"),
                 ("(sign * values.double()).min(dim", "(sign * values.double()).max(dim"),
                 ("indices.scatter(dim, place, other)", "indices"),
-                (".gather(1, where.to(margin.device))", "[:, : where.shape[1]]"),
+                ("every.gather(1, where.to(every.device))", "every[:, : where.shape[1]]"),
             ],
         ),
     ],
@@ -155,7 +155,7 @@ JACOBIAN: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
     ],
     "probe/replay/context.py": [
         (f"{KINDS} -k write_of_others", [("only_others=True)", "only_others=False)")]),
-        (f"{KINDS} -k token_is_alone", [("if axes is None or not axes.own:", "if True:")]),
+        (f"{KINDS} -k token_is_alone", [("calls = self._calls_alone(tokens)", "pass")]),
     ],
     "probe/replay/recorded.py": [
         (f"{KINDS} -k pushed_state", [("if proved and self._moves_alike(way, layer):", "if proved:")]),

@@ -165,7 +165,7 @@ SPECTRA: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("return distance * _resolvent_norm", "return (distance + limit) * _resolvent_norm"),
                 ("limit = edge.amax()", "limit = 0 * edge.amax()"),
                 ("edge, along = values.real, values.imag.abs()", "edge, along = values.abs(), values.imag.abs()"),
-                ("if edge.amax() > 1 + _UNIT:", "if edge.amax() < 0:"),
+                ("if edge.amax() > unit * (1 + _UNIT):", "if edge.amax() < 0:"),
                 (").clamp(min=1)\n", ")\n"),
                 ("to_log).clamp(min=logs[0])", "to_log * 0).clamp(min=logs[0])"),
                 ("place[:, None] + place_span * to_place", "place[:, None] + place_span * to_log"),
