@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe import replay
+from probe.boundary import public
 from probe.directions import unembedding_rows
 from probe.directions.vectors import GivenDirections, directions_of
 from probe.errors import InputError
@@ -104,6 +105,7 @@ def swapped(states: Tensor, vectors: Tensor, strength: float | int = 1.0) -> Flo
     return found
 
 
+@public
 def steer(
     model: LanguageModel,
     prompts: Given,
@@ -150,6 +152,7 @@ def steer(
     return _effect(ask, "steer", lambda states, vectors: steered(states, vectors, strength), read, each=True)
 
 
+@public
 def ablate(
     model: LanguageModel,
     prompts: Given,
@@ -190,6 +193,7 @@ def ablate(
     return _effect(ask, "ablate", ablated, read)
 
 
+@public
 def swap(
     model: LanguageModel,
     prompts: Given,

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe import display
+from probe.boundary import public
 from probe.errors import InputError
 from probe.lens.estimators import SKIP_FIRST, Estimator
 from probe.lens.files import placed
@@ -39,6 +40,7 @@ FORMAT = "probe affine lens 1"
 HELD_OUT = 5  # the last fifth of the documents is held out
 
 
+@public
 @dataclass(frozen=True, eq=False, repr=False)
 class AffineLens(display.Shown):
     r"""Affine maps h ↦ A_l h + b_l from the stream behind block l to that behind the last block.
@@ -80,6 +82,7 @@ class AffineLens(display.Shown):
             raise InputError("an affine lens must be finite, and this one is not: fit it anew")
 
     @classmethod
+    @public
     def identity(cls, model: LanguageModel, layers: Sequence[int]) -> AffineLens:
         """Make the logit lens, A = I and b = 0, as an affine lens.
 
@@ -122,6 +125,7 @@ class AffineLens(display.Shown):
         row = self.layers.index(layer)
         return self.matrices[row], self.biases[row]
 
+    @public
     def transport(
         self, states: Float[Tensor, "*batch d"] | Float[np.ndarray, "*batch d"], layer: int
     ) -> Float[Tensor, "*batch d"]:
@@ -145,6 +149,7 @@ class AffineLens(display.Shown):
         matrix, bias = (part.to(states.device) for part in self[layer])
         return states.float() @ matrix.mT + bias
 
+    @public
     def require(self, model: LanguageModel) -> None:
         """Refuse a model that the lens was not fitted on.
 
@@ -189,6 +194,7 @@ class AffineLens(display.Shown):
         facts: dict[str, object] = {"layers": list(self.layers), "width": self.d_model}
         return facts | {name: self.provenance[name] for name in ("kind", "model") if name in self.provenance}
 
+    @public
     def save(self, path: Path | str) -> Path:
         """Write the lens to a .safetensors file, whole or not at all.
 
@@ -212,6 +218,7 @@ class AffineLens(display.Shown):
         return placed(path, lambda partial: save_file(tensors, partial, {"format": FORMAT, "lens": json.dumps(said)}))
 
     @classmethod
+    @public
     def load(cls, path: Path | str) -> AffineLens:
         """Read a lens that `save` wrote.
 
@@ -239,6 +246,7 @@ class AffineLens(display.Shown):
         return cls(layers, *maps, said["to_layer"], losses, said["provenance"])
 
 
+@public
 @undisturbed()
 def fit_affine(
     model: LanguageModel,

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from probe.boundary import public
 from probe.errors import InputError
 from probe.lens.affine import AffineLens, counted_states, divided, fit_affine, origin
 from probe.lens.estimators import SKIP_FIRST, Estimator
@@ -33,6 +34,7 @@ from probe.text import Given
 _ROWS = 256  # rows of logits at a time
 
 
+@public
 @undisturbed()
 def fit_tuned(
     model: LanguageModel,
