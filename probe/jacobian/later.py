@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe import replay
+from probe.boundary import public
 from probe.errors import InputError
 from probe.jacobian import analytic
 from probe.jacobian.block import attention_of
@@ -45,6 +46,7 @@ _AT_ONCE, _MATRICES = 8, 8
 """Rows in one backward pass; positions whose MLP is composed at a time."""
 
 
+@public
 @undisturbed()
 def later_jacobians(
     recorded: replay.Context,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from probe import display
+from probe.boundary import public
 from probe.inference import Interval, Ranking, bootstrap, spearman
 from probe.plots import Page, Picture
 from probe.plots.pages import drawing
@@ -82,6 +83,7 @@ class LensEffect(display.Shown):
         said = {"long_name": "Spearman's ρ of predicted and measured changes, inside a document", "units": "1"}
         return xr.DataArray(rho, dims="document", coords={"document": names}, attrs=said)
 
+    @public
     def spearman(self, *, inside: bool = False, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
         """Estimate Spearman's ρ of the predicted and measured changes, with an interval that resamples prompts.
 
@@ -118,6 +120,7 @@ class LensEffect(display.Shown):
         """Tabulate: one row for each layer, prompt, position (and direction) and token."""
         return self.data.to_dataframe().reset_index()
 
+    @public
     def plot(self, *, title: str | None = None, ax: Axes | None = None, **page: Unpack[Page]) -> Picture:
         """Draw the measured changes against the predicted ones, with the line on which they are equal.
 

@@ -148,6 +148,7 @@ class Readout(display.Shown):
         data = self.to_dataset().isel(rank=0, drop=True)
         return data.to_dataframe().reset_index().drop(columns="row")
 
+    @public
     def save_page(self, path: Path | str) -> Path:
         """Write an interactive page, token by layer, that needs no network: the lenses side by side.
 
@@ -170,6 +171,7 @@ class Readout(display.Shown):
         page = in_notebook(self)
         return f"{super()._repr_html_()}<p>A large page: readout.save_page(path)</p>" if page is None else page
 
+    @public
     def plot(
         self,
         lens: str | None = None,
