@@ -215,9 +215,10 @@ def learned(table: Runs) -> Finding:
         def differences(weights: Weights, names: list[str] = names) -> Floats:
             return np.array([float((logs["model"](weights) - logs[name](weights)).mean()) for name in names])
 
-        found[kind] = jackknife(
-            lambda weights, of=differences: float(of(weights).mean()), [range(documents)], documents
-        )
+        def mean(weights: Weights, of: Callable[[Weights], Floats] = differences) -> float:
+            return float(of(weights).mean())
+
+        found[kind] = jackknife(mean, [range(documents)], documents)
         if len(names) > 1:
             found[kind] = joined(found[kind], seed_interval(differences(whole)))
     limits = table.thresholds

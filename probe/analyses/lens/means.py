@@ -53,8 +53,8 @@ def jackknife(
         variance += (len(group) - 1) / len(group) * np.square(np.array(left) - np.mean(left, axis=0)).sum(axis=0)
     n = sum(map(len, groups))
     reach = stats.t.ppf(0.5 + level / 2, n - len(groups)) * np.sqrt(variance)
-    ends = (end.item() if end.ndim == 0 else end for end in (estimate, estimate - reach, estimate + reach))
-    return Interval(*ends, n, "documents, jackknife", level)
+    middle, low, high = (end if end.ndim else end.item() for end in (estimate, estimate - reach, estimate + reach))
+    return Interval(middle, low, high, n, "documents, jackknife", level)
 
 
 def masked(weights: Floats, group: Sequence[int]) -> Floats:

@@ -266,8 +266,12 @@ def by_lens(data: xr.Dataset, variable: str, ax: Axes | None = None) -> Axes:
     ax, own = axes_or_new(ax)
     for name, style in LENS_STYLES.items():
         values = data[variable].sel(lens=name).transpose("source", "query").values
+
+        def mean(rows: Rows, of: Floats = values) -> Floats:
+            return np.asarray(of[:, rows].mean(axis=-1))
+
         if np.isfinite(values).any():
-            draw_curve(ax, data["source"], over_documents(data, lambda rows, of=values: of[:, rows].mean(-1)), style)
+            draw_curve(ax, data["source"], over_documents(data, mean), style)
     if variable == "agrees":
         ax.set_ylim(-0.02, 1.02)
         return finish(ax, "same first token as the output", legend=own)

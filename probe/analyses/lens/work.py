@@ -241,7 +241,8 @@ def _translated(subject: LensSubject, run: Run) -> dict[str, AffineLens]:
     def make() -> dict[str, AffineLens]:
         found, last = run.piece("translators", ["translator", "offset"]), subject.model.n_layers - 1
         maps = zip(("affine", "tuned"), found["translator"], found["offset"], strict=False)  # tuned_steps=0: one
-        return {name: AffineLens(tuple(subject.sources), *parts, last) for name, *parts in maps}
+        layers = tuple(subject.sources)
+        return {name: AffineLens(layers, matrix, offset, last) for name, matrix, offset in maps}
 
     return subject.keep("translators", make)
 
