@@ -9,7 +9,7 @@ With V the positions that count, from `skip_first` to the last but one, and h_l 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class Estimator:
         model: LanguageModel,
         *,
         targets: Targets = "later",
-        layers: Any = None,
+        layers: int | Sequence[int] | None = None,
         to_layer: int | None = None,
         skip_first: int = SKIP_FIRST,
         sources: int | None = None,
@@ -78,11 +78,11 @@ class Estimator:
         last = model.n_layers - 1
         target = last if to_layer is None else _layer(model, to_layer, "to_layer")
         chosen = range(target) if layers is None else ([layers] if isinstance(layers, int) else layers)
-        found = sorted({_layer(model, int(layer), "layers") for layer in chosen})
+        found = sorted({_layer(model, layer, "layers") for layer in chosen})
         if not found or found[-1] >= target:
             raise InputError(
-                f"layers= must be at least one block before the target, to_layer={target}, got {found}: a lens reads "
-                "the stream behind earlier blocks"
+                f"layers= must be at least one block before the target, to_layer={target}, got {layers!r}: a lens "
+                "reads the stream behind earlier blocks"
             )
         horizon = isinstance(targets, int) and not isinstance(targets, bool)
         if not (targets in ("later", "same") or (horizon and int(targets) >= 0)):

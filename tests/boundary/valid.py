@@ -479,6 +479,50 @@ SPECIAL: dict[str, dict[str, Callable[[], Any]]] = {
     "require_chain": {"last": lambda: 1},
     "LocalMap": {"neighbours": lambda: 6, "rank": lambda: 2},
     "block_coupling": {"k": lambda: 2},
+    "later_jacobians": {
+        "recorded": lambda: replay.record(model(), tiny_tokens(1, 6), [2, 3, 4, 5]),
+        "start": lambda: 2,
+        "depths": lambda: [1],
+    },
+    "AffineLens": {
+        "layers": lambda: (0,),
+        "matrices": lambda: _affine().matrices,
+        "biases": lambda: _affine().biases,
+    },
+    "AffineLens.transport": {"states": lambda: floats(2, 32)},
+    "AffineLens.save": {"path": lambda: Path("written.safetensors")},
+    "AffineLens.load": {"path": lambda: _saved_lens(_affine())},
+    "Estimator": {"targets": lambda: "later", "layers": lambda: (0,)},
+    "Estimator.of": {"to_layer": lambda: None},
+    "JacobianLens": {
+        "layers": lambda: (0,),
+        "jacobians": lambda: _lens().jacobians,
+        "n_documents": lambda: 2,
+    },
+    "JacobianLens.__getitem__": {"layer": lambda: 0},
+    "JacobianLens.transport": {"states": lambda: floats(2, 32)},
+    "JacobianLens.vectors": {"tokens": lambda: [65, 66]},
+    "JacobianLens.save": {"path": lambda: Path("written.safetensors")},
+    "JacobianLens.load": {"path": lambda: _saved_lens(_lens())},
+    "Readout.save_page": {"path": lambda: Path("page.html")},
+    "ablate": {"lens": lambda: _lens(), "tokens": lambda: [65, 66]},
+    "steer": {"lens": lambda: _lens(), "tokens": lambda: [65, 66]},
+    "swap": {"lens": lambda: _lens(), "tokens": lambda: [65, 66]},
+    "document_jacobian": {
+        "tokens": lambda: tiny_tokens(1, 6)[0],
+        "estimator": lambda: probe.lens.Estimator.of(model(), skip_first=2),
+    },
+    "lens.fit": {"prompts": lambda: tiny_tokens(1, 6), "skip_first": lambda: 2, "quiet": lambda: True},
+    "fit_affine": {"prompts": lambda: tiny_tokens(6, 8), "skip_first": lambda: 2, "quiet": lambda: True},
+    "fit_tuned": {
+        "prompts": lambda: tiny_tokens(6, 8),
+        "skip_first": lambda: 2,
+        "steps": lambda: 1,
+        "quiet": lambda: True,
+    },
+    "lens.load": {"name": lambda: _saved_lens(_lens())},
+    "merge": {"lenses": lambda: [_lens()]},
+    "lens.readout": {"lenses": lambda: {"logit": "logit"}},
 }
 """By function and argument, where the usual meaning does not do."""
 
@@ -545,7 +589,27 @@ def _patched() -> Any:
 
 @functools.cache
 def _lens() -> Any:
-    return probe.lens.own_lens(model(), tiny_tokens(1, 4), 2)
+    return probe.lens.fit(model(), tiny_tokens(2, 6), skip_first=2, quiet=True)
+
+
+@functools.cache
+def _affine() -> Any:
+    return probe.lens.AffineLens((0,), floats(1, 32, 32).float(), floats(1, 32).float(), 1)
+
+
+def _saved_lens(lens: Any) -> Path:
+    path = Path(f"{type(lens).__name__}.safetensors")
+    return path if path.exists() else lens.save(path)
+
+
+@functools.cache
+def _readout() -> Any:
+    return probe.lens.readout(model(), tiny_tokens(1, 6), {"logit": "logit"}, k=2)
+
+
+@functools.cache
+def _effect() -> Any:
+    return probe.lens.steer(model(), tiny_tokens(2, 6), _lens(), [65, 66])
 
 
 @functools.cache
@@ -571,7 +635,10 @@ INSTANCES: dict[str, Callable[[], Any]] = {
     "Graph": graph,
     "HuggingFaceModel": model,
     "Interval": _interval,
+    "AffineLens": _affine,
     "JacobianLens": _lens,
+    "LensEffect": _effect,
+    "Readout": _readout,
     "LinearMap": lambda: maps.LinearMap().fit(floats(20, 3), floats(20, 2)),
     "LocalMap": local_map,
     "Map": lambda: maps.LinearMap().fit(floats(20, 3), floats(20, 2)),
