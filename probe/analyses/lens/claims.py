@@ -235,7 +235,7 @@ def learned(table: Runs) -> Finding:
         for kind, names in controls.items()
     ]
     return Finding(
-        Evidence(parts, preconditions=[*enough, enough_units(documents, limits.threshold_documents, "documents")]),
+        Evidence(parts, preconditions=enough),
         f"ln (Σσ²)²/Σσ⁴ of M = J − α I, {documents} documents, trained less control, mean over layers",
         line("no difference", number(0.0)),
         shown,
