@@ -50,12 +50,13 @@ GivenDirections: TypeAlias = Directions | Arrays
 """What every function takes as directions."""
 
 
-def directions_of(given: GivenDirections, width: int) -> Directions:
+def directions_of(given: GivenDirections, width: int, *, argument: str = "directions") -> Directions:
     """Take what came as directions.
 
     Args:
         given: `Directions`, or vectors as a tensor or array of any real dtype, (d,) or (n, d).
         width: Width d of the stream.
+        argument: Name of the argument, for messages.
 
     Returns:
         The directions; vectors without names are called "0", "1" and so on.
@@ -67,7 +68,7 @@ def directions_of(given: GivenDirections, width: int) -> Directions:
     vectors = torch.as_tensor(named.vectors if named is not None else given).detach()
     if vectors.ndim not in (1, 2) or vectors.shape[-1] != width or not vectors.numel() or vectors.is_complex():
         raise InputError(
-            f"directions must be real vectors of the stream, (d,) or (n, d) with d = {width}, got shape "
+            f"{_named(argument)} must be real vectors of the stream, (d,) or (n, d) with d = {width}, got shape "
             f"{tuple(vectors.shape)} of {str(vectors.dtype).removeprefix('torch.')}: pass one vector a row"
         )
     vectors = vectors.reshape(-1, width).double().cpu()
@@ -75,15 +76,19 @@ def directions_of(given: GivenDirections, width: int) -> Directions:
     if not (lengths.isfinite() & (lengths > 0)).all():
         row = int((~(lengths.isfinite() & (lengths > 0))).nonzero()[0])
         raise InputError(
-            f"directions must be finite and not zero, and row {row} is {vectors[row, 0]:.3g}, …: leave it out"
+            f"{_named(argument)} must be finite and not zero, and row {row} is {vectors[row, 0]:.3g}, …: leave it out"
         )
     if named is None:
         return Directions(vectors, tuple(map(str, range(len(vectors)))))
     if len(named.names) != len(vectors):
         raise InputError(
-            f"directions must have a name each, got {len(named.names)} names for {len(vectors)}: name them all"
+            f"{_named(argument)} must have a name each, got {len(named.names)} names for {len(vectors)}: name them all"
         )
     return Directions(vectors, named.names, named.depth, named.site)
+
+
+def _named(argument: str) -> str:
+    return argument if argument == "directions" else f"{argument}="
 
 
 @public(one=finite, other=finite)

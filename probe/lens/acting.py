@@ -324,7 +324,7 @@ class _Ask:
         if isinstance(along, str):
             head = unembedding_rows(model, ids, folded=folded).vectors
         else:
-            along = directions_of(along, model.d_model).vectors
+            along = directions_of(along, model.d_model, argument="along").vectors
             if len(along) != len(ids):
                 raise InputError(
                     f"directions must be one for each of {len(ids)} tokens, got {len(along)}: pass as many"
@@ -367,7 +367,7 @@ class _Ask:
 def _effect(ask: _Ask, action: str, change: Change, read: Tokens | None, *, each: bool = False) -> LensEffect:
     """Predict and measure, layer by layer."""
     own = each and read is None
-    chosen = ask.ids if read is None else token_ids(ask.model, read, 1)[0]
+    chosen = ask.ids if read is None else token_ids(ask.model, read, 1, argument="read")[0]
     directions = len(ask.ids) if each else 1
     shape = (len(ask.layers), *ask.where.shape, directions)
     predicted, measured = (torch.empty(*shape, len(chosen)) for _ in range(2))

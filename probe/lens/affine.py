@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probe import display
-from probe.boundary import public
+from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.lens.estimators import SKIP_FIRST, Estimator
 from probe.lens.files import placed
@@ -79,7 +79,7 @@ class AffineLens(display.Shown):
                 f"{list(self.layers)}: sort them, and leave the target out, whose map is the identity"
             )
         if not bool(self.matrices.isfinite().all() and self.biases.isfinite().all()):
-            raise InputError("an affine lens must be finite, and this one is not: fit it anew")
+            raise InputError("matrices= and biases= must be finite, got NaN or infinity: fit the lens anew")
 
     @classmethod
     @public
@@ -103,6 +103,7 @@ class AffineLens(display.Shown):
         """Width d of the stream."""
         return int(self.matrices.shape[-1])
 
+    @public
     def __getitem__(self, layer: int) -> tuple[Float[Tensor, "d d"], Float[Tensor, " d"]]:
         """Return the map of a layer; that of the last is the identity.
 
@@ -209,9 +210,7 @@ class AffineLens(display.Shown):
         """
         path = Path(path)
         if path.suffix != ".safetensors":
-            raise InputError(
-                f"an affine lens must be written to a .safetensors file, got {path.name}: change the ending"
-            )
+            raise InputError(f"the path of an affine lens must end in .safetensors, got {path.name}: change the ending")
         tensors = {"matrices": self.matrices.contiguous(), "biases": self.biases.contiguous()}
         tensors |= {f"losses.{name}": values.contiguous() for name, values in self.losses.items()}
         said = {"layers": list(self.layers), "to_layer": self.to_layer, "provenance": dict(self.provenance)}
@@ -237,7 +236,9 @@ class AffineLens(display.Shown):
                 metadata = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
         except (SafetensorError, OSError) as error:
-            raise InputError(f"an affine lens must be readable, and {path} is not ({error}): {repair}") from error
+            raise InputError(
+                f"path= must be readable as an affine lens, and {path} is not ({error}): {repair}"
+            ) from error
         if metadata.get("format") != FORMAT:
             raise InputError(f"an affine lens must be one that its save has written, and {path} is another: {repair}")
         said = json.loads(metadata["lens"])
@@ -246,7 +247,7 @@ class AffineLens(display.Shown):
         return cls(layers, *maps, said["to_layer"], losses, said["provenance"])
 
 
-@public
+@public(batch_size=at_least(1))
 @undisturbed()
 def fit_affine(
     model: LanguageModel,
@@ -350,7 +351,7 @@ def divided(
     out = [document in last for document in rows.document.tolist()]
     parts = [[ids for ids, held in zip(rows.ids, out, strict=True) if held == which] for which in (False, True)]
     if validation is not None:
-        parts[1] = list(as_rows(model, validation).ids)
+        parts[1] = list(as_rows(model, validation, argument="validation").ids)
     least = skip_first + 3
     long = [tuple(ids for ids in part if len(ids) >= least) for part in parts]
     if short := sum(map(len, parts)) - sum(map(len, long)):
@@ -358,7 +359,7 @@ def divided(
     if not long[0] or (needed and not long[1]):
         what = "to fit" if not long[0] else "to hold out"
         raise InputError(
-            f"an affine lens needs documents of at least {least} tokens, skip_first + 3, got none {what} of "
+            f"prompts= must hold documents of at least {least} tokens, skip_first + 3, got none {what} of "
             f"{len(rows.ids)} rows in {len(names)} documents: pass more or longer ones, a smaller skip_first=, or "
             "validation="
         )

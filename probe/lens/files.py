@@ -59,7 +59,7 @@ def write(lens: JacobianLens, path: Path, dtype: torch.dtype | None = None, *, s
         }
         return placed(path, lambda partial: save_file(tensors, partial, {"format": FORMAT, "lens": json.dumps(said)}))
     if path.suffix != ".pt":
-        raise InputError(f"a lens must be written to a .safetensors or .pt file, got {path.name}: change the ending")
+        raise InputError(f"the path of a lens must end in .safetensors or .pt, got {path.name}: change the ending")
     if sums:
         content: dict[str, Any] = {
             "jacobian_sum": {layer: lens[layer] * lens.n_documents for layer in lens.layers},

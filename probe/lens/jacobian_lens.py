@@ -57,7 +57,7 @@ class JacobianLens(display.Shown):
         shape = tuple(self.jacobians.shape)
         if len(shape) != 3 or shape[0] != len(self.layers) or shape[1] != shape[2] or not self.layers:
             raise InputError(
-                f"a lens must hold a square matrix for each layer, got {len(self.layers)} layers and an array "
+                f"jacobians= must hold a square matrix for each layer, got {len(self.layers)} layers and an array "
                 f"{shape}: pass (layers, d, d)"
             )
         end = self.layers[-1] + 1 if self.to_layer is None else self.to_layer
@@ -69,7 +69,7 @@ class JacobianLens(display.Shown):
         if not bool(self.jacobians.isfinite().all()):
             wrong = next(layer for layer in self.layers if not bool(self[layer].isfinite().all()))
             raise InputError(
-                f"a lens must be finite, and its matrix of layer {wrong} is not: it may have been written in float16, "
+                f"jacobians= must be finite, got NaN or infinity at layer {wrong}: they may have been written in float16, "
                 "which ends at 65,504; write it again in float32"
             )
 
@@ -78,6 +78,7 @@ class JacobianLens(display.Shown):
         """Width d of the stream."""
         return int(self.jacobians.shape[-1])
 
+    @public
     def __getitem__(self, layer: int) -> Float[Tensor, "d d"]:
         """Return the matrix of a layer, J_l; that of the target is the identity.
 

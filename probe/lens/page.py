@@ -55,7 +55,7 @@ def save(readout: Readout, path: Path | str) -> Path:
     """
     path = Path(path)
     if path.suffix not in (".html", ".htm"):
-        raise InputError(f"a page must be written to an .html file, got {path.name}: change the ending")
+        raise InputError(f"the path of a page must end in .html, got {path.name}: change the ending")
     try:
         path.write_text(html_of(readout), encoding="utf-8")
     except OSError as error:

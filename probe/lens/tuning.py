@@ -188,7 +188,8 @@ def _train(
     model, steps = trained.model, int(numbers["steps"])
     generator = torch.Generator().manual_seed(seed)
     batches = _batches(len(fitted), int(numbers["documents"]), generator)
-    at = sorted({round(steps * check / numbers["checks"]) for check in range(1, int(numbers["checks"]) + 1)})
+    checks = min(int(numbers["checks"]), max(1, steps))
+    at = sorted({round(steps * check / checks) for check in range(1, checks + 1)})
     parameters = [*trained.changes, *trained.offsets]
     optimiser = torch.optim.Adam(parameters, lr=numbers["rate"], amsgrad=True)
     warm = max(1, steps // 5)

@@ -95,12 +95,13 @@ def require_windows(model: LanguageModel, tokens: Any) -> Int64[Tensor, "window 
 
 
 @public
-def token_of(model: LanguageModel, token: str | int) -> int:
+def token_of(model: LanguageModel, token: str | int, *, argument: str = "token") -> int:
     """Find the id of one token.
 
     Args:
         model: The model.
         token: Its text, blanks included, or its id.
+        argument: Name of the argument that holds it, for messages.
 
     Returns:
         The id.
@@ -108,19 +109,22 @@ def token_of(model: LanguageModel, token: str | int) -> int:
     Raises:
         InputError: If the text is not one token, or the id is none of the vocabulary.
     """
+    named = "a token" if argument == "token" else f"a token of {argument}="
     if isinstance(token, str):
         ids = model.encode(token)
         if len(ids) != 1:
             parts = ", ".join(repr(model.tokenizer.decode([one])) for one in ids)
             raise InputError(
-                f"a token must be one token of {model.name}, and {token!r} is {len(ids)} ({parts}): write it as it "
+                f"{named} must be one token of {model.name}, and {token!r} is {len(ids)} ({parts}): write it as it "
                 "stands in the text, often with a blank in front, or pass its id"
             )
         return ids[0]
     if isinstance(token, bool) or not isinstance(token, int | np.integer):
-        raise InputError(f"a token must be a text or an id, got {type(token).__name__}: pass one of them")
+        raise InputError(f"{named} must be a text or an id, got {type(token).__name__}: pass one of them")
     if not 0 <= token < model.n_vocab:
-        raise InputError(f"token ids must lie in 0 … {model.n_vocab - 1} for {model.name}, got {token}: choose another")
+        raise InputError(
+            f"{named} must have an id in 0 … {model.n_vocab - 1} for {model.name}, got {token}: choose another"
+        )
     return int(token)
 
 

@@ -65,7 +65,7 @@ def measured(
     return found.masked_fill((index < 0).any(-1), torch.nan)
 
 
-def token_ids(model: LanguageModel, tokens: Any, rows: int) -> Int[Tensor, "row n"]:
+def token_ids(model: LanguageModel, tokens: Any, rows: int, *, argument: str = "tokens") -> Int[Tensor, "row n"]:
     """Find the ids of the tokens that a measure compares.
 
     Args:
@@ -73,6 +73,7 @@ def token_ids(model: LanguageModel, tokens: Any, rows: int) -> Int[Tensor, "row 
         tokens: Strings that are one token each, or ids: one group for all rows, such as `(" Paris", " Rome")`, or a
             sequence of such groups, one for each row.
         rows: Number of rows.
+        argument: Name of the argument, for messages.
 
     Returns:
         The ids of each row.
@@ -88,11 +89,11 @@ def token_ids(model: LanguageModel, tokens: Any, rows: int) -> Int[Tensor, "row 
     if not isinstance(groups, Sequence) or not all(
         isinstance(group, Sequence) and all(map(_is_token, group)) for group in groups
     ):
-        raise InputError(f"tokens= must be texts or ids, or groups of them, got {shown(given)}: pass a list")
-    ids = [[token_of(model, token) for token in group] for group in groups]
+        raise InputError(f"{argument}= must be texts or ids, or groups of them, got {shown(given)}: pass a list")
+    ids = [[token_of(model, token, argument=argument) for token in group] for group in groups]
     if len(ids) != rows or not all(ids) or len({len(group) for group in ids}) > 1:
         raise InputError(
-            f"tokens= must be one group of tokens for all prompts or one for each of {rows}, all of one size, got "
+            f"{argument}= must be one group of tokens for all prompts or one for each of {rows}, all of one size, got "
             f"{len(ids)} of sizes {', '.join(str(len(group)) for group in ids)} by {shown(given)}: pass a list of pairs"
         )
     return torch.tensor(ids)
