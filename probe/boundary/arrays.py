@@ -42,7 +42,7 @@ class Array:
         self._class = hint.array_type
         self._tensor = hint.array_type is Tensor
         name = hint.dtype.__name__
-        self._dtypes = _dtypes(hint.dtypes, tensors=self._tensor) if isinstance(hint.dtypes, tuple | list) else None
+        self._dtypes = frozenset(hint.dtypes) if isinstance(hint.dtypes, tuple | list) else None  # by name
         self._wide = isinstance(hint.dtypes, tuple | list) and tuple(hint.dtypes) == ("int64",)
         self._holds = _WORDS.get(name, name.lower())
         self._cast = _CASTS.get(name, (None, None))[0 if self._tensor else 1]
@@ -59,7 +59,7 @@ class Array:
             if converted is None:
                 return Refused(f"be {self.words}", shown(given), "pass one")
             value = converted
-        if self._dtypes is not None and value.dtype not in self._dtypes:
+        if self._dtypes is not None and str(value.dtype).removeprefix("torch.") not in self._dtypes:
             if convert and self._wide and str(value.dtype).removeprefix("torch.") in _INTEGERS:
                 value = value.to(torch.int64) if self._tensor else value.astype(np.int64)
             else:
@@ -143,12 +143,6 @@ class Array:
             elif axis.size is not None and size != axis.size:
                 return None
         return agreed
-
-
-def _dtypes(names: Iterable[str], *, tensors: bool) -> frozenset[Any]:
-    if tensors:
-        return frozenset(getattr(torch, name) for name in names if hasattr(torch, name))
-    return frozenset(np.dtype(name) for name in names if hasattr(np, name))
 
 
 _INTEGERS = frozenset({"int8", "int16", "int32", "uint8", "uint16", "uint32"})

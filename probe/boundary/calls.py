@@ -147,13 +147,34 @@ def hint_of(function: Any, annotation: Any) -> Any:
 
 
 def _kind(annotation: Any, function: Any) -> Kind | None:
-    return None if annotation is inspect.Parameter.empty else kind_of(hint_of(function, annotation))
+    hint = hint_of(function, annotation)
+    return None if hint is inspect.Parameter.empty or isinstance(hint, _Unloaded) else kind_of(hint)
+
+
+class _Unloaded:
+    """A library, or a class of one, that is not imported: nothing that a caller has can be of it yet."""
+
+    def __getattr__(self, _: str) -> _Unloaded:
+        return self
+
+    def __or__(self, _: Any) -> Any:
+        return Any
+
+    __ror__ = __or__
 
 
 def _names_for_checkers(module: str) -> dict[str, Any]:
-    """Import the names that a module imports for type checkers alone, so that importing it stays quick."""
+    """Find the names that a module imports for type checkers alone; of other libraries none is imported for that."""
     names: dict[str, Any] = {}
     for node in ast.parse(inspect.getsource(sys.modules[module])).body:
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            exec(compile(ast.Module(node.body, []), module, "exec"), names)
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            continue
+        for line in node.body:
+            origins = [line.module or ""] if isinstance(line, ast.ImportFrom) else []
+            origins += [alias.name for alias in line.names] if isinstance(line, ast.Import) else []
+            if all(origin in sys.modules or origin.startswith("probe") for origin in origins):
+                exec(compile(ast.Module([line], []), module, "exec"), names)
+            elif isinstance(line, ast.Import | ast.ImportFrom):
+                bound = (alias.asname or alias.name.partition(".")[0] for alias in line.names)
+                names |= dict.fromkeys(bound, _Unloaded())
     return names

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from probe import geometry, spectra
 from probe.boundary import public
-from probe.directions.vectors import GivenDirections, directions_of
+from probe.directions.vectors import Directions, GivenDirections, directions_of
 from probe.errors import InputError
 from probe.spectra.decomposition import Spectrum
 
@@ -85,7 +85,7 @@ def overlap(
     Cost: an SVD and a Schur form with vectors a matrix: 0.2 s at d = 576.
     """
     found = matrices if isinstance(matrices, Spectrum) else spectra.decompose(torch.as_tensor(matrices))
-    shape = tuple(getattr(directions, "vectors", directions).shape)
+    shape = tuple(directions.vectors.shape if isinstance(directions, Directions) else directions.shape)
     if shape[-1:] != (found.d,):
         raise InputError(
             f"directions= must be as wide as matrices=, got {shape} and {tuple(found.matrices.shape)}: pass "

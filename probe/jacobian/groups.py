@@ -30,9 +30,9 @@ class Groups:
     """
 
     size: int
-    owners: tuple[Int[Tensor, " in"], ...]
+    owners: tuple[Int[Tensor, " _"], ...]
     products: int
-    tried: dict[int, tuple[Int[Tensor, " in"], ...]]
+    tried: dict[int, tuple[Int[Tensor, " _"], ...]]
 
 
 def found_groups(tape: Tape, end: Tensor, known: Groups | None, tolerance: float) -> Groups:

@@ -85,7 +85,7 @@ def attention_primal(
     query: Float[Tensor, "window head n d_head"],
     keys: Float[Tensor, "window g key d_head"],
     values: Float[Tensor, "window g key d_value"],
-    mask: Float[Tensor, "window _ n key"],
+    mask: Float[Tensor, "#window _ n key"],
     *,
     scale: float,
     softcap: float | None = None,
