@@ -63,7 +63,7 @@ def test_a_run_is_opened_by_path_or_text(runs: Path):
         (lambda runs: cut(runs / "a", "results.nc"), "results must be whole"),
         (lambda runs: cut(runs / "a", "claims.json"), "claims must be whole"),
         (lambda runs: cut(runs / "a", "config.json"), "names its analysis"),
-        (lambda runs: without_direction(runs / "a"), "unknown: direction; .* repeat the command of the run"),
+        (lambda runs: without_direction(runs / "a"), "unknown: direction: .* repeat the command of the run"),
     ],
 )
 def test_what_is_no_finished_run_is_refused_in_one_line(runs: Path, spoil: Callable[[Path], Path], message: str):

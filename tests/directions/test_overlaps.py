@@ -104,7 +104,7 @@ def test_an_orthogonal_projection_has_an_endless_gap():
 
 def test_what_does_not_fit_is_refused():
     matrix, vector = drawn(D, D), drawn(D)
-    refused(lambda: overlap(matrix, drawn(D - 1)), f"d = {D}")
+    refused(lambda: overlap(matrix, drawn(D - 1)), "as wide as matrices")
     refused(lambda: overlap(matrix, vector, ranks=[D]), f"1 … {D - 1}")
     refused(lambda: overlap(matrix, vector, ranks=[]), "at least one")
     refused(lambda: overlap(matrix.expand(2, 2, 2, D, D), vector, ranks=[1]), "dims=")

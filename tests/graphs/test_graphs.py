@@ -387,9 +387,9 @@ class TestCommunities:
     @pytest.mark.parametrize(
         ("options", "told"),
         [
-            ({"method": "newman"}, "method must be one of"),
-            ({"objective": "size"}, "objective must be one of"),
-            ({"signs": "none"}, "signs must be one of"),
+            ({"method": "newman"}, "method=? must be one of"),
+            ({"objective": "size"}, "objective=? must be one of"),
+            ({"signs": "none"}, "signs=? must be one of"),
             ({"resolution": 0.0}, "positive"),
             ({"resolution": float("nan")}, "positive"),
             ({"seeds": 2}, "at least 3"),

@@ -165,5 +165,5 @@ def test_what_has_no_margin_is_refused() -> None:
         routing_margin(load_model(zoo.tiny("phimoe")), tokens, 1, [3])
     with pytest.raises(InputError, match="a layer must lie in"):
         routing_margin(load_model(zoo.tiny("mixtral")), tokens, 4, [3])
-    with pytest.raises(InputError, match="positions must lie in"):
+    with pytest.raises(InputError, match="positions= must lie in"):
         routing_margin(load_model(zoo.tiny("mixtral")), tokens, 1, [10])

@@ -279,13 +279,13 @@ def test_nearly_parallel_directions_are_warned_of(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lens": "tuned"}, 'a lens must be "logit", "own" or a fitted one'),
-        ({"along": "later"}, 'along= must be "lens", "logit", "random" or directions'),
+        ({"lens": "tuned"}, "lens= must be .* one of 'logit', 'own'"),
+        ({"along": "later"}, "along= must be one of 'lens', 'logit', 'random'"),
         ({"along": np.ones((3, WIDTH))}, "one for each of 2 tokens, got 3"),
         ({"layers": 7}, "layers= must lie in 0 … 3"),
         ({"tokens": [5, 5]}, "two different tokens"),
         ({"tokens": [5, 6, 7]}, "two different tokens"),
-        ({"positions": [40]}, "positions must lie in"),
+        ({"positions": [40]}, "positions= must lie in"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(

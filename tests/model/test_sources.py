@@ -116,7 +116,7 @@ def test_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
 @pytest.mark.guards(
     "a revision is one of the hub",
     when="a name is looked up",
-    says="only models on the hub have revisions, and … is not one of them; leave revision= out",
+    says="only models on the hub have revisions, and … is not one of them, got …: leave revision= out",
 )
 def test_only_hub_models_have_revisions(directory: Path) -> None:
     refused(lambda: sources.resolve(str(directory), "step1000"), "revision")

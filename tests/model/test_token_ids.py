@@ -34,16 +34,14 @@ ENTRIES: dict[str, Callable[[LanguageModel, Any], Any]] = {
 WRONG: dict[str, tuple[Any, str]] = {
     "an id too large": (torch.tensor([[1, 2], [3, VOCABULARY]]), f"must lie in 0 … {VOCABULARY - 1} for"),
     "a negative id": (torch.tensor([[1, 2], [-1, 3]]), "got -1"),
-    "floats": (torch.ones(2, 4), "must be integers, got float32"),
-    "bool": (torch.ones(2, 4, dtype=torch.bool), "must be integers, got bool"),
-    "three axes": (tiny_tokens()[None], "two axes"),
+    "floats": (torch.ones(2, 4), "integers.* float32"),
+    "bool": (torch.ones(2, 4, dtype=torch.bool), "integers.* bool"),
+    "three axes": (tiny_tokens()[None], "two axes|2 axes"),
     "no windows": (tiny_tokens()[:0], "at least one"),
     "no positions": (tiny_tokens()[:, :0], "at least one"),
 }
 WINDOWS_ONLY: dict[str, tuple[Any, str]] = {
     "one window without its axis": (tiny_tokens()[0], r"pass tokens\[None\]"),
-    "a list": ([[1, 2], [3, 4]], r"got list: pass torch\.as_tensor"),
-    "an array": (tiny_tokens().numpy(), r"got ndarray: pass torch\.as_tensor"),
 }
 """What the passes of a model refuse, and all else takes."""
 

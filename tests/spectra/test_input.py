@@ -29,6 +29,7 @@ RATIOS = [
     "energy_effective_rank",
     "participation_ratio",
     "polar_rotation",
+    "identity_share",
 ]
 SIZES = ["frobenius_norm", "numerical_abscissa", "spectral_radius", "spectral_abscissa"]
 ENTRIES: dict[str, Callable[[Any], Any]] = {
@@ -71,16 +72,14 @@ def _unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("_unchecked")
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_complex_matrices_and_what_is_no_tensor_are_refused(entry: str) -> None:
+def test_complex_matrices_are_refused(entry: str) -> None:
     for wrong, words in {
-        torch.complex(matrix(), matrix(seed=1)): "must be real, got complex128",
-        matrix().to(torch.complex64): "must be real, got complex64",
+        torch.complex(matrix(), matrix(seed=1)): "real.* complex128",
+        matrix().to(torch.complex64): "real.* complex64",
     }.items():
         with pytest.raises(InputError, match=words) as caught:
             ENTRIES[entry](wrong)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=r"got ndarray: pass torch\.as_tensor"):
-        ENTRIES[entry](matrix().numpy())
 
 
 def test_the_real_form_that_the_refusal_names_has_the_singular_values_twice() -> None:

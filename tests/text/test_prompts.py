@@ -78,7 +78,7 @@ def test_a_substring_that_stands_twice_must_be_chosen(model: LanguageModel) -> N
     one, two = (int(prompts.positions(Substring("in", occurrence=index))) for index in (0, 1))
     assert two - one == len("in and ")
     refused(lambda: prompts.positions(Substring("in", occurrence=2)), "below 2")
-    refused(lambda: prompts.positions(Substring("out")), "not in prompt 0")
+    refused(lambda: prompts.positions(Substring("out")), "not in the text of prompt 0")
     refused(lambda: prompts.positions("out"), 'Substring("out")'.replace('"', "'"))
 
 
@@ -148,7 +148,7 @@ def test_what_is_no_prompt_is_refused(model: LanguageModel, monkeypatch: pytest.
     refused(lambda: load_prompts(model, [5.5, 6.5]), "got")
     refused(lambda: load_prompts(model, torch.tensor([0.5, 1.5])), "integers", "float32")
     refused(lambda: load_prompts(model, [[5, 600_000]]), "token ids must lie")
-    refused(lambda: load_prompts(model, torch.zeros(1, 1, 3, dtype=torch.int64)), "shape (1, 1, 3)")
+    refused(lambda: load_prompts(model, torch.zeros(1, 1, 3, dtype=torch.int64)), "(1, 1, 3)")
     refused(lambda: load_prompts(model, "a " * 80), "64 positions")
     refused(lambda: load_prompts(model, 3), "int")  # type: ignore[arg-type]
     refused(lambda: load_prompts(load_model(tiny_module("llama")), "text"), "tokenizer")

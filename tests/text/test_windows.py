@@ -233,7 +233,7 @@ def test_the_shipped_sample_is_a_data_set() -> None:
 
 class TestWrongInput:
     def test_neither_or_both_texts(self, file: Path) -> None:
-        with pytest.raises(InputError, match="exactly one of a data set and a text file"):
+        with pytest.raises(InputError, match="one of a data set and a text file must be named"):
             load_windows(Reader())
         with pytest.raises(InputError, match=r"only one text can be read, got data set sample and file .*text\.txt"):
             load_windows(Reader(), dataset="sample", text=file)

@@ -125,7 +125,7 @@ def test_trigrams_against_the_definition():
     ("typed", "begin", "end"),
     [
         (["--text", "no/such"], "the text file must be readable, but no/such is not", ": pass another --text"),
-        ([], "exactly one of a data set and a text file must be named", ": pass either --dataset or --text"),
+        ([], "one of a data set and a text file must be named", ": pass either --dataset or --text"),
         (["--dataset", "no"], "--dataset must be wikitext-2", ": choose one, or pass --text FILE"),
     ],
 )
