@@ -69,8 +69,8 @@ class JacobianLens(display.Shown):
         if not bool(self.jacobians.isfinite().all()):
             wrong = next(layer for layer in self.layers if not bool(self[layer].isfinite().all()))
             raise InputError(
-                f"jacobians= must be finite, got NaN or infinity at layer {wrong}: they may have been written in float16, "
-                "which ends at 65,504; write it again in float32"
+                f"jacobians= must be finite, got NaN or infinity at layer {wrong}: written perhaps in float16, "
+                "which ends at 65,504; write them again in float32"
             )
 
     @property

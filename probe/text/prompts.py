@@ -194,7 +194,9 @@ def _loaded(
         raise InputError(f"{argument}= must hold at least one prompt, got none: pass a string or a list of strings")
     for index, (ids, _, _) in enumerate(rows):
         if not len(ids):
-            raise InputError(f"a prompt of {argument}= must hold at least one token, and prompt {index} holds none: leave it out")
+            raise InputError(
+                f"a prompt of {argument}= must hold at least one token, and prompt {index} holds none: leave it out"
+            )
     found = Prompts(
         ids=tuple(ids for ids, _, _ in rows),
         texts=tuple(text for _, text, _ in rows),

@@ -72,7 +72,10 @@ def test_matrices_of_a_batch_have_colours_by_number() -> None:
         (lambda: plots.singular_values([1j]), "must be real"),
         (lambda: spectra.decompose(MATRICES).plot("pseudospectrum"), "of one matrix, got 3"),
         (lambda: spectra.decompose(MATRICES).plot("poles"), "got 'poles'"),
-        (lambda: plots.pseudospectrum(spectra.pseudospectrum(MATRICES, torch.zeros(2, 2))), "complex|sigma_min of shape"),
+        (
+            lambda: plots.pseudospectrum(spectra.pseudospectrum(MATRICES, torch.zeros(2, 2))),
+            "complex|sigma_min of shape",
+        ),
         (lambda: plots.heat_map(MATRICES), r"must have 2 axes, got .*\(3, 8, 8\)"),
         (lambda: plots.heat_map(MATRICES[0] + 1j), "must be real"),
         (lambda: plots.heat_map([[np.nan]]), "finite entries, got none"),
