@@ -204,7 +204,7 @@ def test_a_notebook_shows_the_page_in_a_frame(browser: Browser, readout: Readout
 
 
 def test_files_that_cannot_be_written_are_refused(readout: Readout, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"\.html file"):
+    with pytest.raises(InputError, match=r"end in \.html"):
         readout.save_page(tmp_path / "page.pdf")
     with pytest.raises(InputError, match="must be writable"):
         readout.save_page(tmp_path / "absent" / "page.html")
@@ -225,5 +225,5 @@ def test_the_picture_has_the_tokens_and_the_values(readout: Readout, monkeypatch
     with pytest.raises(InputError, match="lens= must be one of"):
         readout.plot("own")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no such check
-    with pytest.raises(InputError, match="of= must be one of probability, kl, rank"):
+    with pytest.raises(InputError, match="of= must be one of 'probability', 'kl', 'rank'"):
         readout.plot(of="loss")  # type: ignore[arg-type]

@@ -198,8 +198,8 @@ def test_text_is_labelled_and_shown():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"corrupted": "The dogs"}, r"have 7 \(T\|h\|e\| \|c\|a\|t\) and 8 \(T\|h"),
-        ({"corrupted": ["The dog", "One"]}, "got 1 and 2"),
+        ({"corrupted": "The dogs"}, r"have 7 .*\(T\|h\|e\| \|c\|a\|t\) and 8 .*\(T\|h"),
+        ({"corrupted": ["The dog", "One"]}, "got 1 .* and 2 "),
         ({"clean": ["The cat", "A"], "corrupted": ["The dog", "B"]}, "of one length, and these have 1 to 7"),
         ({"tokens": None}, "needs two tokens"),
         ({"tokens": ("a",)}, "compares two tokens, got 1"),

@@ -67,7 +67,7 @@ def test_matrices_of_a_batch_have_colours_by_number() -> None:
     [
         (lambda: plots.cosine_maps(xr.Dataset(), side="left"), "got 'left'"),
         (lambda: plots.eigenvalues(MATRICES), r"pass probe\.spectra\.decompose"),
-        (lambda: plots.eigenvalues("words"), "eigenvalues= .*got 'words'"),
+        (lambda: plots.eigenvalues("words"), "of= must be .*got 'words'"),
         (lambda: plots.eigenvalues([[1.0], [2.0]], by=[1.0]), "a number for each of 2 rows of eigenvalues, got 1"),
         (lambda: plots.singular_values([1j]), "must be real"),
         (lambda: spectra.decompose(MATRICES).plot("pseudospectrum"), "of one matrix, got 3"),

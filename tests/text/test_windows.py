@@ -284,7 +284,7 @@ class TestWrongInput:
 
     def test_no_such_part(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
-        with pytest.raises(InputError, match=r"one of all, fit, .*got 'test'"):
+        with pytest.raises(InputError, match=r"one of 'all', 'fit', .*got 'test'"):
             load_windows(Reader(), text=file, window_length=5, part="test")  # type: ignore[arg-type]
 
     def test_no_tokenizer(self, file: Path) -> None:
