@@ -35,7 +35,7 @@ def test_symmetrised_is_the_symmetric_part_at_the_old_norm(monkeypatch: pytest.M
     ratio = (found / part).flatten(-2)
     torch.testing.assert_close(ratio, ratio[..., :1].expand_as(ratio))
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no checks of types
-    with pytest.raises(InputError, match="match= must be .*'frobenius'.* got 'spectral'"):
+    with pytest.raises(InputError, match=r"match= must be .*'frobenius'.* got 'spectral'"):
         spectra.symmetrised(A, match="spectral")
 
 
