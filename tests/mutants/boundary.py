@@ -13,7 +13,7 @@ BOUNDARY: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
                 ("if not axis.broadcast or (both", "if (both"),
                 ("return max(one, other) if 1 in (one, other) else None", "return max(one, other)"),
                 ("if self._tensor and value.is_meta:", "if False:"),
-                ("value.dtype not in self._dtypes", "False"),
+                ("not in self._dtypes:", "in ():"),
                 ("        sizes.update(agreed)\n", ""),
                 ("elif axis.size is not None and size != axis.size:", "elif False:"),
                 ('array.astype(array.dtype.newbyteorder("="), copy=False)', "array"),

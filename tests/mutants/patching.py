@@ -10,10 +10,10 @@ PATCHING: dict[str, list[tuple[str, list[tuple[str, str]]]]] = {
             "tests/replay/test_suffix.py -k llama",
             [
                 (".before(start, windows)", ".before(start, 0 * windows)"),
-                ("windows, past, start)", "windows, past, 0)"),
+                ("windows, past, start, block)", "windows, past, 0, block)"),
                 (
-                    "torch.cat([before, states], dim=1), windows)[:, start:]",
-                    "torch.cat([before, states], dim=1), windows)",
+                    "torch.cat([before, states], dim=1), windows, block)[:, start:]",
+                    "torch.cat([before, states], dim=1), windows, block)",
                 ),
             ],
         ),
