@@ -201,7 +201,15 @@ class _Pulling:
                 raise
             except RuntimeError as error:  # a cache that is written in place; nothing has been pulled yet
                 logger.info("block %d of %s goes back on whole sequences: %s", layer, self.recorded.model.name, error)
-        self._pulled(layer, gradients, part, last)
+        try:
+            self._pulled(layer, gradients, part, last)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise InputError(
+                f"later Jacobians need blocks that run again with gradients, and block {layer} of "
+                f"{self.recorded.model.name} does not ({type(error).__name__}): use a model of another family"
+            ) from error
 
     def _pulled(self, layer: int, gradients: Rows, part: PartOfBlock, run: Run) -> None:
         count = gradients.shape[1]

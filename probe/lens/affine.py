@@ -23,7 +23,7 @@ from probe.boundary import at_least, public
 from probe.errors import InputError
 from probe.lens.estimators import SKIP_FIRST, Estimator
 from probe.lens.files import placed
-from probe.lens.fitting import _provenance, _sha256
+from probe.lens.fitting import hash_of, provenance_of
 from probe.lens.jacobian_lens import require_own, require_raw
 from probe.maps import LinearMap
 from probe.maps.linear import SufficientStatistics
@@ -320,10 +320,10 @@ def origin(model: LanguageModel, estimator: Estimator, kind: str, documents: Seq
     Returns:
         Plain values.
     """
-    said = _provenance(model, estimator, torch.float32)
+    said = provenance_of(model, estimator, torch.float32)
     unsaid = ("targets", "sources", "dtype")
     facts = {name: value for name, value in said.items() if name not in unsaid}
-    hashes = [_sha256(ids) for ids in documents]
+    hashes = [hash_of(ids) for ids in documents]
     return facts | {"kind": kind, "n_documents": len(documents), "sha256": hashes}
 
 

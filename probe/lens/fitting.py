@@ -93,8 +93,8 @@ def fit(
             f"a document must have at least {estimator.least} tokens, skip_first + 2, and none of {len(rows.ids)} has: "
             "pass longer ones, or a smaller skip_first="
         )
-    provenance = _provenance(model, estimator, dtype) | {"text": getattr(rows, "name", "windows")}
-    hashes = [_sha256(ids) for ids in documents]
+    provenance = provenance_of(model, estimator, dtype) | {"text": getattr(rows, "name", "windows")}
+    hashes = [hash_of(ids) for ids in documents]
     running = _Running.begun(None if checkpoint is None else Path(checkpoint), provenance, hashes)
     bar = tqdm(total=len(documents), initial=running.count, desc="lens", unit="doc", disable=quiet or None)
     with bar:
@@ -105,11 +105,13 @@ def fit(
     return running.lens(estimator)
 
 
-def _sha256(ids: Int[Tensor, " position"]) -> str:
+def hash_of(ids: Int[Tensor, " position"]) -> str:
+    """Hash the token ids of a document."""
     return hashlib.sha256(ids.cpu().to(torch.int64).numpy().tobytes()).hexdigest()
 
 
-def _provenance(model: LanguageModel, estimator: Estimator, dtype: torch.dtype) -> dict[str, Any]:
+def provenance_of(model: LanguageModel, estimator: Estimator, dtype: torch.dtype) -> dict[str, Any]:
+    """Describe the model and the choices of a fit, as files keep them."""
     return {
         "targets": estimator.targets,
         "skip_first": estimator.skip_first,

@@ -134,9 +134,7 @@ class JacobianLens(display.Shown):
 
     def without_identity(self) -> Float[Tensor, "layer d d"]:
         """Return M = J − α I, float64."""
-        found = self.jacobians.double()
-        found.diagonal(dim1=-2, dim2=-1).sub_(self.alpha[:, None])
-        return found
+        return without_identity(self.jacobians.double())
 
     def to_dataset(self) -> xr.Dataset:
         """Convert norms, the identity's share, participation ratios and the spread to a Dataset over layers.
@@ -146,13 +144,15 @@ class JacobianLens(display.Shown):
             `relative_spread`, sqrt(Σ spread²)/‖J‖_F, where it is known.
         """
         norm = self.jacobians.double().norm(dim=(-2, -1))
-        squares = torch.linalg.svdvals(self.without_identity()).square()
-        ratio = squares.sum(-1).square() / squares.square().sum(-1)
         values: dict[str, tuple[Tensor, str, str]] = {
             "norm": (norm, "‖J‖_F", "1"),
             "alpha": (self.alpha, "α = tr(J)/d", "1"),
             "identity_share": (self.identity_share, "share of ‖J‖_F² that α I has", "1"),
-            "participation_ratio": (ratio, "participation ratio of the squared singular values of J − α I", "1"),
+            "participation_ratio": (
+                spectra.participation_ratio(self.without_identity()),
+                "participation ratio of the squared singular values of J − α I",
+                "1",
+            ),
         }
         if self.spread is not None:
             spread = self.spread.double().norm(dim=(-2, -1)) / norm
@@ -328,6 +328,20 @@ def require_own(model: LanguageModel, width: int, deepest: int, provenance: Mapp
         raise InputError(
             f"a lens must be of the model, and this one was fitted on {name}, not on {model.name}: {repair}"
         )
+
+
+def without_identity(found: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
+    """Subtract the nearest multiple of the identity: M = J − α I, α = tr(J)/d.
+
+    Args:
+        found: Matrices J, (..., d, d).
+
+    Returns:
+        M, in the dtype of J.
+    """
+    found = found.clone()
+    found.diagonal(dim1=-2, dim2=-1).sub_(found.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True))
+    return found
 
 
 def _alike(one: str, other: str) -> bool:

@@ -25,10 +25,12 @@ def _first(output: Any) -> Tensor:
     return first
 
 
-def whole_jacobian(module: Any, tokens: Tensor, layer: int, to_layer: int) -> Tensor:
+def whole_jacobian(module: Any, tokens: Tensor, layer: int, to_layer: int, *, singly: bool = False) -> Tensor:
     """∂ (stream behind block `to_layer`)/∂ (stream behind block `layer`), float64, (T, d, T, d): [s, i, p, j]."""
     twin = copy.deepcopy(module).double().eval()
     twin.set_attn_implementation("eager")  # the fused kernels have no batching rule
+    if singly:
+        twin.set_experts_implementation("eager")  # grouped products have no float64
     blocks, seen = blocks_of(twin), list[Tensor]()
 
     def run(state: Tensor | None) -> Tensor:
@@ -55,13 +57,18 @@ def whole_jacobian(module: Any, tokens: Tensor, layer: int, to_layer: int) -> Te
     with torch.no_grad():
         run(None)
     start = seen[0].clone()
+    if singly:  # code that has no batching rule
+        rows: Tensor = torch.autograd.functional.jacobian(run, start)[:, :, 0]
+        return rows.detach()
     found: Tensor = torch.func.jacrev(run)(start)[:, :, 0].detach()
     return found
 
 
-def document(module: Any, tokens: Tensor, layer: int, to_layer: int, first: int, horizon: int | None) -> Tensor:
+def document(
+    module: Any, tokens: Tensor, layer: int, to_layer: int, first: int, horizon: int | None, *, singly: bool = False
+) -> Tensor:
     """The matrix of one document: mean over sources of the sum over targets up to `horizon` later, (d, d)."""
-    whole = whole_jacobian(module, tokens, layer, to_layer)
+    whole = whole_jacobian(module, tokens, layer, to_layer, singly=singly)
     counted = range(first, len(tokens) - 1)
     total = torch.zeros(whole.shape[1], whole.shape[3], dtype=torch.float64)
     for source in counted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from probe import lens, load_model, replay
 from probe.errors import InputError
 from probe.jacobian import JacobianOptions, later_jacobians
 from probe.lens import JacobianLens
+from tests.architectures import zoo
 from tests.lens.oracle import document
 from tests.plant.tiny import ARCHITECTURES, tiny_model, tiny_module, tiny_tokens
 from tests.stream.test_peers import bridge_of
@@ -40,6 +42,16 @@ def test_a_fit_is_the_mean_of_the_whole_networks_jacobian(architecture: str) -> 
         row = fitted.layers.index(layer)
         norms = torch.tensor([float(one.norm()) for one in expected])
         torch.testing.assert_close(fitted.documents["norm"][:, row].float(), norms, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "qwen3_next", "jamba", "gemma4_text"])
+def test_mixtures_latents_hybrids_and_shared_keys(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kernels that are not installed
+        module, tokens = zoo.tiny(name, layers=4), TOKENS[0, :9] % 90
+        fitted = lens.fit(load_model(module), tokens[None], skip_first=FIRST, layers=1, quiet=True)
+        expected = document(module, tokens, 1, 3, FIRST, None, singly=True)
+    assert relative(fitted[1], expected) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma3", "mamba2"])
@@ -84,6 +96,13 @@ def test_a_linear_network_is_known_in_closed_form() -> None:
     assert fitted.identity_share.tolist() == pytest.approx([1, 1, 1])
     assert fitted.spread is not None
     assert float(fitted.spread.abs().max()) < 1e-6
+
+
+def test_statistics_leave_a_lens_of_double_precision_as_it_is() -> None:
+    matrices = torch.randn(2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    given = JacobianLens((0, 1), matrices.clone(), 2, 1)
+    given.to_dataset()
+    assert torch.equal(given.jacobians, matrices)
 
 
 def test_planted_alpha_and_rank_are_recovered() -> None:

@@ -17,6 +17,7 @@ from probe.analysis.subject import OWN
 from probe.directions import unembedding_rows
 from probe.geometry import cosine
 from probe.lens import AffineLens, JacobianLens, document_jacobian, fit_affine, fit_tuned, own_lens, readout
+from probe.lens.jacobian_lens import without_identity
 from probe.lens.reading import Lens
 from probe.model import LanguageModel
 
@@ -59,13 +60,6 @@ def same_position(subject: LensSubject, task: Task, run: Run) -> Piece:
     here = replace(subject.estimator, targets="same", sources=subject.config.positions_per_window)
     found = document_jacobian(subject.model, subject.tokens(task["fitted"]), here, memory=MEMORY)
     return Piece({"same_jacobian": found.cpu()}, {"source": subject.sources})
-
-
-def without_identity(found: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:
-    """Subtract the nearest multiple of the identity: M = J − α I, α = tr(J)/d."""
-    found = found.clone()
-    found.diagonal(dim1=-2, dim2=-1).sub_(found.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True))
-    return found
 
 
 def _stacked(subject: LensSubject, run: Run, variant: str, places: list[int], layer: int) -> Float[Tensor, "n d d"]:
